@@ -1,0 +1,48 @@
+# The commands of the project. Everything happens in a virtual environment, .venv, that is made when it is missing
+# and brought up to date when the package's build files change.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+BUILD_FILES := pyproject.toml setup.py $(wildcard fastcnn/kernels/cpu/*.pyx)
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo   train the default classifier and save it to model.safetensors"
+	@echo "make test   the test suite, then its small cases without the just-in-time compiler"
+	@echo "make lint   ruff, mypy and the import contracts"
+	@echo "make bench  the benchmarks; each checks its result before it is timed"
+	@echo "make clean  remove the environment and everything that was built"
+
+demo: $(VENV)/installed
+	$(BIN)/fastcnn train --save model.safetensors
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m small
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy fastcnn
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed-test
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -f fastcnn/kernels/cpu/*.so
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/installed: $(BUILD_FILES) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-%: $(BUILD_FILES) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@ $(VENV)/installed

@@ -1,0 +1,867 @@
+"""`CNNClassifier`: a convolutional neural network as a scikit-learn classifier."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from copy import copy, deepcopy
+from functools import partial
+from math import inf, isfinite, nan, prod
+from numbers import Integral, Real
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import check_scoring, get_scorer_names
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state, compute_class_weight
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from fastcnn.architecture import build_layers
+from fastcnn.engine.network import Network
+from fastcnn.images import as_rows, chunks, fit_scaling, resolve_image_shape, row_contiguous
+from fastcnn.kernels import get_backend
+from fastcnn.layers import Dense
+from fastcnn.persistence import SavedModel, read_model, write_model
+from fastcnn.training.augment import check_augment
+from fastcnn.training.batches import BatchBuilder, BatchLoader
+from fastcnn.training.callbacks import progress
+from fastcnn.training.loop import History, train
+from fastcnn.training.optimizers import SGD, Adam, AdamW, Optimizer
+from fastcnn.training.schedules import SCHEDULES, make_schedule
+
+__all__ = ["CNNClassifier"]
+
+# The dtypes that mini-batches are built from in place; anything else becomes the first.
+_DTYPES = [np.float64, np.float32, np.uint8]
+# In inference: images together, and fewer of large ones.
+_BATCH_IMAGES, _BATCH_VALUES = 256, 2**22
+
+
+class _Images(NamedTuple):
+    """Checked images (rows), their labels (0 to n_classes - 1) and weights."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+    weight: np.ndarray | None
+
+
+class CNNClassifier(ClassifierMixin, BaseEstimator):
+    """Convolutional neural network classifier.
+
+    Trained by stochastic gradient descent on the cross-entropy of a softmax. X may be images ``(n, H, W)``
+    or ``(n, H, W, C)`` (channels last, as PIL, scikit-image, OpenCV and Keras have them) or flat ``(n,
+    H*W*C)``. uint8, float32 and float64 are used as they are, each mini-batch being converted when it is
+    built; X is never copied whole to float.
+
+    Parameters
+    ----------
+    conv_channels : int or sequence of int, default=(32, 64)
+        Channels of each convolutional block: convolution with "same" padding, batch normalisation if asked
+        for, activation, pooling.
+
+    kernel_size : int or (int, int), default=3
+        Height and width of the convolutions' windows.
+
+    pool : {"max", "avg"} or None, default="max"
+        Pooling at the end of each block.
+
+    pool_size : int or (int, int), default=2
+        Window and step of the pooling. A window larger than what is left of the image shrinks to it.
+
+    dense_units : int or sequence of int, default=(128,)
+        Sizes of the dense layers between the last block and the output.
+
+    activation : {"relu", "elu", "tanh"}, default="relu"
+        Activation of the convolutional and dense layers.
+
+    batch_norm : bool, default=False
+        Whether to normalise before each activation.
+
+    dropout : float in [0, 1), default=0.4
+        Share of the inputs of every dense layer, the output layer included, that is set to zero in training.
+
+    layers : list of layer specs or None, default=None
+        The network as a list of layers of `fastcnn.layers`, without the last ``Dense(n_classes)`` and the
+        softmax, which are added. When given, none of the parameters above is used.
+
+    image_shape : (H, W), (H, W, C) or None, default=None
+        What the rows of a flat X are. None: square images of one channel if the number of features is a
+        square, else images of one row. X that has the shape of images must agree.
+
+    scale : {"standardize", "unit"} or None, default="standardize"
+        How pixels are scaled. "standardize": each channel to mean 0 and standard deviation 1 over the
+        training data (weighted by `sample_weight`). "unit": uint8 divided by 255; floats so that the
+        smallest value in the training data becomes 0 and the largest 1. None: not at all.
+
+    augment : list of augmentations or None, default=None
+        Random changes to the training images, of `fastcnn.training.augment`: `RandomHorizontalFlip`,
+        `RandomShift`, `RandomErasing`, each once at most.
+
+    solver : {"adam", "adamw", "sgd"}, default="adam"
+        The optimiser. "adamw" is Adam with decoupled weight decay.
+
+    learning_rate_init : float, default=0.001
+        The learning rate at the start; the highest for ``learning_rate="onecycle"``.
+
+    learning_rate : {"constant", "cosine", "onecycle", "step"}, default="cosine"
+        The learning rate over the `max_iter` epochs: constant; down to 0 on half a cosine; up and down to
+        nearly 0; a tenth after half of the epochs and again after three quarters. `partial_fit` keeps
+        `learning_rate_init`.
+
+    momentum : float in [0, 1), default=0.9
+        For ``solver="sgd"``.
+
+    nesterovs_momentum : bool, default=True
+        For ``solver="sgd"``.
+
+    beta_1, beta_2 : float in [0, 1), default=0.9 and 0.999
+        Decay of the moment estimates of Adam.
+
+    epsilon : float, default=1e-8
+        Added to the root of Adam's second moment.
+
+    alpha : float, default=1e-4
+        L2 penalty ``alpha / 2 * |w|^2`` of the weights (not of biases), added to the mean loss; the
+        decoupled weight decay of "adamw".
+
+    label_smoothing : float in [0, 1), default=0.0
+        Share of each label's weight that goes to all classes evenly.
+
+    clip_norm : float or None, default=None
+        Longest gradient, over all parameters, before it is scaled down.
+
+    batch_size : int, default=128
+        Images in a mini-batch.
+
+    max_iter : int, default=12
+        Epochs: how often each image is used.
+
+    shuffle : bool, default=True
+        Whether each epoch goes through the images in a new order.
+
+    tol : float, default=1e-4
+        Training ends when `n_iter_no_change` epochs in a row did not improve by this much.
+
+    n_iter_no_change : int or inf, default=10
+        See `tol`. What must improve is the training loss or, with `early_stopping`, the validation score.
+
+    early_stopping : bool, default=False
+        Whether to stop by the validation score and restore the parameters that had the best. Without
+        `X_val` in `fit`, a stratified `validation_fraction` of the training data is set aside for it.
+
+    validation_fraction : float in (0, 1), default=0.1
+        See `early_stopping`.
+
+    scoring : str, callable or None, default=None
+        The validation score. None: accuracy. "loss": minus the cross-entropy. Else a scikit-learn scorer,
+        which is called with images as rows ``(n, H*W*C)``.
+
+    class_weight : dict {label: weight}, "balanced" or None, default=None
+        Weights of the classes in the training loss, times `sample_weight`. "balanced": ``n / (n_classes *
+        count)``.
+
+    warm_start : bool, default=False
+        Whether `fit` goes on from the parameters of the last `fit`, for `max_iter` more epochs, with the
+        scaling of the first one. The optimiser and the learning rate's schedule start afresh.
+
+    random_state : int, RandomState instance or None, default=None
+        Determines the initial weights, the order of the images, dropout, augmentation and the validation
+        split. With an int the results are the same bits whatever `n_jobs` is.
+
+    n_jobs : int or None, default=None
+        Threads; None or -1: all that Numba may use.
+
+    device : {"cpu", "cuda", "auto"}, default="cpu"
+        Where to compute. This version has no "cuda"; "auto" is the CPU.
+
+    dtype : {"float32", "float64"}, default="float32"
+        Of the parameters and the computation.
+
+    callbacks : list of callbacks or None, default=None
+        Objects with some of the methods of `fastcnn.training.callbacks.Callback`.
+
+    verbose : bool or int, default=False
+        Whether to print a line for each epoch, with a progress bar on a terminal.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The labels, sorted.
+
+    n_features_in_ : int
+        Values in an image, ``H * W * C``.
+
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns, if X was a DataFrame with string names.
+
+    image_shape_ : (H, W, C)
+        Shape of the images.
+
+    channel_offset_, channel_scale_ : ndarray of shape (C,)
+        The network sees ``(pixel - channel_offset_) / channel_scale_``.
+
+    network_ : Network
+        The trained network. It gives what the softmax takes.
+
+    n_iter_ : int
+        Epochs done, with those of earlier calls where training went on.
+
+    best_iter_ : int
+        The epoch (from 1) with the best validation score under `early_stopping`, else with the lowest loss.
+
+    loss_ : float
+        Training loss of the last epoch; NaN if none was finished.
+
+    best_loss_ : float
+        Lowest of `loss_curve_`; infinite if there is none.
+
+    loss_curve_ : list of float
+        Training loss of each epoch.
+
+    validation_scores_, validation_loss_curve_ : list of float
+        Of each epoch; empty without validation data.
+
+    t_ : int
+        Images that updates were made with.
+
+    n_layers_ : int
+        Layers of the network, each entry of its list being one.
+
+    out_activation_ : str
+        "softmax".
+
+    See Also
+    --------
+    sklearn.neural_network.MLPClassifier : Dense layers only; the parameters here have its names.
+
+    Notes
+    -----
+    Weights of single images (`sample_weight`) are weights in the mean loss of their mini-batch: with one
+    batch for all the data, weight 2 is the image twice.
+
+    A `ConvergenceWarning` says that training diverged (the last parameters that were finite are kept), or
+    that with ``learning_rate="constant"`` `max_iter` was reached before `tol`; ``n_iter_no_change=np.inf``
+    means that this is what you want. The other schedules are made to end at `max_iter`.
+
+    Examples
+    --------
+    >>> from fastcnn import CNNClassifier
+    >>> from fastcnn.datasets import load_digits_images
+    >>> from sklearn.model_selection import train_test_split
+    >>> X, y = load_digits_images()
+    >>> X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
+    >>> clf = CNNClassifier(batch_size=32, random_state=0).fit(X_train, y_train)
+    >>> clf.score(X_test, y_test) > 0.95
+    True
+    """
+
+    classes_: np.ndarray
+    image_shape_: tuple[int, int, int]
+    channel_offset_: np.ndarray
+    channel_scale_: np.ndarray
+    network_: Network
+    _history: History
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "conv_channels": [Interval(Integral, 1, None, closed="left"), "array-like"],
+        "kernel_size": [Interval(Integral, 1, None, closed="left"), list, tuple],
+        "pool": [StrOptions({"max", "avg"}), None],
+        "pool_size": [Interval(Integral, 1, None, closed="left"), list, tuple],
+        "dense_units": [Interval(Integral, 1, None, closed="left"), "array-like"],
+        "activation": [StrOptions({"relu", "elu", "tanh"})],
+        "batch_norm": ["boolean"],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "layers": [list, tuple, None],
+        "image_shape": [list, tuple, None],
+        "scale": [StrOptions({"standardize", "unit"}), None],
+        "augment": [list, tuple, None],
+        "solver": [StrOptions({"adam", "adamw", "sgd"})],
+        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate": [StrOptions(set(SCHEDULES))],
+        "momentum": [Interval(Real, 0, 1, closed="left")],
+        "nesterovs_momentum": ["boolean"],
+        "beta_1": [Interval(Real, 0, 1, closed="left")],
+        "beta_2": [Interval(Real, 0, 1, closed="left")],
+        "epsilon": [Interval(Real, 0, None, closed="neither")],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "clip_norm": [Interval(Real, 0, None, closed="neither"), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "shuffle": ["boolean"],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {inf})],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "scoring": [StrOptions({*get_scorer_names(), "loss"}), callable, None],
+        "class_weight": [StrOptions({"balanced"}), dict, None],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "n_jobs": [Integral, None],
+        "device": [StrOptions({"cpu", "cuda", "auto"})],
+        "dtype": [StrOptions({"float32", "float64"})],
+        "callbacks": [list, tuple, None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        *,
+        conv_channels=(32, 64),
+        kernel_size=3,
+        pool="max",
+        pool_size=2,
+        dense_units=(128,),
+        activation="relu",
+        batch_norm=False,
+        dropout=0.4,
+        layers=None,
+        image_shape=None,
+        scale="standardize",
+        augment=None,
+        solver="adam",
+        learning_rate_init=1e-3,
+        learning_rate="cosine",
+        momentum=0.9,
+        nesterovs_momentum=True,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-8,
+        alpha=1e-4,
+        label_smoothing=0.0,
+        clip_norm=None,
+        batch_size=128,
+        max_iter=12,
+        shuffle=True,
+        tol=1e-4,
+        n_iter_no_change=10,
+        early_stopping=False,
+        validation_fraction=0.1,
+        scoring=None,
+        class_weight=None,
+        warm_start=False,
+        random_state=None,
+        n_jobs=None,
+        device="cpu",
+        dtype="float32",
+        callbacks=None,
+        verbose=False,
+    ):
+        self.conv_channels = conv_channels
+        self.kernel_size = kernel_size
+        self.pool = pool
+        self.pool_size = pool_size
+        self.dense_units = dense_units
+        self.activation = activation
+        self.batch_norm = batch_norm
+        self.dropout = dropout
+        self.layers = layers
+        self.image_shape = image_shape
+        self.scale = scale
+        self.augment = augment
+        self.solver = solver
+        self.learning_rate_init = learning_rate_init
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.nesterovs_momentum = nesterovs_momentum
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self.alpha = alpha
+        self.label_smoothing = label_smoothing
+        self.clip_norm = clip_norm
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.shuffle = shuffle
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.scoring = scoring
+        self.class_weight = class_weight
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.device = device
+        self.dtype = dtype
+        self.callbacks = callbacks
+        self.verbose = verbose
+
+    # ------------------------------------------------------------------------------------- training
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> Self:
+        """Train on images `X` with labels `y`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+        y : array-like of shape (n,)
+            Labels of any sortable type.
+        sample_weight : array-like of shape (n,), default=None
+        X_val, y_val, sample_weight_val : as X, y, sample_weight, default=None
+            Validation data. They give the validation curves and, with `early_stopping`, decide when to stop.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If the data or a parameter cannot be used; the estimator is as it was before then.
+        """
+        goes_on = self.warm_start and self.__sklearn_is_fitted__()
+        trained = self._copy_to_train(goes_on)
+        rows, y, weight = trained._check_training_data(X, y, sample_weight)
+        if not goes_on:
+            trained.classes_ = np.unique(y)
+        elif not np.array_equal(np.unique(y), trained.classes_):
+            raise ValueError(
+                f"warm_start=True needs the classes of the previous fit, {trained.classes_}, "
+                f"got {np.unique(y)}"
+            )
+        data = _Images(rows, trained._encode(y), weight)
+        seed = _draw_seed(self.random_state)
+        index, held_out = trained._hold_out(data, X_val, y_val, sample_weight_val, seed)
+        trained._renew_network(data, index, seed, goes_on)
+        loader = trained._loader(data, index, seed)
+        start = trained._history.n_iter
+        schedule = make_schedule(
+            self.learning_rate, self.learning_rate_init, self.max_iter * len(loader), len(loader)
+        )
+        train(
+            trained.network_,
+            loader,
+            schedule=lambda step: schedule(step - start * len(loader)),
+            max_iter=self.max_iter,
+            tol=self.tol,
+            n_iter_no_change=self.n_iter_no_change,
+            early_stopping=self.early_stopping,
+            validate=None if held_out is None else partial(trained._without_names()._validate, held_out),
+            label_smoothing=self.label_smoothing,
+            callbacks=[*(self.callbacks or ()), progress(self.verbose)],
+            start_epoch=start,
+            history=trained._history,
+        )
+        self._take(trained)
+        self._warn()
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        """Go through `X` once, in mini-batches, on top of what was learnt before.
+
+        The optimiser goes on where it was; the learning rate is `learning_rate_init`. With
+        ``scale="standardize"`` or "unit", the images of the first call decide how pixels are scaled.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+        y : array-like of shape (n,)
+        classes : array-like of shape (n_classes,), default=None
+            All labels that will ever come; needed in the first call.
+        sample_weight : array-like of shape (n,), default=None
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If the data cannot be used, or `y` has a label that is not among the classes.
+        """
+        if self.class_weight == "balanced":
+            raise ValueError(
+                'class_weight="balanced" needs all labels at once: give partial_fit a dict of weights'
+            )
+        goes_on = self.__sklearn_is_fitted__()
+        trained = self._copy_to_train(goes_on)
+        _check_partial_fit_first_call(trained, classes)
+        rows, y, weight = trained._check_training_data(X, y, sample_weight)
+        data = _Images(rows, trained._encode(y), weight)
+        seed = _draw_seed(self.random_state)
+        index = np.arange(len(rows))
+        if not goes_on:
+            trained._renew_network(data, index, seed, goes_on)
+        train(
+            trained.network_,
+            trained._loader(data, index, seed),
+            schedule=lambda step: self.learning_rate_init,
+            max_iter=1,
+            label_smoothing=self.label_smoothing,
+            callbacks=[*(self.callbacks or ()), progress(self.verbose)],
+            start_epoch=trained._history.n_iter,
+            history=trained._history,
+        )
+        self._take(trained)
+        self._warn(one_pass=True)
+        return self
+
+    def _copy_to_train(self, goes_on: bool) -> Self:
+        """What is trained in place of `self`, which so stays as it is if anything fails."""
+        get_backend("cpu" if self.device == "auto" else self.device)
+        trained = copy(self)
+        if goes_on:
+            trained._history = deepcopy(self._history)
+            return trained
+        for name in [name for name in vars(trained) if name.endswith("_")]:
+            delattr(trained, name)
+        trained._history = History()
+        return trained
+
+    def _take(self, trained: Self) -> None:
+        """Become `trained`."""
+        history = trained._history
+        trained.n_iter_, trained.best_iter_, trained.t_ = history.n_iter, history.best_iter, history.t
+        trained.loss_ = history.loss_curve[-1] if history.loss_curve else nan
+        trained.best_loss_, trained.loss_curve_ = history.best_loss, history.loss_curve
+        trained.validation_scores_ = history.validation_scores
+        trained.validation_loss_curve_ = history.validation_loss_curve
+        trained.n_layers_, trained.out_activation_ = len(trained.network_.layers), "softmax"
+        self.__dict__ = trained.__dict__
+
+    def _warn(self, one_pass: bool = False) -> None:
+        reason = self._history.reason
+        if reason == "diverged":
+            warnings.warn(
+                f"Training diverged in epoch {self.n_iter_ + 1}: the loss or a parameter is not finite any "
+                "more. The last good parameters are kept. A lower learning_rate_init, clip_norm or "
+                "scaled input may help.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        elif reason == "interrupted":
+            warnings.warn("Training interrupted by user; what was learnt is kept.", UserWarning, stacklevel=3)
+        elif (
+            reason == "max_iter"
+            and not one_pass
+            and self.learning_rate == "constant"
+            and isfinite(self.n_iter_no_change)
+        ):
+            warnings.warn(
+                f"Maximum iterations ({self.max_iter}) reached and the optimization hasn't converged yet "
+                "(n_iter_no_change=np.inf: this many epochs are what is wanted).",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    # ----------------------------------------------------------------------------------- input data
+
+    def _check_training_data(
+        self, X: Any, y: Any, sample_weight: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Rows, labels and weights; `n_features_in_` and `image_shape_` are set, or checked if there."""
+        reset = not hasattr(self, "image_shape_")
+        rows, shape = as_rows(X)
+        if not reset:
+            self._check_image_shape(shape)
+        rows, y = validate_data(self, rows, y, dtype=_DTYPES, reset=reset)
+        check_classification_targets(y)
+        if reset:
+            self.image_shape_ = resolve_image_shape(self.image_shape, shape, rows.shape[1])
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(
+                sample_weight, rows, dtype=np.float64, ensure_non_negative=True
+            )
+            if not sample_weight.any():
+                raise ValueError("sample_weight is zero for every image")
+        return row_contiguous(rows), y, sample_weight
+
+    def _check_images(self, X: Any) -> np.ndarray:
+        """Rows of images like those of `fit`."""
+        rows, shape = as_rows(X)
+        self._check_image_shape(shape)
+        return row_contiguous(validate_data(self, rows, dtype=_DTYPES, reset=False))
+
+    def _check_image_shape(self, shape: tuple[int, int, int] | None) -> None:
+        if shape is not None and shape != self.image_shape_:
+            raise ValueError(
+                f"X has images of shape {shape}, but {type(self).__name__} is expecting images of shape "
+                f"{self.image_shape_}"
+            )
+
+    def _encode(self, y: np.ndarray) -> np.ndarray:
+        """Places in `classes_`."""
+        unseen = np.setdiff1d(y, self.classes_)
+        if unseen.size:
+            raise ValueError(f"y has labels that are not among the classes {self.classes_}: {unseen}")
+        return np.searchsorted(self.classes_, y).astype(np.int64)
+
+    def _hold_out(
+        self, data: _Images, X_val: Any, y_val: Any, sample_weight_val: Any, seed: int
+    ) -> tuple[np.ndarray, _Images | None]:
+        """Which images to train on, and what to validate with."""
+        everything = np.arange(len(data.rows))
+        if X_val is not None and y_val is not None:
+            rows, y, weight = self._check_training_data(X_val, y_val, sample_weight_val)
+            return everything, _Images(rows, self._encode(y), weight)
+        for name, value in (("X_val", X_val), ("y_val", y_val), ("sample_weight_val", sample_weight_val)):
+            if value is not None:
+                raise ValueError(f"{name} was given: X_val and y_val are needed together")
+        if not self.early_stopping:
+            return everything, None
+        kept, held_out = train_test_split(
+            everything, test_size=self.validation_fraction, stratify=data.labels, random_state=seed
+        )
+        weight = None if data.weight is None else data.weight[held_out]
+        return np.sort(kept), _Images(data.rows[held_out], data.labels[held_out], weight)
+
+    # --------------------------------------------------------------------- what training works with
+
+    def _renew_network(self, data: _Images, index: np.ndarray, seed: int, goes_on: bool) -> None:
+        """A new `network_`: with the old parameters if training goes on, or else with a new scaling."""
+        layers = self.layers
+        if layers is None:
+            layers = build_layers(
+                self.image_shape_,
+                conv_channels=self.conv_channels,
+                kernel_size=self.kernel_size,
+                pool=self.pool,
+                pool_size=self.pool_size,
+                dense_units=self.dense_units,
+                activation=self.activation,
+                batch_norm=self.batch_norm,
+                dropout=self.dropout,
+            )
+        network = Network(
+            [*layers, Dense(len(self.classes_))],
+            self.image_shape_,
+            dtype=self.dtype,
+            device=self.device,
+            random_state=np.random.default_rng([seed, self._history.n_iter]),
+            n_jobs=self.n_jobs,
+            optimizer=self._make_optimizer(),
+        )
+        if goes_on:
+            network.load_params(self.network_.params)
+        else:
+            self.channel_offset_, self.channel_scale_ = fit_scaling(
+                self.scale, data.rows, self.image_shape_, index, data.weight
+            )
+        self.network_ = network
+
+    def _make_optimizer(self) -> Optimizer:
+        rate, clip = self.learning_rate_init, self.clip_norm
+        if self.solver == "sgd":
+            return SGD(rate, self.momentum, self.nesterovs_momentum, l2=self.alpha, clip_norm=clip)
+        adam = (rate, self.beta_1, self.beta_2, self.epsilon)
+        if self.solver == "adamw":
+            return AdamW(*adam, weight_decay=self.alpha, clip_norm=clip)
+        return Adam(*adam, l2=self.alpha, clip_norm=clip)
+
+    def _loader(self, data: _Images, index: np.ndarray, seed: int) -> BatchLoader:
+        weight = data.weight
+        if self.class_weight is not None:
+            y = self.classes_[data.labels[index]]
+            by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+            weight = by_class[data.labels] * (1 if weight is None else weight)
+        builder = self._builder(data.rows, check_augment(self.augment))
+        return BatchLoader(builder, data.labels, weight, self.batch_size, self.shuffle, seed, rows=index)
+
+    def _builder(self, rows: np.ndarray, augment: Any = None) -> BatchBuilder:
+        return BatchBuilder(
+            rows,
+            self.image_shape_,
+            self.channel_offset_,
+            1 / self.channel_scale_,
+            augment,
+            self.network_.dtype,
+        )
+
+    def _without_names(self) -> Self:
+        """For scorers: they get rows without names, and scikit-learn would wonder where the names are."""
+        scored = copy(self)
+        if hasattr(scored, "feature_names_in_"):
+            del scored.feature_names_in_
+        return scored
+
+    def _validate(self, held_out: _Images) -> tuple[float, float]:
+        """Score and loss."""
+        log_proba = _log_softmax(self._run(self.network_.forward, held_out.rows))
+        losses = -np.take_along_axis(log_proba, held_out.labels[:, np.newaxis], axis=1)[:, 0]
+        loss = float(np.average(losses, weights=held_out.weight))
+        if self.scoring == "loss":
+            return -loss, loss
+        if self.scoring is None:
+            hits = log_proba.argmax(axis=1) == held_out.labels
+            return float(np.average(hits, weights=held_out.weight)), loss
+        scorer = check_scoring(self, self.scoring)
+        weight = {} if held_out.weight is None else {"sample_weight": held_out.weight}
+        return float(scorer(self, held_out.rows, self.classes_[held_out.labels], **weight)), loss
+
+    # ----------------------------------------------------------------------------------- prediction
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable label of each image.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+
+        Returns
+        -------
+        ndarray of shape (n,)
+        """
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """The probability of each class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+
+        Returns
+        -------
+        ndarray of shape (n, n_classes), of the network's dtype
+            In the order of `classes_`.
+        """
+        check_is_fitted(self)
+        return self._run(self.network_.predict_proba, self._check_images(X))
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """The logarithm of each class's probability, finite where the probability is rounded to 0.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+
+        Returns
+        -------
+        ndarray of shape (n, n_classes), of the network's dtype
+            In the order of `classes_`.
+        """
+        check_is_fitted(self)
+        return _log_softmax(self._run(self.network_.forward, self._check_images(X)))
+
+    def _run(self, of_batch: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """`of_batch` of all images, a few at a time."""
+        size = max(1, min(len(rows), _BATCH_IMAGES, _BATCH_VALUES // rows.shape[1]))
+        builder = self._builder(rows)
+        x = np.empty((size, *self.image_shape_), self.network_.dtype)
+        y = np.empty((len(rows), len(self.classes_)), self.network_.dtype)
+        for part in chunks(len(rows), size):
+            index = np.arange(part.start, part.stop)
+            builder.build(index, x[: len(index)])
+            y[part] = of_batch(x[: len(index)])
+        return y
+
+    # ---------------------------------------------------------------------------------------- files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted classifier to a safetensors file: whole, or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Raises
+        ------
+        TypeError
+            If a parameter or a label cannot be stored.
+
+        Warns
+        -----
+        UserWarning
+            If `callbacks`, a `scoring` function or a `RandomState` is set: a file holds no code, they come
+            back as None.
+        """
+        check_is_fitted(self)
+        parameters = self.get_params(deep=False)
+        for name, value in parameters.items():
+            if value is not None and (
+                name == "callbacks" or callable(value) or isinstance(value, np.random.RandomState)
+            ):
+                warnings.warn(
+                    f"{name} cannot be stored in a file: it will be None", UserWarning, stacklevel=2
+                )
+                parameters[name] = None
+        names = getattr(self, "feature_names_in_", None)
+        write_model(
+            path,
+            SavedModel(
+                parameters=parameters,
+                layers=self.network_.layers,
+                image_shape=self.image_shape_,
+                dtype=self.network_.dtype.name,
+                classes=self.classes_,
+                offset=self.channel_offset_,
+                scale=self.channel_scale_,
+                params=self.network_.params,
+                history=self._history,
+                feature_names=None if names is None else names.tolist(),
+            ),
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The classifier that `save` wrote to `path`. It predicts the same bits.
+
+        Training can go on from it; the optimiser starts afresh.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is not such a file, or damaged; the message says what is wrong.
+        """
+        saved = read_model(path)
+        unknown = sorted(set(saved.parameters) - set(cls._get_param_names()))
+        if unknown:
+            raise ValueError(f"{os.fspath(path)}: {cls.__name__} has no parameter {unknown[0]!r}")
+        model = cls(**saved.parameters)
+        model._validate_params()
+        model.classes_, model.image_shape_ = saved.classes, saved.image_shape
+        model.n_features_in_ = prod(saved.image_shape)
+        if saved.feature_names is not None:
+            model.feature_names_in_ = np.array(saved.feature_names, dtype=object)
+        model.channel_offset_, model.channel_scale_ = saved.offset, saved.scale
+        model.network_ = Network(
+            saved.layers,
+            saved.image_shape,
+            dtype=saved.dtype,
+            device=model.device,
+            random_state=_draw_seed(model.random_state),
+            n_jobs=model.n_jobs,
+            optimizer=model._make_optimizer(),
+        )
+        model.network_.load_params(saved.params)
+        model._history = saved.history
+        model._take(model)
+        return model
+
+    # --------------------------------------------------------------------------------- scikit-learn
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "network_")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def _draw_seed(random_state: Any) -> int:
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -1,0 +1,51 @@
+"""Which chains of ops one kernel runs: a rewrite table over the op list, longest first.
+
+A rewrite is tried at each op, and taken where its kinds match and the backend has its kernel. Whatever no rewrite takes stays an
+op of its own, which every backend can run, so an unfused chain is always correct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from fastcnn.engine.ops import Group, Op
+
+
+class Rewrite(NamedTuple):
+    kinds: tuple[str, ...]
+    kernel: str
+
+
+def _chains(head: str, tails: tuple[tuple[str, ...], ...], kernel: str) -> list[Rewrite]:
+    return [Rewrite((head, *bias, *tail), kernel) for tail in tails for bias in (("bias",), ()) if bias or tail]
+
+
+# Activations here are monotonic, so pooling before or after one is the same; both orders come as one kernel.
+REWRITES = sorted(
+    _chains(
+        "conv2d",
+        (("activation", "maxpool2d"), ("maxpool2d", "activation"), ("maxpool2d",), ("activation",), ()),
+        "conv2d_block_forward",
+    )
+    + _chains("dense", (("activation",), ()), "dense_forward"),
+    key=lambda rewrite: -len(rewrite.kinds),
+)
+
+
+def fuse_ops(ops: Sequence[Op], has_kernel: Callable[[str], bool]) -> tuple[Group, ...]:
+    """`ops` as groups, each run by one kernel; `has_kernel(name)` says what the backend offers."""
+    kinds = tuple(op.kind for op in ops)
+    groups: list[Group] = []
+    i = 0
+    while i < len(ops):
+        matches = (len(r.kinds) for r in REWRITES if kinds[i : i + len(r.kinds)] == r.kinds and has_kernel(r.kernel))
+        length = next(matches, 1)
+        groups.append(Group(tuple(ops[i : i + length])))
+        i += length
+    return tuple(groups)
+
+
+def single_ops(ops: Sequence[Op]) -> tuple[Group, ...]:
+    """Every op a group of its own."""
+    return tuple(Group((op,)) for op in ops)

@@ -1,0 +1,370 @@
+"""`Network`: a chain of layers with its parameters, run by plans. The engine without scikit-learn."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from fastcnn.engine.fusion import fuse_ops, single_ops
+from fastcnn.engine.memory import aligned
+from fastcnn.engine.ops import ACTIVATIONS, Group, Op, Shape
+from fastcnn.engine.plan import Plan, aligned_empty, compile_plan
+from fastcnn.kernels import get_backend
+from fastcnn.layers import Layer
+from fastcnn.training.initializers import initialize
+from fastcnn.training.optimizers import Adam
+
+_KEPT_PLANS = 4  # the full and the last mini-batch, in training and in inference
+_STATE = ("running_mean", "running_var")  # parameters that training moves but no gradient does
+
+
+class Network:
+    """A chain of layers, compiled for the batches it sees.
+
+    Parameters
+    ----------
+    layers : sequence of layer specs
+    input_shape : tuple of int
+        One sample's shape: (H, W, C), or (n_in,) for a chain of dense layers.
+    dtype : "float32" or "float64"
+    device : "cpu", "auto" or "reference"
+        "reference" runs the readable NumPy kernels.
+    random_state : None, int, numpy Generator or RandomState
+        Seeds the initial parameters and dropout.
+    n_jobs : int or None
+        Threads; None or -1: all that Numba may use. Results do not depend on it.
+    fuse : bool
+        Run fused kernels where there are some. Switched off, every op runs alone.
+    optimizer : an optimiser of `fastcnn.training.optimizers` or None
+        None: Adam with learning rate 1e-3.
+
+    Attributes
+    ----------
+    params, grads : dict of str to array
+        Views by name, "0.weight": the number is the layer's place in the list.
+    plan : Plan
+        The plan last run (before the first batch: an inference plan for one sample).
+    output_shape : tuple of int
+    n_params : int
+        Trainable parameters.
+
+    Raises
+    ------
+    ValueError
+        If a layer does not fit the shape it gets; the message names the layer.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        input_shape: Sequence[int],
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        fuse: bool = True,
+        optimizer: Any = None,
+    ) -> None:
+        self.layers = tuple(layers)
+        self.input_shape = _checked_shape(input_shape)
+        self.dtype = _checked_dtype(dtype)
+        self.device = "cpu" if device == "auto" else device
+        self.n_jobs, self.fuse = n_jobs, fuse
+        self._kernels = get_backend(self.device)
+        self._kernels.max_threads(n_jobs)
+        self.ops = _lower(self.layers, self.input_shape)
+        self.output_shape = self.ops[-1].out_shape if self.ops else self.input_shape
+
+        rng = _generator(random_state)
+        self._allocate()
+        self._initialize(rng)
+        self.optimizer = Adam() if optimizer is None else optimizer
+        self.optimizer.bind(self._flat.size, self._n_decay, self.dtype)
+        dropouts = [op.layer for op in self.ops if op.kind == "dropout"]
+        seeds = rng.integers(0, 2**63, size=len(dropouts), dtype=np.uint64)
+        self._dropout = np.stack([seeds, np.zeros_like(seeds)], axis=1)
+        self._reset_transients()
+
+    # ------------------------------------------------------------------------------------------------------- parameters
+
+    def _allocate(self) -> None:
+        """One flat vector for parameters and one for gradients: weights first (weight decay stops there), then the rest."""
+        shapes: dict[str, Shape] = {}
+        shape = self.input_shape
+        for i, layer in enumerate(self.layers):
+            shapes |= {f"{i}.{name}": s for name, s in layer.param_shapes(shape).items()}
+            shape = layer.output_shape(shape)
+        state = [name for name in shapes if name.endswith(_STATE)]
+        trained = [name for name in shapes if name not in state]
+        decayed = [name for name in trained if len(shapes[name]) > 1]
+        others = [name for name in trained if len(shapes[name]) == 1]
+
+        per_line = aligned(1) // self.dtype.itemsize
+        starts: dict[str, int] = {}
+        size = 0
+        for name in decayed + others:
+            starts[name] = size
+            size += -(-prod(shapes[name]) // per_line) * per_line
+            if name in decayed:
+                self._n_decay = size
+        self._n_decay = size if not others else starts[others[0]]
+        self._flat, self._flat_grads = (_zeros(size, self.dtype) for _ in range(2))
+
+        def view(flat: np.ndarray, name: str) -> np.ndarray:
+            return flat[starts[name] : starts[name] + prod(shapes[name])].reshape(shapes[name])
+
+        self.params = {
+            name: view(self._flat, name) if name in starts else np.zeros(shapes[name], self.dtype) for name in shapes
+        }
+        self.grads = {name: view(self._flat_grads, name) for name in shapes if name in starts}
+        self.n_params = sum(prod(shapes[name]) for name in trained)
+
+    def _initialize(self, rng: np.random.Generator) -> None:
+        for i, op in enumerate(self.ops):
+            if op.kind in ("conv2d", "dense"):
+                weight = self.params[f"{op.layer}.weight"]
+                fan_in = prod(weight.shape[:-1])
+                groups = op.geometry.groups if op.kind == "conv2d" else 1  # type: ignore[union-attr]
+                fan_out = weight.shape[-1] // groups * prod(weight.shape[:-2])
+                name = _following_activation(self.ops[i + 1 :])
+                weight[...] = initialize(weight.shape, fan_in, fan_out, name, rng, self.dtype)
+            elif op.kind == "batchnorm":
+                self.params[f"{op.layer}.weight"][...] = 1
+                self.params[f"{op.layer}.running_var"][...] = 1
+
+    def load_params(self, params: Mapping[str, Any]) -> None:
+        """Copy `params` (names and shapes of `self.params`) in.
+
+        Raises
+        ------
+        ValueError
+            If a name is missing or unknown, or a shape differs; nothing is changed then.
+        """
+        if missing := sorted(set(self.params) - set(params)):
+            raise ValueError(f"missing parameters: {', '.join(missing)}")
+        if unknown := sorted(set(params) - set(self.params)):
+            raise ValueError(f"unknown parameters: {', '.join(unknown)}; expected {', '.join(self.params)}")
+        arrays = {name: np.asarray(value) for name, value in params.items()}
+        for name, value in arrays.items():
+            if value.shape != self.params[name].shape:
+                raise ValueError(f"{name} has shape {value.shape}, expected {self.params[name].shape}")
+            if value.dtype.kind not in "fiu":
+                raise ValueError(f"{name} has dtype {value.dtype}, expected numbers")
+        for name, value in arrays.items():
+            self.params[name][...] = value
+
+    # ------------------------------------------------------------------------------------------------------------- runs
+
+    @property
+    def plan(self) -> Plan:
+        with self._lock:
+            return self._last_plan or self._plan_for(1, "inference")
+
+    def forward(self, x: Any, training: bool = False) -> np.ndarray:
+        """The last layer's output (N, ...) for `x` (N, *input_shape); with `training`, dropout and batch statistics are on."""
+        x = self._checked_input(x)
+        with self._lock:
+            plan = self._run_forward(x, "training_dx" if training else "inference")
+            return plan.output.copy()  # type: ignore[union-attr]
+
+    def backward(self, dy: Any) -> np.ndarray:
+        """Gradient of the input, from the gradient `dy` of the output of the last ``forward(training=True)``; fills `grads`."""
+        with self._lock:
+            plan = self._last_plan
+            if plan is None or plan.mode != "training_dx":
+                raise ValueError("backward() needs a forward(x, training=True) right before it")
+            dy = np.asarray(dy)
+            if dy.shape != plan.output_grad.shape:  # type: ignore[union-attr]
+                raise ValueError(f"dy has shape {dy.shape}, expected {plan.output_grad.shape}")  # type: ignore[union-attr]
+            np.copyto(plan.output_grad, dy, casting="same_kind")  # type: ignore[arg-type]
+            with self._kernels.threads(self.n_jobs):
+                plan.backward()
+            return plan.input_grad.copy()  # type: ignore[union-attr]
+
+    def train_step(
+        self, x: Any, labels: Any, sample_weight: Any = None, label_smoothing: float = 0.0
+    ) -> float:
+        """Forward, softmax + cross-entropy, backward, one optimiser update; the weighted mean loss of the batch.
+
+        Parameters
+        ----------
+        x : array (N, *input_shape)
+        labels : int array (N,), 0 <= label < n_classes
+        sample_weight : array (N,) or None
+        label_smoothing : float in [0, 1)
+
+        Raises
+        ------
+        ValueError
+            If shapes, labels or weights are wrong; nothing is changed then.
+        """
+        x = self._checked_input(x)
+        labels, weights = self._checked_targets(len(x), labels, sample_weight)
+        losses = np.empty(len(x), self.dtype)
+        with self._lock:
+            plan = self._run_forward(x, "training")
+            with self._kernels.threads(self.n_jobs):
+                self._kernels.softmax_cross_entropy(
+                    plan.output, labels, weights, label_smoothing, losses, plan.output_grad
+                )
+                plan.backward()
+                self.optimizer.update(self._kernels, self._flat, self._flat_grads)
+        total = float(weights.sum(dtype=np.float64))
+        return float(losses.sum(dtype=np.float64)) / total if total else 0.0
+
+    def predict_proba(self, x: Any) -> np.ndarray:
+        """Softmax of the outputs, (N, n_classes)."""
+        x = self._checked_input(x)
+        proba = np.empty((len(x), *self.output_shape), self.dtype)
+        with self._lock:
+            plan = self._run_forward(x, "inference")
+            with self._kernels.threads(self.n_jobs):
+                self._kernels.softmax(plan.output, proba)
+        return proba
+
+    def _run_forward(self, x: np.ndarray, mode: str) -> Plan:
+        plan = self._plan_for(len(x), mode)
+        if mode != "inference":
+            self._dropout[:, 1] += 1
+        np.copyto(plan.input, x)  # type: ignore[arg-type]
+        with self._kernels.threads(self.n_jobs):
+            plan.forward()
+        self._last_plan = plan
+        return plan
+
+    def _plan_for(self, batch: int, mode: str) -> Plan:
+        plan = self._plans.pop((batch, mode), None)
+        if plan is None:
+            plan = compile_plan(
+                self._groups, self.input_shape, batch, self.dtype, self._kernels, mode,
+                lanes=self._kernels.max_threads(self.n_jobs), params=self.params, grads=self.grads,
+                dropout_states=self._dropout_states,
+            )  # fmt: skip
+            while len(self._plans) >= _KEPT_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+        self._plans[batch, mode] = plan  # the most recent last
+        return plan
+
+    # ----------------------------------------------------------------------------------------------------------- checks
+
+    def _checked_input(self, x: Any) -> np.ndarray:
+        x = np.asarray(x)
+        if x.ndim == 0 or x.shape[1:] != self.input_shape:
+            expected = ", ".join(map(str, self.input_shape))
+            raise ValueError(f"x has shape {x.shape}, expected (n, {expected})")
+        if x.dtype.kind not in "fiub":
+            raise ValueError(f"x has dtype {x.dtype}, expected numbers")
+        return x
+
+    def _checked_targets(self, n: int, labels: Any, sample_weight: Any) -> tuple[np.ndarray, np.ndarray]:
+        if len(self.output_shape) != 1:
+            raise ValueError(f"train_step needs an output of shape (n_classes,), this network gives {self.output_shape}")
+        labels = np.asarray(labels)
+        if labels.shape != (n,) or labels.dtype.kind not in "iu":
+            raise ValueError(f"labels must be {n} integers, got shape {labels.shape}, dtype {labels.dtype}")
+        labels = labels.astype(np.int64, copy=False)
+        if n and (labels.min() < 0 or labels.max() >= self.output_shape[0]):
+            wrong = labels[(labels < 0) | (labels >= self.output_shape[0])][0]
+            raise ValueError(f"label {wrong} is out of range: expected 0 to {self.output_shape[0] - 1}")
+        if sample_weight is None:
+            return labels, np.ones(n, self.dtype)
+        weights = np.asarray(sample_weight, self.dtype)
+        if weights.shape != (n,):
+            raise ValueError(f"sample_weight has shape {weights.shape}, expected ({n},)")
+        return labels, weights
+
+    # ---------------------------------------------------------------------------------------------------- pickle, copies
+
+    def _reset_transients(self) -> None:
+        self._lock = threading.RLock()
+        self._plans: dict[tuple[int, str], Plan] = {}
+        self._last_plan: Plan | None = None
+        layers = [op.layer for op in self.ops if op.kind == "dropout"]
+        self._dropout_states = dict(zip(layers, self._dropout, strict=True))
+        self._groups = self._make_groups()
+
+    def _make_groups(self) -> tuple[Group, ...]:
+        if not self.fuse:
+            return single_ops(self.ops)
+        return fuse_ops(self.ops, lambda kernel: hasattr(self._kernels, kernel))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Values only: specs, parameters, optimiser and dropout state; plans are compiled again where it wakes up."""
+        with self._lock:
+            config = {
+                "layers": self.layers, "input_shape": self.input_shape, "dtype": self.dtype.name, "device": self.device,
+                "n_jobs": self.n_jobs, "fuse": self.fuse,
+            }  # fmt: skip
+            params = {name: value.copy() for name, value in self.params.items()}
+            return {
+                "config": config, "params": params, "dropout": self._dropout.copy(),
+                "optimizer": self.optimizer, "grads": None,
+            }  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        config = state["config"]
+        # Not through __init__: binding the optimiser there would clear its moments.
+        self.layers, self.input_shape = config["layers"], config["input_shape"]
+        self.dtype, self.device = np.dtype(config["dtype"]), config["device"]
+        self.n_jobs, self.fuse = config["n_jobs"], config["fuse"]
+        self._kernels = get_backend(self.device)
+        self.ops = _lower(self.layers, self.input_shape)
+        self.output_shape = self.ops[-1].out_shape if self.ops else self.input_shape
+        self._allocate()
+        self.load_params(state["params"])
+        self.optimizer, self._dropout = state["optimizer"], state["dropout"]
+        self._reset_transients()
+
+
+def _lower(layers: Sequence[Layer], shape: Shape) -> tuple[Op, ...]:
+    ops: list[Op] = []
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise ValueError(f"layer {i} is {layer!r}, expected a layer of fastcnn.layers")
+        try:
+            lowered = layer.lower(shape)
+        except ValueError as error:
+            raise ValueError(f"layer {i}, {layer}: {error}") from error
+        ops += [op.at(i) for op in lowered]
+        shape = layer.output_shape(shape)
+    return tuple(ops)
+
+
+def _following_activation(ops: Sequence[Op]) -> str | None:
+    """The activation that a weight's output runs into, past bias, normalisation and pooling."""
+    for op in ops:
+        if op.kind == "activation":
+            return ACTIVATIONS[op.activation.code]
+        if op.kind in ("conv2d", "dense"):
+            return None
+    return None
+
+
+def _checked_shape(shape: Sequence[int]) -> Shape:
+    if len(shape) not in (1, 3) or not all(hasattr(n, "__index__") and n >= 1 for n in shape):
+        raise ValueError(f"input_shape must be (H, W, C) or (n_in,) of positive ints, got {tuple(shape)}")
+    return tuple(int(n) for n in shape)
+
+
+def _checked_dtype(dtype: Any) -> np.dtype[Any]:
+    result = np.dtype(dtype)
+    if result not in (np.float32, np.float64):
+        raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
+    return result
+
+
+def _generator(random_state: Any) -> np.random.Generator:
+    if isinstance(random_state, np.random.RandomState):
+        return np.random.default_rng(random_state.randint(2**31 - 1))
+    return np.random.default_rng(random_state)
+
+
+def _zeros(size: int, dtype: np.dtype[Any]) -> np.ndarray:
+    flat = aligned_empty(size * dtype.itemsize).view(dtype)
+    flat[...] = 0
+    return flat

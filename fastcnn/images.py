@@ -1,0 +1,165 @@
+"""What X may look like as images, and how its pixels are scaled for a network.
+
+Nothing here copies a whole set of images to float; a set of uint8 stays uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isqrt, prod
+from typing import Any
+
+import numpy as np
+
+from fastcnn.kernels.cpu import _batches
+
+__all__ = ["as_rows", "chunks", "fit_scaling", "resolve_image_shape", "row_contiguous"]
+
+ImageShape = tuple[int, int, int]
+
+_CHUNK = 256  # images looked at together
+
+
+def as_rows(X: Any) -> tuple[Any, ImageShape | None]:
+    """Images as rows.
+
+    Parameters
+    ----------
+    X : array-like (n, H, W), (n, H, W, C) or (n, H*W*C)
+
+    Returns
+    -------
+    rows : (n, H*W*C), a view where X's layout allows one; 2-D input (or what is no array at all) as it came
+    shape : (H, W, C), or None for 2-D input
+
+    Raises
+    ------
+    ValueError
+        More than four dimensions.
+    """
+    if not hasattr(X, "ndim"):
+        X = np.asarray(X)
+    if X.ndim > 4:
+        raise ValueError(
+            f"X of shape {tuple(X.shape)} has {X.ndim} dimensions: "
+            "expected (n, H, W), (n, H, W, C) or (n, H*W*C)"
+        )
+    if X.ndim < 3:
+        return X, None
+    X = np.asarray(X)
+    height, width, channels = X.shape[1:] if X.ndim == 4 else (*X.shape[1:], 1)
+    return X.reshape(len(X), height * width * channels), (height, width, channels)
+
+
+def row_contiguous(rows: np.ndarray) -> np.ndarray:
+    """`rows` with each row in one piece, as compiled code needs it: a copy only if it was not so."""
+    return rows if rows[:1].flags.c_contiguous else np.ascontiguousarray(rows)
+
+
+def resolve_image_shape(asked: Any, found: ImageShape | None, n_features: int) -> ImageShape:
+    """The images' (H, W, C).
+
+    Parameters
+    ----------
+    asked : (H, W), (H, W, C) or None
+        The parameter `image_shape`.
+    found : (H, W, C) or None
+        The shape that X itself has; None if X is flat.
+    n_features : int
+        Values in a row of X. Without any shape, a square number is a square image, another one (1,
+        n_features, 1).
+
+    Raises
+    ------
+    ValueError
+        If the three do not agree; the message names the two that differ.
+    """
+    shape = None if asked is None else _checked_shape(asked)
+    if shape is None and found is None:
+        side = isqrt(n_features)
+        return (side, side, 1) if side * side == n_features else (1, n_features, 1)
+    if shape is None or found is None:
+        shape = shape or found
+        assert shape is not None
+        if prod(shape) != n_features:
+            raise ValueError(
+                f"X has {n_features} features a row, but image_shape={asked} stands for images of "
+                f"{prod(shape)} values"
+            )
+    elif shape != found:
+        raise ValueError(f"X has images of shape {found}, but image_shape={asked} was asked for")
+    return shape
+
+
+def _checked_shape(shape: Any) -> ImageShape:
+    sizes = tuple(shape)
+    if len(sizes) not in (2, 3) or not all(
+        hasattr(n, "__index__") and not isinstance(n, bool) and n >= 1 for n in sizes
+    ):
+        raise ValueError(f"image_shape must be (H, W) or (H, W, C) of positive ints, got {shape!r}")
+    height, width, channels = (int(n) for n in (*sizes, 1)[:3])
+    return height, width, channels
+
+
+def chunks(n: int, size: int = _CHUNK) -> Iterator[slice]:
+    """Slices that go through `n` items, `size` at a time."""
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+def fit_scaling(
+    kind: str | None,
+    rows: np.ndarray,
+    image_shape: ImageShape,
+    index: np.ndarray,
+    weight: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a network's input is made with: ``(pixel - offset) / scale``, channel by channel.
+
+    Parameters
+    ----------
+    kind : "standardize", "unit" or None
+        "standardize": mean and standard deviation of each channel. "unit": uint8 by 255; floats by the
+        smallest and largest value there are, whatever the channel. None: as it is.
+    rows : array (n, H*W*C), row-contiguous
+    image_shape : (H, W, C)
+    index : int64 array (m,), at least one
+        The images to look at.
+    weight : array (n,) or None
+        For "standardize": how often each image counts.
+
+    Returns
+    -------
+    offset, scale : float64 arrays (C,); a channel without spread has scale 1
+    """
+    channels = image_shape[2]
+    offset, scale = np.zeros(channels), np.ones(channels)
+    if kind == "standardize":
+        if weight is None or np.ptp(weight[index]) == 0:
+            offset[:], scale[:] = _batches.channel_mean_std(rows, channels, index)
+        else:
+            offset[:], scale[:] = _weighted_mean_std(rows, channels, index, weight)
+    elif kind == "unit" and rows.dtype == np.uint8:
+        scale[:] = 255
+    elif kind == "unit":
+        low = min(float(rows[index[part]].min()) for part in chunks(len(index)))
+        high = max(float(rows[index[part]].max()) for part in chunks(len(index)))
+        offset[:], scale[:] = low, high - low
+    scale[scale == 0] = 1
+    return offset, scale
+
+
+def _weighted_mean_std(
+    rows: np.ndarray, channels: int, index: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """As if each image were there `weight` times; two passes, so that nothing cancels."""
+
+    def weighted_mean(of: Any) -> np.ndarray:
+        total = np.zeros(channels)
+        for part in chunks(len(index)):
+            pixels = rows[index[part]].astype(np.float64).reshape(-1, rows.shape[1] // channels, channels)
+            total += np.tensordot(weight[index[part]], of(pixels).mean(axis=1), axes=1)
+        return total / weight[index].sum()
+
+    mean = weighted_mean(lambda pixels: pixels)
+    return mean, np.sqrt(weighted_mean(lambda pixels: (pixels - mean) ** 2))

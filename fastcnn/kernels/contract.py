@@ -1,0 +1,146 @@
+"""The signatures every backend implements, and what each kernel promises.
+
+A backend is a module with all the functions below. Inputs come first, then geometry (a NamedTuple of ints), then outputs.
+A kernel returns nothing and never allocates; `scratch` is a 1-D array of at least the number of elements that the
+matching `*_scratch` function says, its content undefined before and after. Arrays are C-contiguous, of one float dtype
+(float32 or float64) unless stated, images channels last. **An output of size zero is not wanted and not computed**
+(the input gradient of the first layer, the bias gradient of a layer without bias); a `bias` of size zero is no bias.
+
+Alphabet: N batch, H W input, C channels in, K channels out, R S window, P Q output; gradients are dx dw db dy.
+`activation` is an `Activation` (code: 0 identity, 1 relu, 2 elu, 3 tanh; alpha), and its gradient is taken from its
+*output* y: relu y > 0; elu y > 0 ? 1 : y + alpha; tanh 1 - y^2. `pool` is a `PoolGeometry` over the convolution's output; a 1x1 window
+with stride 1 is no pooling (then `argmax` may have size zero).
+`argmax` holds the winner's place in its window, r * S + s (uint8, or int32 where R * S > 256); the first of equals wins;
+NaN wins over everything. Max-pooling pads with minus infinity.
+"""
+
+# ruff: noqa: E704
+# mypy: disable-error-code="no-untyped-def"
+
+
+def conv2d_forward_scratch(geometry, pool, n, dtype, lanes):
+    """Elements of `scratch` that the forward kernels need for `n` images on `lanes` threads."""
+
+
+def conv2d_backward_scratch(geometry, pool, n, dtype, lanes):
+    """Elements of `scratch` that the backward kernels need for `n` images on `lanes` threads."""
+
+
+def conv2d_forward(x, weight, bias, geometry, y, scratch):
+    """y (N,P,Q,K) = x (N,H,W,C) convolved with weight (R,S,C/groups,K), plus bias (K,)."""
+
+
+def conv2d_backward_input(dy, weight, geometry, dx, scratch):
+    """dx (N,H,W,C) from dy (N,P,Q,K)."""
+
+
+def conv2d_backward_weight(x, dy, geometry, dw, db, scratch):
+    """dw (R,S,C/groups,K) and db (K,), summed over the batch."""
+
+
+def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax, scratch):
+    """y = maxpool(activation(conv(x) + bias)), the pre-pool values never stored; argmax as y's shape."""
+
+
+def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch):
+    """dx, dw, db of the block from the gradient dy of its output y. dy is not changed."""
+
+
+def dense_forward_scratch(n, n_in, n_out, dtype, lanes):
+    """Elements of `scratch` that `dense_forward` needs."""
+
+
+def dense_backward_scratch(n, n_in, n_out, dtype, lanes):
+    """Elements of `scratch` that `dense_backward` needs."""
+
+
+def dense_forward(x, weight, bias, activation, y, scratch):
+    """y (N,n_out) = activation(x (N,n_in) @ weight (n_in,n_out) + bias)."""
+
+
+def dense_backward(x, weight, y, dy, activation, dx, dw, db, scratch):
+    """dx, dw, db from the gradient dy of the dense block's output y. dy is not changed."""
+
+
+def maxpool2d_forward(x, geometry, y, argmax):
+    """y (N,P,Q,C), argmax of y's shape."""
+
+
+def maxpool2d_backward(dy, argmax, geometry, dx):
+    """dx (N,H,W,C): each dy goes to its winner; overlapping windows add up."""
+
+
+def avgpool2d_forward(x, geometry, y):
+    """y: mean over each window, of its pixels inside the image (or of all R*S with count_include_pad)."""
+
+
+def avgpool2d_backward(dy, geometry, dx):
+    """dx: each dy spread evenly over what its window averaged."""
+
+
+def bias_forward(x, bias, y):
+    """y (rows,C) = x (rows,C) + bias (C,)."""
+
+
+def bias_backward(dy, db):
+    """db (C,) = sum of dy (rows,C) over the rows, in an order that does not depend on the thread count."""
+
+
+def activation_forward(x, activation, y):
+    """y = activation(x), any one shape."""
+
+
+def activation_backward(y, dy, activation, dx):
+    """dx = dy * activation'(.), from the output y."""
+
+
+def dropout_forward(x, rate, state, y, mask):
+    """y = x / (1 - rate) where kept, else 0. x (N,F). mask (N,F) uint8: 1 where kept. state uint64 (2,): (seed, step); the
+    mask is a function of (seed, step, i) alone, i = n * F + f: with splitmix64's finaliser mix64 and G = 0x9E3779B97F4A7C15 (Steele,
+    Lea and Flood 2014, "Fast splittable pseudorandom number generators"), all modulo 2^64,
+    bits = mix64(mix64(seed + step * G) + (i + 1) * G) >> 32, and i is kept iff bits >= floor(rate * 2^32). Every backend draws
+    the same mask."""
+
+
+def dropout_backward(dy, mask, rate, dx):
+    """dx = dy / (1 - rate) where kept, else 0."""
+
+
+def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, y, mean, inv_std):
+    """Training: x, y (rows,C); batch mean and 1/sqrt(var + epsilon) (C,) saved; running statistics moved in place:
+    running = momentum * running + (1 - momentum) * batch, the variance unbiased (rows / (rows - 1)) as Keras and PyTorch do."""
+
+
+def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, y):
+    """y = gamma * (x - running_mean) / sqrt(running_var + epsilon) + beta."""
+
+
+def batchnorm_backward(x, gamma, mean, inv_std, dy, dx, dgamma, dbeta):
+    """Gradients of the training-mode batch normalisation."""
+
+
+def softmax(logits, proba):
+    """proba (N,n_classes): softmax of each row."""
+
+
+def softmax_cross_entropy(logits, labels, weights, smoothing, losses, dlogits):
+    """losses (N,) = weight * cross-entropy of each row against labels (N,) int64 (smoothed: 1 - smoothing + smoothing/n_classes for
+    the label, smoothing/n_classes for the others); dlogits (N,n_classes) = gradient of sum(losses) / sum(weights), 0 where the weights sum to 0.
+    """
+
+
+def adam_update(params, grads, m, v, settings):
+    """One Adam / AdamW step over the flat vectors, in place. `settings` is an `AdamSettings` NamedTuple: learning_rate, beta_1,
+    beta_2, epsilon, l2, decay, n_decay, grad_scale, correction_1, correction_2. For i < n_decay the l2 and decay terms count:
+    g = grad_scale * grads + l2 * p; m = beta_1 m + (1 - beta_1) g; v = beta_2 v + (1 - beta_2) g^2;
+    p -= learning_rate * (m / correction_1 / (sqrt(v / correction_2) + epsilon) + decay * p)."""
+
+
+def sgd_update(params, grads, velocity, settings):
+    """One SGD step over the flat vectors, in place. `settings` is an `SGDSettings` NamedTuple: learning_rate, momentum, nesterov, l2,
+    decay, n_decay, grad_scale. g = grad_scale * grads + l2 * p; velocity = momentum * velocity - learning_rate * g;
+    p += velocity, or with nesterov p += momentum * velocity - learning_rate * g; decay subtracts learning_rate * decay * p too."""
+
+
+def sum_squares(x, out):
+    """out[0] (float64, (1,)) = sum of squares of the flat vector x, in an order that does not depend on the thread count."""

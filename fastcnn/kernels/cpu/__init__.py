@@ -1,0 +1,1 @@
+"""The CPU backend: Numba kernels (imported through `backend`) and Cython extensions. Importing this package alone is cheap."""

@@ -1,0 +1,27 @@
+"""All kernels of the CPU, under the names of `fastcnn.kernels.contract`."""
+
+from fastcnn.kernels.cpu.conv import (
+    conv2d_backward_input,
+    conv2d_backward_scratch,
+    conv2d_backward_weight,
+    conv2d_block_backward,
+    conv2d_block_forward,
+    conv2d_forward,
+    conv2d_forward_scratch,
+)
+from fastcnn.kernels.cpu.dense import dense_backward, dense_backward_scratch, dense_forward, dense_forward_scratch
+from fastcnn.kernels.cpu.elementwise import (
+    activation_backward,
+    activation_forward,
+    bias_backward,
+    bias_forward,
+    dropout_backward,
+    dropout_forward,
+)
+from fastcnn.kernels.cpu.losses import softmax, softmax_cross_entropy
+from fastcnn.kernels.cpu.norm import batchnorm_backward, batchnorm_forward, batchnorm_inference
+from fastcnn.kernels.cpu.optimizers import adam_update, sgd_update, sum_squares
+from fastcnn.kernels.cpu.pool import avgpool2d_backward, avgpool2d_forward, maxpool2d_backward, maxpool2d_forward
+from fastcnn.kernels.cpu.runtime import max_threads, threads
+
+__all__ = [name for name in dir() if not name.startswith("_")]

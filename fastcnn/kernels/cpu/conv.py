@@ -1,0 +1,356 @@
+"""2-D convolution and its gradients, with bias, activation and max-pooling applied while a band of the image is hot.
+
+The work is cut by images: a lane (thread) owns a range of them and pads one image at a time into its scratch, where the micro-kernel reads
+windows in place. Forward goes through the image in bands of output rows: convolve all panels of channels, then bias, activation and
+pooling over the band. Backward rebuilds the pre-pool gradient dz of one image from dy, y and argmax, adds its share to the weight gradient
+and convolves it with the flipped weights for the input gradient. Weight gradients are summed over a fixed number of chunks of images, then
+over the chunks in order, so they do not depend on the number of lanes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastcnn.kernels.cpu.epilogue import band_epilogue, is_pooled, pool_band, scatter_gradient
+from fastcnn.kernels.cpu.lowering import Conv, Pool, forward_tables, has_pool, input_tables, weight_tables
+from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
+from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
+from fastcnn.kernels.cpu.runtime import as_input, jit, threads
+
+CHUNKS = 16  # at most; of images, each with a weight gradient of its own
+CHUNK_BYTES = 1 << 26  # that all of them together may take
+BAND_PIXELS = 96  # about how many output pixels a band has: long enough to reuse a panel, short enough to stay in cache
+
+
+def _panels(channels: int, itemsize: int) -> int:
+    return -(-channels // panel_width(itemsize))
+
+
+def _packed_forward(g: Any, itemsize: int) -> int:
+    kg = g.k // g.groups
+    return g.groups * _panels(kg, itemsize) * panel_width(itemsize) * g.r * g.s * (g.c // g.groups)
+
+
+def _packed_backward(g: Any, itemsize: int) -> int:
+    cg = g.c // g.groups
+    return g.groups * _panels(cg, itemsize) * panel_width(itemsize) * g.r * g.s * (g.k // g.groups)
+
+
+def _image(g: Any) -> int:
+    t = forward_tables(g)
+    return _round(t.hp * t.wp * g.c)
+
+
+def _round(size: int) -> int:
+    return -(-size // 16) * 16
+
+
+def _band_rows(g: Any, pool: Any) -> int:
+    """Output rows of the convolution in one band: whole pooled rows, or the whole image where windows overlap."""
+    if has_pool(pool):
+        if pool.stride_h < pool.r or pool.pad_top or pool.pad_bottom:
+            return int(g.p)
+        return int(pool.stride_h * max(1, BAND_PIXELS // (g.q * pool.stride_h)))
+    return int(max(1, BAND_PIXELS // g.q))
+
+
+def _chunks(n: int, g: Any, itemsize: int) -> int:
+    partial = max(1, (g.r * g.s * (g.c // g.groups) * g.k + g.k) * itemsize)
+    return max(1, min(n, CHUNKS, CHUNK_BYTES // partial))
+
+
+def conv2d_forward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes: int) -> int:
+    """Elements: packed weights, then for each lane a padded image and a band."""
+    size = np.dtype(dtype).itemsize
+    band = _round(_band_rows(geometry, pool) * geometry.q * geometry.k) if has_pool(pool) else 0
+    return _round(_packed_forward(geometry, size)) + lanes * (_image(geometry) + band)
+
+
+def conv2d_backward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes: int) -> int:
+    """Elements: packed weights, the chunks' weight gradients, then for each lane a padded image, a padded gradient and a panel of it."""
+    g, size = geometry, np.dtype(dtype).itemsize
+    return (
+        _round(_packed_backward(g, size))
+        + _chunks(n, g, size) * _partial(g)
+        + lanes * (_image(g) + _gradient_image(g, size) + _gradient_panel(g, size))
+    )
+
+
+def _partial(g: Any) -> int:
+    return _round(g.r * g.s * (g.c // g.groups) * g.k + g.k)
+
+
+def _gradient_image(g: Any, itemsize: int) -> int:
+    t = input_tables(g)
+    return _round(t.pp * t.qp * g.k + panel_width(itemsize))
+
+
+def _gradient_panel(g: Any, itemsize: int) -> int:
+    return _round(g.p * g.q * panel_width(itemsize))
+
+
+# ------------------------------------------------------------------------------------------------------------- packing
+
+
+@jit
+def _pack_forward(weight, g, width, packed):  # type: ignore[no-untyped-def]
+    """(R,S,C/G,K) -> [group][panel][r, s, c][column], columns past the last channel zero."""
+    cg, kg = g.c // g.groups, g.k // g.groups
+    depth = g.r * g.s * cg
+    at = 0
+    for group in range(g.groups):
+        for first in range(0, kg, width):
+            valid = min(width, kg - first)
+            for row in range(depth):
+                start = row * g.k + group * kg + first
+                for j in range(valid):
+                    packed[at + j] = weight[start + j]
+                for j in range(valid, width):
+                    packed[at + j] = 0
+                at += width
+
+
+@jit
+def _pack_backward(weight, g, t, width, packed):  # type: ignore[no-untyped-def]
+    """(R,S,C/G,K) -> [phase][group][panel][tap, k][column c], columns past the last channel zero."""
+    cg, kg = g.c // g.groups, g.k // g.groups
+    at = 0
+    for phase in range(t.seg_lens.shape[0]):
+        for group in range(g.groups):
+            for first in range(0, cg, width):
+                valid = min(width, cg - first)
+                for place in range(t.tap_starts[phase], t.tap_starts[phase + 1]):
+                    start = (t.taps[place] * cg + first) * g.k + group * kg
+                    for k in range(kg):
+                        for j in range(valid):
+                            packed[at + k * width + j] = weight[start + j * g.k + k]
+                        for j in range(valid, width):
+                            packed[at + k * width + j] = 0
+                    at += kg * width
+
+
+@jit
+def _pad_image(x, x0, h, w, c, out, out0, top, left, wp):  # type: ignore[no-untyped-def]
+    """Copy one image into the middle of a zeroed padded one."""
+    for i in range(h):
+        source, target = x0 + i * w * c, out0 + ((top + i) * wp + left) * c
+        for j in range(w * c):
+            out[target + j] = x[source + j]
+
+
+@jit
+def _transpose_image(x, x0, g, hp, wp, out, out0):  # type: ignore[no-untyped-def]
+    """One image (H,W,C) into the middle of a zeroed (C,HP,WP): the weight gradient sums along pixels, so these must touch."""
+    for i in range(g.h):
+        for j in range(g.w):
+            source, target = x0 + (i * g.w + j) * g.c, out0 + (i + g.pad_top) * wp + j + g.pad_left
+            for c in range(g.c):
+                out[target + c * hp * wp] = x[source + c]
+
+
+@jit
+def _pack_panel(dz, start, p, q, k, pitch, width, panel0):  # type: ignore[no-untyped-def]
+    """One panel of columns of the padded gradient -> [pixel][column], in the same scratch."""
+    for row in range(p):
+        for column in range(q):
+            source, target = start + (row * pitch + column) * k, panel0 + (row * q + column) * width
+            for j in range(width):
+                dz[target + j] = dz[source + j]
+
+
+@jit
+def _fill_zero(out, start, stop):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
+        out[i] = 0
+
+
+# ------------------------------------------------------------------------------------------------------------- forward
+
+
+@Kernel
+def _pack_forward_kernel(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    weight, g, width, scratch = unpack(args)
+    _pack_forward(weight, g, width, scratch)
+
+
+@Kernel
+def _forward_images(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    x, bias, y, argmax, scratch, layout, width, multiply, g, act, pool, t = unpack(args)
+    packed_size, lane_size, image_size, band_rows = layout
+    kg, cg = g.k // g.groups, g.c // g.groups
+    panel_size = g.r * g.s * cg * width
+    panels = (kg + width - 1) // width
+    pooled = is_pooled(pool)
+    image0 = packed_size + lane * lane_size
+    band0 = image0 + image_size
+    if t.padded:
+        _fill_zero(scratch, image0, image0 + image_size)
+    for n in range(start, stop):
+        source, source0 = x, n * g.h * g.w * g.c
+        if t.padded:
+            _pad_image(x, source0, g.h, g.w, g.c, scratch, image0, g.pad_top, g.pad_left, t.wp)
+            source, source0 = scratch, image0
+        for p0 in range(0, g.p, band_rows):
+            p1 = min(p0 + band_rows, g.p)
+            target, target0 = y, n * g.p * g.q * g.k
+            if pooled:
+                target, target0 = scratch, band0 - p0 * g.q * g.k
+            for group in range(g.groups):
+                for panel in range(panels):
+                    first, packed0 = panel * width, (group * panels + panel) * panel_size
+                    for seg0 in range(0, t.segments.shape[0], t.per_pass):
+                        tile = (
+                            source, source0 + group * cg, t.rows, target, target0 + group * kg + first, t.out_rows,
+                            t.segments[seg0 : seg0 + t.per_pass], t.seg_len, 1, scratch, packed0 + seg0 * t.seg_len * width,
+                            width, 0, min(width, kg - first), seg0 > 0,
+                        )  # fmt: skip
+                        call(multiply, p0 * g.q, p1 * g.q, lane, tile)
+            if pooled:
+                pool_band(scratch, band0, p0, p1, bias, act, pool, y, argmax, n)
+            else:
+                band_epilogue(y, target0 + p0 * g.q * g.k, (p1 - p0) * g.q, g.k, bias, act)
+
+
+def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax, scratch):  # type: ignore[no-untyped-def]
+    """y = maxpool(activation(conv(x) + bias)), the pre-pool values never stored; argmax as y's shape."""
+    x, weight, bias = as_input(x), as_input(weight), as_input(bias)
+    g, size = Conv(*geometry), y.itemsize
+    image = _image(geometry) if forward_tables(geometry).padded else 0
+    band_rows = _band_rows(geometry, pool)
+    band = _round(band_rows * g.q * g.k) if has_pool(pool) else 0
+    layout = (_round(_packed_forward(g, size)), image + band, image, band_rows)
+    width = panel_width(size)
+    with threads(1):
+        launch(_pack_forward_kernel, 1, weight.reshape(-1), g, width, scratch)
+    launch(
+        _forward_images, x.shape[0], x.reshape(-1), bias, y.reshape(-1), argmax.reshape(-1), scratch, layout, width,
+        multiply_rows_address(y.dtype), g, tuple(activation), Pool(*pool), forward_tables(geometry),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------ backward
+
+
+@Kernel
+def _backward_chunks(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    x, y, argmax, dy, dx, scratch, layout, width, wants, multiply, g, act, pool, ft, wt, it = unpack(args)
+    n_images, chunks, packed_size, partial_size, image_size, gradient_size, panel_size = layout
+    want_dx, want_dw = wants
+    kg, cg = g.k // g.groups, g.c // g.groups
+    depth = g.r * g.s * cg
+    image0 = packed_size + chunks * partial_size + lane * (image_size + gradient_size + panel_size)
+    dz0 = image0 + image_size
+    dz_start = dz0 + (it.top * it.qp + it.left) * g.k
+    panel0 = dz0 + gradient_size
+    c_panels = (cg + width - 1) // width
+    # The borders of a lane's padded images are zero, and stay so.
+    _fill_zero(scratch, image0, image0 + image_size + gradient_size)
+    _fill_zero(scratch, packed_size + start * partial_size, packed_size + stop * partial_size)
+    for n in range(n_images * start // chunks, n_images * stop // chunks):
+        partial0 = packed_size + ((n + 1) * chunks - 1) // n_images * partial_size
+        scatter_gradient(dy, y, argmax, n, act, pool, scratch, dz_start, it.qp, partial0 + depth * g.k)
+        if want_dw:
+            _transpose_image(x, n * g.h * g.w * g.c, g, ft.hp, ft.wp, scratch, image0)
+            for group in range(g.groups):
+                source0 = image0 + group * cg * ft.hp * ft.wp
+                for first in range(0, kg, width):
+                    _pack_panel(scratch, dz_start + group * kg + first, g.p, g.q, g.k, it.qp, width, panel0)
+                    for p0 in range(0, g.p, wt.per_pass):
+                        tile = (
+                            scratch, source0, wt.rows, scratch, partial0 + group * kg + first, wt.out_rows,
+                            wt.segments[p0 : p0 + wt.per_pass], g.q, g.stride_w, scratch, panel0 + p0 * g.q * width,
+                            width, 0, min(width, kg - first), True,
+                        )  # fmt: skip
+                        call(multiply, 0, depth, lane, tile)
+        if want_dx:
+            at, dx0 = 0, n * g.h * g.w * g.c
+            for phase in range(it.seg_lens.shape[0]):
+                n_taps = it.tap_starts[phase + 1] - it.tap_starts[phase]
+                segments = it.segments[it.seg_starts[phase] : it.seg_starts[phase + 1]]
+                for group in range(g.groups):
+                    for panel in range(c_panels):
+                        first, seg_len, per_pass = panel * width, it.seg_lens[phase], it.per_pass[phase]
+                        for seg0 in range(0, max(segments.shape[0], 1), per_pass):
+                            tile = (
+                                scratch, dz0 + group * kg, it.rows, dx, dx0 + group * cg + first, it.out_rows,
+                                segments[seg0 : seg0 + per_pass], seg_len, 1, scratch, at + seg0 * seg_len * width,
+                                width, 0, min(width, cg - first), seg0 > 0,
+                            )  # fmt: skip
+                            call(multiply, it.starts[phase], it.starts[phase + 1], lane, tile)
+                        at += n_taps * kg * width
+
+
+@Kernel
+def _pack_backward_kernel(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    weight, g, t, width, scratch = unpack(args)
+    _pack_backward(weight, g, t, width, scratch)
+
+
+@Kernel
+def _merge_chunks(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    """out[start:stop] = sum of the chunks, in their order."""
+    chunks, first, partial_size, scratch, out = unpack(args)
+    for i in range(start, stop):
+        out[i] = scratch[first + i]
+    for chunk in range(1, chunks):
+        at = first + chunk * partial_size
+        for i in range(start, stop):
+            out[i] += scratch[at + i]
+
+
+def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch):  # type: ignore[no-untyped-def]
+    """dx, dw, db of the block from the gradient dy of its output y. dy is not changed."""
+    x, weight, y, argmax, dy = as_input(x), as_input(weight), as_input(y), as_input(argmax), as_input(dy)
+    g, size, n, width = Conv(*geometry), dy.itemsize, dy.shape[0], panel_width(dy.itemsize)
+    chunks, packed, partial = _chunks(n, g, size), _round(_packed_backward(g, size)), _partial(g)
+    layout = (
+        n, chunks, packed, partial, _image(geometry), _gradient_image(geometry, size), _gradient_panel(g, size)
+    )  # fmt: skip
+    tables = input_tables(geometry)
+    if dx.size:
+        with threads(1):
+            launch(_pack_backward_kernel, 1, weight.reshape(-1), g, tables, width, scratch)
+    launch(
+        _backward_chunks, chunks, x.reshape(-1), y.reshape(-1), argmax.reshape(-1), dy.reshape(-1), dx.reshape(-1), scratch,
+        layout, width, (dx.size > 0, dw.size > 0), multiply_rows_address(dy.dtype), g, tuple(activation), Pool(*pool),
+        forward_tables(geometry), weight_tables(geometry), tables,
+    )  # fmt: skip
+    if dw.size:
+        launch(_merge_chunks, dw.size, chunks, packed, partial, scratch, dw.reshape(-1))
+    if db.size:
+        with threads(1):
+            launch(_merge_chunks, db.size, chunks, packed + g.r * g.s * (g.c // g.groups) * g.k, partial, scratch, db)
+
+
+# ------------------------------------------------------------------------------- the convolution alone, without epilogue
+
+
+_IDENTITY = (0, 0.0)
+
+
+def _no_pool(g: Any) -> Pool:
+    return Pool(g.p, g.q, g.k, 1, 1, g.p, g.q, 1, 1, 0, 0, 0, 0, False)
+
+
+def conv2d_forward(x, weight, bias, geometry, y, scratch):  # type: ignore[no-untyped-def]
+    """y (N,P,Q,K) = x (N,H,W,C) convolved with weight (R,S,C/groups,K), plus bias (K,)."""
+    argmax = np.empty((0, 0, 0, 0), np.uint8)
+    conv2d_block_forward(x, weight, bias, geometry, _IDENTITY, _no_pool(geometry), y, argmax, scratch)
+
+
+def conv2d_backward_input(dy, weight, geometry, dx, scratch):  # type: ignore[no-untyped-def]
+    """dx (N,H,W,C) from dy (N,P,Q,K)."""
+    none, argmax = np.empty((0, 0, 0, 0), dy.dtype), np.empty((0, 0, 0, 0), np.uint8)
+    pool = _no_pool(geometry)
+    conv2d_block_backward(
+        none, weight, dy, argmax, dy, geometry, _IDENTITY, pool, dx, none, none.reshape(-1), scratch
+    )
+
+
+def conv2d_backward_weight(x, dy, geometry, dw, db, scratch):  # type: ignore[no-untyped-def]
+    """dw (R,S,C/groups,K) and db (K,), summed over the batch."""
+    none, argmax = np.empty((0, 0, 0, 0), dy.dtype), np.empty((0, 0, 0, 0), np.uint8)
+    pool = _no_pool(geometry)
+    conv2d_block_backward(x, none, dy, argmax, dy, geometry, _IDENTITY, pool, none, dw, db, scratch)

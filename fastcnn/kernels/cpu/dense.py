@@ -1,0 +1,134 @@
+"""Dense layers: three matrix products on the micro-kernel, with bias and activation applied to each lane's rows while they are hot.
+
+Forward and input gradient cut the batch into lanes and pack the weight block by block (DEPTH of the sum, one panel of columns) into a
+lane's scratch; the weight gradient cuts the rows of the weight, so every sum runs over the whole batch in one order.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from fastcnn.kernels.cpu.epilogue import band_epilogue, gradient_before
+from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
+from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
+from fastcnn.kernels.cpu.runtime import as_input, threads
+
+DEPTH = 256  # terms of the sum in one packed block: a panel of them stays in the first-level cache
+
+
+@lru_cache(maxsize=256)
+def _offsets(count: int, pitch: int) -> np.ndarray:
+    return np.arange(count, dtype=np.int64) * pitch
+
+
+def dense_forward_scratch(n: int, n_in: int, n_out: int, dtype: Any, lanes: int) -> int:
+    """Elements: a packed block for each lane."""
+    return lanes * DEPTH * panel_width(np.dtype(dtype).itemsize)
+
+
+def dense_backward_scratch(n: int, n_in: int, n_out: int, dtype: Any, lanes: int) -> int:
+    """Elements: the gradient before the activation (readable a panel past its end), then a packed block for each lane."""
+    width = panel_width(np.dtype(dtype).itemsize)
+    return n * n_out + width + lanes * DEPTH * width
+
+
+@Kernel
+def _forward_rows(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    x, weight, bias, y, scratch, sizes, width, multiply, act, x_rows, y_rows, segment = unpack(args)
+    n_in, n_out = sizes
+    block0 = lane * DEPTH * width
+    for first in range(0, n_out, width):
+        valid = min(width, n_out - first)
+        for k0 in range(0, n_in, DEPTH):
+            depth = min(DEPTH, n_in - k0)
+            for k in range(depth):
+                source, target = (k0 + k) * n_out + first, block0 + k * width
+                for j in range(valid):
+                    scratch[target + j] = weight[source + j]
+                for j in range(valid, width):
+                    scratch[target + j] = 0
+            tile = (x, k0, x_rows, y, first, y_rows, segment, depth, 1, scratch, block0, width, 0, valid, k0 > 0)
+            call(multiply, start, stop, lane, tile)
+    band_epilogue(y, start * n_out, stop - start, n_out, bias, act)
+
+
+def dense_forward(x, weight, bias, activation, y, scratch):  # type: ignore[no-untyped-def]
+    """y (N,n_out) = activation(x (N,n_in) @ weight (n_in,n_out) + bias)."""
+    x, weight, bias = as_input(x), as_input(weight), as_input(bias)
+    n, (n_in, n_out) = x.shape[0], weight.shape
+    launch(
+        _forward_rows, n, x.reshape(-1), weight.reshape(-1), bias, y.reshape(-1), scratch, (n_in, n_out),
+        panel_width(y.itemsize), multiply_rows_address(y.dtype), tuple(activation), _offsets(n, n_in), _offsets(n, n_out),
+        _offsets(1, 0),
+    )  # fmt: skip
+
+
+@Kernel
+def _gradient_rows(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    y, dy, act, n_out, dz = unpack(args)
+    gradient_before(y, dy, start * n_out, stop * n_out, act, dz)
+
+
+@Kernel
+def _input_rows(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    weight, dx, scratch, sizes, width, multiply, dz_rows, dx_rows, segment = unpack(args)
+    n, n_in, n_out = sizes
+    block0 = n * n_out + width + lane * DEPTH * width
+    for first in range(0, n_in, width):
+        valid = min(width, n_in - first)
+        for k0 in range(0, n_out, DEPTH):
+            depth = min(DEPTH, n_out - k0)
+            for j in range(valid):
+                source = (first + j) * n_out + k0
+                for k in range(depth):
+                    scratch[block0 + k * width + j] = weight[source + k]
+            for j in range(valid, width):
+                for k in range(depth):
+                    scratch[block0 + k * width + j] = 0
+            tile = (scratch, k0, dz_rows, dx, first, dx_rows, segment, depth, 1, scratch, block0, width, 0, valid, k0 > 0)
+            call(multiply, start, stop, lane, tile)
+
+
+@Kernel
+def _weight_rows(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    x, dw, scratch, sizes, width, multiply, x_rows, dw_rows, segment = unpack(args)
+    n, n_in, n_out = sizes
+    for first in range(0, n_out, width):
+        valid = min(width, n_out - first)
+        tile = (x, 0, x_rows, dw, first, dw_rows, segment, n, n_in, scratch, first, n_out, 0, valid, False)
+        call(multiply, start, stop, lane, tile)
+
+
+@Kernel
+def _bias_columns(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    dz, rows, columns, db = unpack(args)
+    for j in range(start, stop):
+        db[j] = 0
+    for i in range(rows):
+        for j in range(start, stop):
+            db[j] += dz[i * columns + j]
+
+
+def dense_backward(x, weight, y, dy, activation, dx, dw, db, scratch):  # type: ignore[no-untyped-def]
+    """dx, dw, db from the gradient dy of the dense block's output y. dy is not changed."""
+    x, weight, y, dy = as_input(x), as_input(weight), as_input(y), as_input(dy)
+    n, n_in, n_out = x.shape[0], *weight.shape
+    width, multiply, sizes = panel_width(dy.itemsize), multiply_rows_address(dy.dtype), (n, n_in, n_out)
+    scratch[n * n_out : n * n_out + width] = 0
+    launch(_gradient_rows, n, y.reshape(-1), dy.reshape(-1), tuple(activation), n_out, scratch)
+    if db.size:
+        with threads(1):
+            launch(_bias_columns, n_out, scratch, n, n_out, db)
+    if dw.size:
+        launch(
+            _weight_rows, n_in, x.reshape(-1), dw.reshape(-1), scratch, sizes, width, multiply, _offsets(n_in, 1),
+            _offsets(n_in, n_out), _offsets(1, 0),
+        )  # fmt: skip
+    if dx.size:
+        launch(
+            _input_rows, n, weight.reshape(-1), dx.reshape(-1), scratch, sizes, width, multiply, _offsets(n, n_out),
+            _offsets(n, n_in), _offsets(1, 0),
+        )  # fmt: skip

@@ -1,0 +1,112 @@
+"""Bias, activations and dropout as ops of their own, for where they are not fused into a convolution or dense layer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastcnn.kernels.cpu.epilogue import band_epilogue, gradient_before
+from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
+from fastcnn.kernels.cpu.runtime import as_input, jit
+
+
+@Kernel
+def _add_bias(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    x, bias, y = unpack(args)
+    c = bias.shape[0]
+    for row in range(start, stop):
+        for j in range(c):
+            y[row * c + j] = x[row * c + j] + bias[j]
+
+
+def bias_forward(x, bias, y):  # type: ignore[no-untyped-def]
+    """y (rows,C) = x (rows,C) + bias (C,)."""
+    x, bias = as_input(x), as_input(bias)
+    launch(_add_bias, x.shape[0], x.reshape(-1), bias, y.reshape(-1))
+
+
+@Kernel
+def _sum_columns(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    """Columns, not rows, are cut into lanes: each is summed in one order."""
+    dy, rows, db = unpack(args)
+    c = db.shape[0]
+    for j in range(start, stop):
+        db[j] = 0
+    for row in range(rows):
+        for j in range(start, stop):
+            db[j] += dy[row * c + j]
+
+
+def bias_backward(dy, db):  # type: ignore[no-untyped-def]
+    """db (C,) = sum of dy (rows,C) over the rows, in an order that does not depend on the thread count."""
+    dy = as_input(dy)
+    launch(_sum_columns, db.shape[0], dy.reshape(-1), dy.shape[0], db)
+
+
+@Kernel
+def _activate(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    x, no_bias, act, y = unpack(args)
+    for i in range(start, stop):
+        y[i] = x[i]
+    band_epilogue(y, start, stop - start, 1, no_bias, act)
+
+
+def activation_forward(x, activation, y):  # type: ignore[no-untyped-def]
+    """y = activation(x), any one shape."""
+    x = as_input(x)
+    launch(_activate, x.size, x.reshape(-1), np.empty(0, x.dtype), tuple(activation), y.reshape(-1))
+
+
+@Kernel
+def _activate_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    y, dy, act, dx = unpack(args)
+    gradient_before(y, dy, start, stop, act, dx)
+
+
+def activation_backward(y, dy, activation, dx):  # type: ignore[no-untyped-def]
+    """dx = dy * activation'(.), from the output y."""
+    y, dy = as_input(y), as_input(dy)
+    launch(_activate_backward, y.size, y.reshape(-1), dy.reshape(-1), tuple(activation), dx.reshape(-1))
+
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
+
+
+@jit
+def _mix64(z):  # type: ignore[no-untyped-def]
+    """splitmix64's finaliser (Steele, Lea and Flood 2014)."""
+    z = (z ^ (z >> _S30)) * _MIX_1
+    z = (z ^ (z >> _S27)) * _MIX_2
+    return z ^ (z >> _S31)
+
+
+@Kernel
+def _drop(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    x, state, threshold, scale, y, mask = unpack(args)
+    base = _mix64(state[0] + state[1] * _GAMMA)
+    for i in range(start, stop):
+        keep = (_mix64(base + np.uint64(i + 1) * _GAMMA) >> _S32) >= threshold
+        mask[i] = keep
+        y[i] = x[i] * scale if keep else 0
+
+
+def dropout_forward(x, rate, state, y, mask):  # type: ignore[no-untyped-def]
+    """y = x / (1 - rate) where kept, else 0; the mask is the contract's function of (seed, step, place)."""
+    x = as_input(x)
+    threshold, scale = np.uint64(int(rate * 2**32)), y.dtype.type(1 / (1 - rate))
+    with np.errstate(over="ignore"):  # without Numba, NumPy's scalars warn of the wrap-around that is meant
+        launch(_drop, x.size, x.reshape(-1), state, threshold, scale, y.reshape(-1), mask.reshape(-1))
+
+
+@Kernel
+def _drop_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    dy, mask, scale, dx = unpack(args)
+    for i in range(start, stop):
+        dx[i] = dy[i] * scale if mask[i] else 0
+
+
+def dropout_backward(dy, mask, rate, dx):  # type: ignore[no-untyped-def]
+    """dx = dy / (1 - rate) where kept, else 0."""
+    dy, mask = as_input(dy), as_input(mask)
+    launch(_drop_backward, dy.size, dy.reshape(-1), mask.reshape(-1), dx.dtype.type(1 / (1 - rate)), dx.reshape(-1))

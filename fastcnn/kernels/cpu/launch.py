@@ -1,0 +1,200 @@
+"""How kernels are called: by address, over lanes.
+
+A kernel is a serial function `kernel(start, stop, lane, args)` over a range of items; `args` points to a tuple, which the kernel takes
+apart with `unpack(args)`. `launch(kernel, n, *args)` cuts n items into one contiguous range for each lane (thread) and calls it in parallel
+where the runtime allows that, and serially, with the same result, where it does not.
+
+Why by address: Numba links the whole code of a callee into each caller and optimises it again, which for a convolution under a
+`parallel=True` driver took over 20 s. Called through a pointer, each kernel is compiled once, and one small parallel driver serves
+all of them. Kernels call each other the same way (`call`), where inlining would only multiply code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.core import cgutils
+from numba.core.imputils import impl_ret_borrowed
+from numba.extending import intrinsic
+
+from fastcnn.kernels.cpu.runtime import jit, pool_of_threads
+
+_WORD = ir.IntType(64)
+_POINTER = ir.IntType(8).as_pointer()
+
+
+def _without_owners(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """`value` with its arrays' owners dropped: who calls keeps them alive, so lanes need not count references."""
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)
+        array.parent = cgutils.get_null_value(array.parent.type)
+        return array._getvalue()
+    if isinstance(kind, types.BaseTuple):
+        for i, inner in enumerate(kind.types):
+            part = _without_owners(context, builder, inner, builder.extract_value(value, i))
+            value = builder.insert_value(value, part, i)
+    return value
+
+
+def _spill(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    slot = cgutils.alloca_once(builder, value.type)
+    builder.store(_without_owners(context, builder, kind, value), slot)
+    return builder.bitcast(slot, _POINTER)
+
+
+def _call_pointer(builder: Any, address: Any, numbers: tuple[Any, ...], pointer: Any) -> None:
+    kernel_type = ir.FunctionType(ir.VoidType(), [_WORD] * 3 + [_POINTER])
+    builder.call(builder.inttoptr(address, kernel_type.as_pointer()), [*numbers, pointer])
+
+
+@intrinsic
+def call(typingctx, address, start, stop, lane, args):  # type: ignore[no-untyped-def]
+    """Call the kernel at `address` with a tuple of arguments that lives on this caller's stack."""
+    signature = types.void(types.int64, types.int64, types.int64, types.int64, args)
+
+    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        pointer = _spill(context, builder, args, values[4])
+        _call_pointer(builder, values[0], values[1:4], pointer)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def _call_at(typingctx, address, start, stop, lane, pointer):  # type: ignore[no-untyped-def]
+    signature = types.void(*[types.int64] * 5)
+
+    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        _call_pointer(builder, values[0], values[1:4], builder.inttoptr(values[4], _POINTER))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def _address_of(typingctx, args):  # type: ignore[no-untyped-def]
+    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        return builder.ptrtoint(_spill(context, builder, args, values[0]), _WORD)
+
+    return types.int64(args), codegen
+
+
+@intrinsic
+def unpack(typingctx, pointer):  # type: ignore[no-untyped-def]
+    """The tuple of arguments that a kernel was called with."""
+    if not isinstance(pointer, types.CPointer):
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        kind = context.get_value_type(sig.return_type)
+        value = builder.load(builder.bitcast(values[0], kind.as_pointer()))
+        return impl_ret_borrowed(context, builder, sig.return_type, value)
+
+    return pointer.dtype(pointer), codegen
+
+
+@jit(parallel=True)
+def _run_lanes(address, pointer, lanes, n):  # type: ignore[no-untyped-def]
+    for lane in prange(lanes):
+        _call_at(address, n * lane // lanes, n * (lane + 1) // lanes, lane, pointer)
+
+
+@jit
+def _run_one(address, n, args):  # type: ignore[no-untyped-def]
+    _call_at(address, 0, n, 0, _address_of(args))
+
+
+@jit
+def _run_all(run_lanes, address, lanes, n, args):  # type: ignore[no-untyped-def]
+    # The parallel driver, too, is called by address: linked in, it would be compiled again for every kernel.
+    call_driver(run_lanes, address, _address_of(args), lanes, n)
+
+
+@intrinsic
+def call_driver(typingctx, run_lanes, address, pointer, lanes, n):  # type: ignore[no-untyped-def]
+    signature = types.void(*[types.int64] * 5)
+
+    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        driver_type = ir.FunctionType(ir.VoidType(), [_WORD] * 4)
+        builder.call(builder.inttoptr(values[0], driver_type.as_pointer()), list(values[1:]))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _compiled_address(function: Any, signature: tuple[Any, ...]) -> int:
+    """Address of a jitted function's C entry for `signature`, compiled (or read from the cache) if need be."""
+    function.compile(signature)
+    result = function.overloads[signature]
+    return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
+
+
+class Kernel:
+    """A kernel `function(start, stop, lane, args)`, compiled for each tuple of argument types it meets."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function = jit(function)
+        self.__doc__, self.__name__ = function.__doc__, function.__name__
+        self._addresses: dict[Any, int] = {}
+
+    def address(self, args: tuple[Any, ...]) -> int:
+        """Where the code for arguments of these types lies."""
+        key = tuple([getattr(arg, "dtype", None) for arg in args])
+        address = self._addresses.get(key)
+        if address is None:
+            kind = types.CPointer(numba.typeof(args))
+            address = _compiled_address(self.function, (types.int64, types.int64, types.int64, kind))
+            self._addresses[key] = address
+        return address
+
+
+_driver_address = 0
+
+
+def _driver() -> int:
+    global _driver_address
+    if not _driver_address:
+        _driver_address = _compiled_address(_run_lanes, (types.int64,) * 4)
+    return _driver_address
+
+
+def launch(kernel: Kernel, n: int, *args: Any) -> None:
+    """Run `kernel` over the items 0..n, on as many lanes as the runtime gives.
+
+    Positions hold one type each: arrays may change dtype between calls, anything else may not.
+    """
+    if numba.config.DISABLE_JIT:
+        kernel.function(0, n, 0, args)
+        return
+    with pool_of_threads(n) as count:
+        if count > 1:
+            _run_all(_driver(), kernel.address(args), count, n, args)
+        else:
+            _run_one(kernel.address(args), n, args)
+
+
+if numba.config.DISABLE_JIT:
+
+    def call(address, start, stop, lane, args):  # type: ignore[no-untyped-def]  # noqa: F811
+        """Without Numba a kernel's address is the kernel."""
+        address(start, stop, lane, args)
+
+    def unpack(pointer):  # type: ignore[no-untyped-def]  # noqa: F811
+        """Without Numba the pointer is the tuple."""
+        return pointer
+
+
+def address_for(kernel: Kernel, *args: Any) -> Any:
+    """What `call` takes for `kernel` with arguments of these types."""
+    return kernel.function if numba.config.DISABLE_JIT else kernel.address(args)
+
+
+def empty(dtype: Any) -> np.ndarray:
+    """A flat array of nothing, as a sample of its type."""
+    return np.empty(0, dtype)

@@ -1,0 +1,183 @@
+"""From a convolution's geometry to the offset tables that the micro-kernel reads: im2col without the matrix.
+
+One image at a time: x padded to (HP, WP, C), and its output gradient dz padded to (PP, QP, K), both in scratch. A row of a product is an
+output pixel (forward), an input pixel (input gradient) or a weight (r, s, c) (weight gradient). The input gradient of a strided
+convolution falls apart into stride_h * stride_w *phases*, each the pixels that see the same taps of the window.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Conv(NamedTuple):
+    """The fields of a convolution's geometry, as this backend compiles them."""
+
+    h: int
+    w: int
+    c: int
+    k: int
+    r: int
+    s: int
+    p: int
+    q: int
+    stride_h: int
+    stride_w: int
+    pad_top: int
+    pad_left: int
+    pad_bottom: int
+    pad_right: int
+    dilation_h: int
+    dilation_w: int
+    groups: int
+
+
+class Pool(NamedTuple):
+    """The fields of a pool geometry, as this backend compiles them."""
+
+    h: int
+    w: int
+    c: int
+    r: int
+    s: int
+    p: int
+    q: int
+    stride_h: int
+    stride_w: int
+    pad_top: int
+    pad_left: int
+    pad_bottom: int
+    pad_right: int
+    count_include_pad: bool
+
+
+def has_pool(pool: Any) -> bool:
+    """False for the identity: a 1x1 window with stride 1."""
+    return not (pool.r == 1 and pool.s == 1 and pool.stride_h == 1 and pool.stride_w == 1)
+
+
+class ForwardTables(NamedTuple):
+    """Rows: output pixels p * Q + q. Segments: (r, s) taps, merged over s where they touch."""
+
+    hp: int
+    wp: int
+    padded: bool
+    rows: np.ndarray  # in the padded image
+    out_rows: np.ndarray  # in the output image
+    segments: np.ndarray
+    seg_len: int
+    per_pass: int  # segments in one pass over the rows
+
+
+class WeightTables(NamedTuple):
+    """Rows: (r, s, c) of one group, in the padded image with channels first. Segments: output rows p, each Q pixels long."""
+
+    rows: np.ndarray
+    out_rows: np.ndarray
+    segments: np.ndarray
+    per_pass: int  # segments in one pass over the rows
+
+
+class InputTables(NamedTuple):
+    """Rows: input pixels, phase after phase. Segments: taps (r, s) of the phase in reading order, merged where they touch."""
+
+    pp: int
+    qp: int
+    top: int
+    left: int
+    starts: np.ndarray  # phase -> first row; one more at the end
+    rows: np.ndarray  # in the padded output gradient
+    out_rows: np.ndarray  # in the input image
+    seg_starts: np.ndarray  # phase -> first segment
+    segments: np.ndarray
+    seg_lens: np.ndarray  # by phase
+    per_pass: np.ndarray  # by phase: segments in one pass over the rows
+    tap_starts: np.ndarray  # phase -> first tap
+    taps: np.ndarray  # r * S + s, in the order the packed weights have
+
+
+DEPTH = 384  # terms of a sum in one pass over the rows, so that the pass's panel of weights stays in the first-level cache
+PIXELS = 128  # the same for the weight gradient, where each term comes from a cache line of its own
+
+
+def _table(values: Any) -> np.ndarray:
+    return np.ascontiguousarray(values, dtype=np.int64).reshape(-1)
+
+
+def _passes(segments: np.ndarray, seg_len: int) -> tuple[np.ndarray, int, int]:
+    """Segments cut into equal pieces where they are too long for one pass, their length, and how many a pass takes."""
+    pieces = next((d for d in range(-(-seg_len // DEPTH), seg_len) if seg_len % d == 0), 1) if seg_len > DEPTH else 1
+    seg_len //= pieces
+    segments = _table(segments[:, None] + np.arange(pieces) * seg_len)
+    return segments, seg_len, max(1, DEPTH // seg_len)
+
+
+@lru_cache(maxsize=256)
+def forward_tables(g: Any) -> ForwardTables:
+    """Tables of y = conv(x)."""
+    hp, wp = g.h + g.pad_top + g.pad_bottom, g.w + g.pad_left + g.pad_right
+    p, q = np.ogrid[: g.p, : g.q]
+    rows = (p * g.stride_h * wp + q * g.stride_w) * g.c
+    r, s = np.ogrid[: g.r, : g.s]
+    taps = (r * g.dilation_h * wp + s * g.dilation_w) * g.c
+    depth = g.c // g.groups
+    if g.groups == 1 and (g.dilation_w == 1 or g.s == 1):
+        taps, depth = taps[:, :1], g.s * g.c
+    segments, seg_len, per_pass = _passes(_table(taps), depth)
+    padded = (hp, wp) != (g.h, g.w)
+    out_rows = _table(np.arange(g.p * g.q) * g.k)
+    return ForwardTables(hp, wp, padded, _table(rows), out_rows, segments, seg_len, per_pass)
+
+
+@lru_cache(maxsize=256)
+def weight_tables(g: Any) -> WeightTables:
+    """Tables of the weight gradient, for one image and one group."""
+    hp, wp = g.h + g.pad_top + g.pad_bottom, g.w + g.pad_left + g.pad_right
+    r, s, c = np.ogrid[: g.r, : g.s, : g.c // g.groups]
+    rows = (c * hp + r * g.dilation_h) * wp + s * g.dilation_w
+    return WeightTables(
+        _table(rows), _table(np.arange(rows.size) * g.k), _table(np.arange(g.p) * g.stride_h * wp),
+        max(1, PIXELS // g.q),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def input_tables(g: Any) -> InputTables:
+    """Tables of the input gradient: dx[h, w] = sum of dz[(h + pad - r * dilation) / stride, ...] over the taps that divide."""
+    top = max(0, -(-((g.r - 1) * g.dilation_h - g.pad_top) // g.stride_h))
+    left = max(0, -(-((g.s - 1) * g.dilation_w - g.pad_left) // g.stride_w))
+    pp = top + max(g.p, (g.h - 1 + g.pad_top) // g.stride_h + 1)
+    qp = left + max(g.q, (g.w - 1 + g.pad_left) // g.stride_w + 1)
+    kg = g.k // g.groups
+
+    starts, rows, out_rows, seg_starts, segments, seg_lens, per_pass, tap_starts, taps = (
+        [0], [], [], [0], [], [], [], [0], []
+    )  # fmt: skip
+    for phase_h in range(min(g.stride_h, g.h)):
+        for phase_w in range(min(g.stride_w, g.w)):
+            h, w = np.ogrid[phase_h : g.h : g.stride_h, phase_w : g.w : g.stride_w]
+            # Descending taps: their pixels of dz ascend.
+            along_h = [r for r in reversed(range(g.r)) if (phase_h + g.pad_top - r * g.dilation_h) % g.stride_h == 0]
+            along_w = [s for s in reversed(range(g.s)) if (phase_w + g.pad_left - s * g.dilation_w) % g.stride_w == 0]
+            at_h = [(phase_h + g.pad_top - r * g.dilation_h) // g.stride_h + top for r in along_h]
+            at_w = [(phase_w + g.pad_left - s * g.dilation_w) // g.stride_w + left for s in along_w]
+            rows.append(_table(((h // g.stride_h) * qp + w // g.stride_w) * g.k))
+            out_rows.append(_table((h * g.w + w) * g.c))
+            touching = g.groups == 1 and all(b - a == 1 for a, b in zip(at_w, at_w[1:], strict=False))
+            seg_len = kg * (len(at_w) if touching else 1)
+            first_only = at_w[:1] if touching else at_w
+            cut, seg_len, passes = _passes(_table([(i * qp + j) * g.k for i in at_h for j in first_only]), max(seg_len, 1))
+            segments.append(cut)
+            per_pass.append(passes)
+            taps.append(_table([r * g.s + s for r in along_h for s in along_w]))
+            starts.append(starts[-1] + rows[-1].size)
+            seg_starts.append(seg_starts[-1] + segments[-1].size)
+            seg_lens.append(seg_len)
+            tap_starts.append(tap_starts[-1] + taps[-1].size)
+    return InputTables(
+        pp, qp, top, left, _table(starts), np.concatenate(rows), np.concatenate(out_rows), _table(seg_starts),
+        np.concatenate(segments), _table(seg_lens), _table(per_pass), _table(tap_starts), np.concatenate(taps),
+    )  # fmt: skip

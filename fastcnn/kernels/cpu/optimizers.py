@@ -1,0 +1,72 @@
+"""One optimiser step over the flat parameter vector: elementwise, so lanes own ranges of it."""
+
+from __future__ import annotations
+
+import math
+
+from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
+from fastcnn.kernels.cpu.runtime import as_input
+
+
+@Kernel
+def _adam(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    params, grads, m, v, rates, n_decay = unpack(args)
+    rate, beta_1, beta_2, epsilon, l2, decay, grad_scale, correction_1, correction_2 = rates
+    one = params.dtype.type(1)
+    for first, last, weighs in ((start, min(stop, n_decay), one), (max(start, n_decay), stop, one - one)):
+        for i in range(first, last):
+            p = params[i]
+            g = grad_scale * grads[i] + weighs * l2 * p
+            m[i] = beta_1 * m[i] + (one - beta_1) * g
+            v[i] = beta_2 * v[i] + (one - beta_2) * g * g
+            step = m[i] / correction_1 / (math.sqrt(v[i] / correction_2) + epsilon)
+            params[i] = p - rate * (step + weighs * decay * p)
+
+
+def adam_update(params, grads, m, v, settings):  # type: ignore[no-untyped-def]
+    """One Adam / AdamW step over the flat vectors, in place."""
+    s = settings
+    rates = (
+        s.learning_rate, s.beta_1, s.beta_2, s.epsilon, s.l2, s.decay, s.grad_scale, s.correction_1, s.correction_2
+    )  # fmt: skip
+    launch(_adam, params.size, params, as_input(grads), m, v, _typed(rates, params), int(s.n_decay))
+
+
+def _typed(values, params):  # type: ignore[no-untyped-def]
+    """The settings in the parameters' precision, so that no step is computed in a wider one."""
+    return tuple([params.dtype.type(value) for value in values])
+
+
+@Kernel
+def _sgd(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    params, grads, velocity, rates, nesterov, n_decay = unpack(args)
+    rate, momentum, l2, decay, grad_scale = rates
+    one = params.dtype.type(1)
+    for first, last, weighs in ((start, min(stop, n_decay), one), (max(start, n_decay), stop, one - one)):
+        for i in range(first, last):
+            p = params[i]
+            step = rate * (grad_scale * grads[i] + weighs * l2 * p)
+            speed = momentum * velocity[i] - step
+            velocity[i] = speed
+            params[i] = p + (momentum * speed - step if nesterov else speed) - rate * weighs * decay * p
+
+
+def sgd_update(params, grads, velocity, settings):  # type: ignore[no-untyped-def]
+    """One SGD step (momentum, Nesterov) over the flat vectors, in place."""
+    s = settings
+    rates = _typed((s.learning_rate, s.momentum, s.l2, s.decay, s.grad_scale), params)
+    launch(_sgd, params.size, params, as_input(grads), velocity, rates, bool(s.nesterov), int(s.n_decay))
+
+
+@Kernel
+def _sum_squares(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    x, out = unpack(args)
+    total = 0.0
+    for i in range(x.shape[0]):
+        total += x[i] * x[i]
+    out[0] = total
+
+
+def sum_squares(x, out):  # type: ignore[no-untyped-def]
+    """out[0] = sum of squares of the flat vector x: one item, so one lane and one order."""
+    launch(_sum_squares, 1, as_input(x).reshape(-1), out)

@@ -1,0 +1,108 @@
+"""Max and average pooling and their gradients, any window, stride and padding. A lane owns a range of images."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastcnn.kernels.cpu.epilogue import pool_band
+from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
+from fastcnn.kernels.cpu.lowering import Pool
+from fastcnn.kernels.cpu.runtime import as_input
+
+
+@Kernel
+def _max_forward(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    x, no_bias, pool, y, argmax = unpack(args)
+    image = pool.h * pool.w * pool.c
+    for n in range(start, stop):
+        pool_band(x, n * image, 0, pool.h, no_bias, (0, 0.0), pool, y, argmax, n)
+
+
+def maxpool2d_forward(x, geometry, y, argmax):  # type: ignore[no-untyped-def]
+    """y (N,P,Q,C), argmax of y's shape."""
+    x = as_input(x)
+    no_bias = np.empty(0, x.dtype)
+    launch(_max_forward, x.shape[0], x.reshape(-1), no_bias, Pool(*geometry), y.reshape(-1), argmax.reshape(-1))
+
+
+@Kernel
+def _max_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    dy, argmax, g, dx = unpack(args)
+    image = g.h * g.w * g.c
+    for i in range(start * image, stop * image):
+        dx[i] = 0
+    for n in range(start, stop):
+        for p in range(g.p):
+            for q in range(g.q):
+                at = ((n * g.p + p) * g.q + q) * g.c
+                first = n * image + ((p * g.stride_h - g.pad_top) * g.w + q * g.stride_w - g.pad_left) * g.c
+                for c in range(g.c):
+                    place = np.int64(argmax[at + c])
+                    dx[first + (place // g.s * g.w + place % g.s) * g.c + c] += dy[at + c]
+
+
+def maxpool2d_backward(dy, argmax, geometry, dx):  # type: ignore[no-untyped-def]
+    """dx (N,H,W,C): each dy goes to its winner; overlapping windows add up."""
+    dy, argmax = as_input(dy), as_input(argmax)
+    launch(_max_backward, dy.shape[0], dy.reshape(-1), argmax.reshape(-1), Pool(*geometry), dx.reshape(-1))
+
+
+@Kernel
+def _average_forward(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    x, g, y = unpack(args)
+    one = y.dtype.type(1)
+    for n in range(start, stop):
+        for p in range(g.p):
+            top = p * g.stride_h - g.pad_top
+            for q in range(g.q):
+                left = q * g.stride_w - g.pad_left
+                r0, r1 = max(0, top), min(top + g.r, g.h)
+                s0, s1 = max(0, left), min(left + g.s, g.w)
+                out = ((n * g.p + p) * g.q + q) * g.c
+                for c in range(g.c):
+                    y[out + c] = 0
+                for r in range(r0, r1):
+                    for s in range(s0, s1):
+                        at = ((n * g.h + r) * g.w + s) * g.c
+                        for c in range(g.c):
+                            y[out + c] += x[at + c]
+                count = g.r * g.s if g.count_include_pad else (r1 - r0) * (s1 - s0)
+                share = one / y.dtype.type(count)
+                for c in range(g.c):
+                    y[out + c] *= share
+
+
+def avgpool2d_forward(x, geometry, y):  # type: ignore[no-untyped-def]
+    """y: mean over each window, of its pixels inside the image (or of all R*S with count_include_pad)."""
+    x = as_input(x)
+    launch(_average_forward, x.shape[0], x.reshape(-1), Pool(*geometry), y.reshape(-1))
+
+
+@Kernel
+def _average_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
+    dy, g, dx = unpack(args)
+    image = g.h * g.w * g.c
+    one = dx.dtype.type(1)
+    for i in range(start * image, stop * image):
+        dx[i] = 0
+    for n in range(start, stop):
+        for p in range(g.p):
+            top = p * g.stride_h - g.pad_top
+            for q in range(g.q):
+                left = q * g.stride_w - g.pad_left
+                r0, r1 = max(0, top), min(top + g.r, g.h)
+                s0, s1 = max(0, left), min(left + g.s, g.w)
+                count = g.r * g.s if g.count_include_pad else (r1 - r0) * (s1 - s0)
+                share = one / dx.dtype.type(count)
+                at = ((n * g.p + p) * g.q + q) * g.c
+                for r in range(r0, r1):
+                    for s in range(s0, s1):
+                        out = ((n * g.h + r) * g.w + s) * g.c
+                        for c in range(g.c):
+                            dx[out + c] += dy[at + c] * share
+
+
+def avgpool2d_backward(dy, geometry, dx):  # type: ignore[no-untyped-def]
+    """dx: each dy spread evenly over what its window averaged."""
+    dy = as_input(dy)
+    launch(_average_backward, dy.shape[0], dy.reshape(-1), Pool(*geometry), dx.reshape(-1))

@@ -1,0 +1,176 @@
+"""How kernels are compiled and on how many threads they run: the one place with a policy on either.
+
+Threads. A kernel is a serial, nogil function over a range of items; a thin parallel driver (`launch`) gives each *lane* (thread) a
+contiguous range. `lanes()` says how many a call may use now. Numba's OpenMP layer hangs or kills a forked child, and its
+workqueue layer aborts the process when two Python threads enter it; there a kernel gets one lane, and computes the same bits.
+
+Compilation. `jit` is `numba.njit` with the flags all kernels share and a cache whose directory is always writable and is
+keyed by the sources of the kernels, since Numba does not notice a change in another file than the function's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core.caching import FunctionCache, CompileResultCacheImpl, _CacheLocator
+
+# NaN and infinity keep their meaning (no nnan, no ninf): a diverging fit must be seen.
+FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
+
+_state = threading.local()
+_pool_lock = threading.Lock()
+_forked = False
+
+
+def _after_fork_in_child() -> None:
+    global _forked, _pool_lock
+    _forked = True
+    _pool_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def max_threads(asked: int | None = None) -> int:
+    """Threads a call may use: `asked` (None or -1: all), bounded by what Numba was given (joblib's workers lower it)."""
+    limit = int(numba.config.NUMBA_NUM_THREADS)
+    if asked is None or asked == -1:
+        return limit
+    if asked < 1:
+        raise ValueError(f"n_jobs must be a positive int, -1 or None, got {asked}")
+    return min(asked, limit)
+
+
+@contextmanager
+def threads(asked: int | None) -> Iterator[int]:
+    """Within the block, kernels called from this thread use up to `asked` threads."""
+    before = getattr(_state, "lanes", None)
+    _state.lanes = 1 if _forked else max_threads(asked)
+    try:
+        yield _state.lanes
+    finally:
+        _state.lanes = before
+
+
+def lanes() -> int:
+    """How many threads a kernel called now from this thread may use (one outside any `threads` block)."""
+    return 1 if _forked else (getattr(_state, "lanes", None) or 1)
+
+
+def as_input(x: np.ndarray) -> np.ndarray:
+    """`x` itself where it is contiguous and writable, else a copy that is: one compiled kernel serves every caller."""
+    flags = x.flags
+    return x if flags.c_contiguous and flags.writeable else np.array(x, order="C")
+
+
+@contextmanager
+def pool_of_threads(n: int) -> Iterator[int]:
+    """How many lanes a kernel over n items gets; while the block runs, the thread pool is its own where it must be."""
+    count = min(lanes(), n)
+    if count < 2 or _layer_takes_many():
+        yield count
+    elif _pool_lock.acquire(blocking=False):
+        try:
+            yield count
+        finally:
+            _pool_lock.release()
+    else:
+        yield 1
+
+
+def _layer_takes_many() -> bool:
+    # No layer is chosen before the first parallel call, so that call is made by one thread alone.
+    try:
+        return numba.threading_layer() != "workqueue"
+    except ValueError:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------------------- cache
+
+
+def _sources_digest() -> str:
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _find_cache_dir() -> Path | None:
+    chosen = os.environ.get("FASTCNN_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR")
+    candidates = [Path(chosen)] if chosen else []
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    candidates += [Path(home) / "fastcnn", Path(tempfile.gettempdir()) / f"fastcnn-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"]
+    for candidate in candidates:
+        path = candidate / _sources_digest()
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryFile(dir=path):
+                # A directory someone else owns could feed us foreign machine code.
+                if not hasattr(os, "getuid") or path.stat().st_uid == os.getuid():
+                    return path
+        except OSError:
+            continue
+    return None
+
+
+_cache_dir: Path | None = None
+_cache_known = False
+
+
+def cache_dir() -> Path | None:
+    """Where compiled kernels are kept between processes; None where no directory can be written."""
+    global _cache_dir, _cache_known
+    if not _cache_known:
+        _cache_dir, _cache_known = _find_cache_dir(), True
+    return _cache_dir
+
+
+class _Locator(_CacheLocator):  # type: ignore[misc]
+    """Puts every kernel's compiled code into `cache_dir()`; the directory's name is the sources' stamp."""
+
+    def __init__(self, py_func: Any, py_file: str) -> None:
+        self._line = py_func.__code__.co_firstlineno
+
+    def get_cache_path(self) -> str:
+        return str(cache_dir())
+
+    def get_source_stamp(self) -> str:
+        return "sources in the directory's name"
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> _Locator | None:
+        return cls(py_func, py_file) if cache_dir() is not None else None
+
+
+class _CacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = [_Locator]
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    _impl_class = _CacheImpl
+
+
+def jit(function: Callable[..., Any] | None = None, *, parallel: bool = False, inline: str = "never") -> Any:
+    """Compile a kernel: nogil, the shared fast-math flags, cached where a directory can be written."""
+    if function is None:
+        return lambda f: jit(f, parallel=parallel, inline=inline)
+    compiled = numba.njit(
+        function, nogil=True, parallel=parallel, inline=inline, fastmath=FASTMATH, error_model="numpy", boundscheck=None
+    )
+    if not numba.config.DISABLE_JIT and cache_dir() is not None:
+        compiled._cache = _Cache(compiled.py_func)
+    return compiled

@@ -1,0 +1,316 @@
+"""Layer specs: frozen dataclasses without arrays, stacked like legos in a list.
+
+A layer says what shape it gives (`output_shape`), which parameters it has (`param_shapes`) and which primitive ops it
+stands for (`lower`). Shapes leave out the batch axis; images are (H, W, C). Specs compare, hash, clone, pickle and grid-search
+like plain values. To add a layer see CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from fastcnn.engine.ops import ACTIVATIONS, Op, Shape, activation, conv_geometry, pair, pool_geometry
+
+__all__ = [
+    "ELU",
+    "AvgPool2D",
+    "BatchNorm",
+    "Conv2D",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GlobalAvgPool2D",
+    "Layer",
+    "MaxPool2D",
+    "ReLU",
+    "Tanh",
+    "from_dict",
+    "to_dict",
+]
+
+
+class Layer:
+    """What every layer spec answers. Subclasses are frozen dataclasses."""
+
+    def output_shape(self, in_shape: Shape) -> Shape:
+        """Shape of one sample's output; ValueError where `in_shape` cannot be taken."""
+        return self.lower(in_shape)[-1].out_shape
+
+    def param_shapes(self, in_shape: Shape) -> dict[str, Shape]:
+        """Names and shapes of the parameters, in the order they are stored."""
+        return {}
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        """The primitive ops this layer stands for, at least one."""
+        raise NotImplementedError(f"{type(self).__name__} must define lower()")
+
+
+def _check_count(value: object, name: str) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:  # type: ignore[operator]
+        raise ValueError(f"{name} must be a positive int, got {value!r}")
+
+
+def _check_activation(name: str | None) -> None:
+    if name is not None and name not in ACTIVATIONS:
+        raise ValueError(f"activation must be None or one of {ACTIVATIONS}, got {name!r}")
+
+
+def _activation_ops(name: str | None, shape: Shape, alpha: float = 1.0) -> tuple[Op, ...]:
+    if name is None or name == "identity":
+        return ()
+    return (Op("activation", shape, shape, activation=activation(name, alpha)),)
+
+
+@dataclass(frozen=True)
+class Conv2D(Layer):
+    """2-D convolution (cross-correlation, as everywhere in deep learning): (H, W, C) -> (P, Q, filters).
+
+    Parameters
+    ----------
+    filters : int
+        Channels out, K.
+    kernel_size, stride, dilation : int or (int, int)
+    padding : "same", "valid", int, (ph, pw) or ((top, bottom), (left, right))
+        "same" is Keras's: output ``ceil(n / stride)``, the odd pixel at the bottom and right.
+    groups : int
+        Divides channels in and out; ``groups == C`` is a depthwise convolution.
+    use_bias : bool
+    activation : None, "relu", "elu" or "tanh"
+
+    Notes
+    -----
+    ``weight`` is (R, S, C / groups, K), ``bias`` (K,).
+    """
+
+    filters: int
+    kernel_size: Any = 3
+    stride: Any = 1
+    padding: Any = "same"
+    dilation: Any = 1
+    groups: int = 1
+    use_bias: bool = True
+    activation: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_count(self.filters, "filters")
+        _check_count(self.groups, "groups")
+        for name in ("kernel_size", "stride", "dilation"):
+            pair(getattr(self, name), name)
+        _check_activation(self.activation)
+        # A layer read from JSON has lists; a spec that hashes needs tuples.
+        for name in ("kernel_size", "stride", "padding", "dilation"):
+            object.__setattr__(self, name, _as_tuple(getattr(self, name)))
+
+    def _geometry(self, in_shape: Shape) -> Any:
+        return conv_geometry(
+            in_shape, self.filters, self.kernel_size, self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def param_shapes(self, in_shape: Shape) -> dict[str, Shape]:
+        g = self._geometry(in_shape)
+        shapes: dict[str, Shape] = {"weight": (g.r, g.s, g.c // g.groups, g.k)}
+        return shapes | {"bias": (g.k,)} if self.use_bias else shapes
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        g = self._geometry(in_shape)
+        out = (g.p, g.q, g.k)
+        bias = (Op("bias", out, out, params=("bias",)),) if self.use_bias else ()
+        conv = Op("conv2d", in_shape, out, g, params=("weight",))
+        return (conv, *bias, *_activation_ops(self.activation, out))
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+@dataclass(frozen=True)
+class MaxPool2D(Layer):
+    """Largest value in each window: (H, W, C) -> (P, Q, C). `stride` None: the window's size. Pads with minus infinity."""
+
+    pool_size: Any = 2
+    stride: Any = None
+    padding: Any = "valid"
+
+    def __post_init__(self) -> None:
+        _check_pool(self)
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        g = pool_geometry(in_shape, self.pool_size, self.stride, self.padding)
+        return (Op("maxpool2d", in_shape, (g.p, g.q, g.c), g),)
+
+
+@dataclass(frozen=True)
+class AvgPool2D(Layer):
+    """Mean of each window: (H, W, C) -> (P, Q, C); of its pixels inside the image, or of all with `count_include_pad`."""
+
+    pool_size: Any = 2
+    stride: Any = None
+    padding: Any = "valid"
+    count_include_pad: bool = False
+
+    def __post_init__(self) -> None:
+        _check_pool(self)
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        g = pool_geometry(in_shape, self.pool_size, self.stride, self.padding, self.count_include_pad)
+        return (Op("avgpool2d", in_shape, (g.p, g.q, g.c), g),)
+
+
+def _check_pool(layer: MaxPool2D | AvgPool2D) -> None:
+    pair(layer.pool_size, "pool_size")
+    if layer.stride is not None:
+        pair(layer.stride, "stride")
+    for name in ("pool_size", "stride", "padding"):
+        object.__setattr__(layer, name, _as_tuple(getattr(layer, name)))
+
+
+@dataclass(frozen=True)
+class GlobalAvgPool2D(Layer):
+    """Mean over the whole image: (H, W, C) -> (C,)."""
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        g = pool_geometry(in_shape, in_shape[:2])
+        return (Op("avgpool2d", in_shape, (1, 1, g.c), g), Op("flatten", (1, 1, g.c), (g.c,)))
+
+
+@dataclass(frozen=True)
+class Flatten(Layer):
+    """(H, W, C) -> (H * W * C,). Copies nothing."""
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        size = 1
+        for n in in_shape:
+            size *= n
+        return (Op("flatten", in_shape, (size,)),)
+
+
+@dataclass(frozen=True)
+class Dense(Layer):
+    """Fully connected: (n_in,) -> (units,); an image is flattened first. ``weight`` is (n_in, units), ``bias`` (units,)."""
+
+    units: int
+    use_bias: bool = True
+    activation: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_count(self.units, "units")
+        _check_activation(self.activation)
+
+    def param_shapes(self, in_shape: Shape) -> dict[str, Shape]:
+        (n_in,) = Flatten().output_shape(in_shape)
+        shapes: dict[str, Shape] = {"weight": (n_in, self.units)}
+        return shapes | {"bias": (self.units,)} if self.use_bias else shapes
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        flat = Flatten().lower(in_shape) if len(in_shape) > 1 else ()
+        n_in = flat[-1].out_shape if flat else in_shape
+        out = (self.units,)
+        bias = (Op("bias", out, out, params=("bias",)),) if self.use_bias else ()
+        dense = Op("dense", n_in, out, params=("weight",))
+        return (*flat, dense, *bias, *_activation_ops(self.activation, out))
+
+
+@dataclass(frozen=True)
+class Dropout(Layer):
+    """Sets a share `rate` of the values to zero in training and scales the others by 1 / (1 - rate) (Srivastava et al. 2014)."""
+
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"rate must be in [0, 1), got {self.rate!r}")
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        return (Op("dropout", in_shape, in_shape, rate=float(self.rate)),)
+
+
+@dataclass(frozen=True)
+class BatchNorm(Layer):
+    """Batch normalisation over all but the channels (Ioffe and Szegedy 2015).
+
+    ``weight`` (gamma), ``bias`` (beta), ``running_mean`` and ``running_var`` are (C,). In training the batch's statistics are used and
+    ``running = momentum * running + (1 - momentum) * batch``; in inference the running ones.
+    """
+
+    momentum: float = 0.99
+    epsilon: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1], got {self.momentum!r}")
+        if not self.epsilon > 0:
+            raise ValueError(f"epsilon must be positive, got {self.epsilon!r}")
+
+    def param_shapes(self, in_shape: Shape) -> dict[str, Shape]:
+        c = (in_shape[-1],)
+        return {"weight": c, "bias": c, "running_mean": c, "running_var": c}
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        names = ("weight", "bias", "running_mean", "running_var")
+        return (
+            Op("batchnorm", in_shape, in_shape, params=names, momentum=float(self.momentum), epsilon=float(self.epsilon)),
+        )
+
+
+@dataclass(frozen=True)
+class ReLU(Layer):
+    """max(x, 0)."""
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        return _activation_ops("relu", in_shape)
+
+
+@dataclass(frozen=True)
+class ELU(Layer):
+    """x where x > 0, else alpha * (exp(x) - 1) (Clevert et al. 2016)."""
+
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ValueError(f"alpha must be positive, got {self.alpha!r}")
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        return _activation_ops("elu", in_shape, self.alpha)
+
+
+@dataclass(frozen=True)
+class Tanh(Layer):
+    """Hyperbolic tangent."""
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        return _activation_ops("tanh", in_shape)
+
+
+_LAYERS: dict[str, type[Layer]] = {
+    cls.__name__: cls
+    for cls in (
+        Conv2D, MaxPool2D, AvgPool2D, GlobalAvgPool2D, Flatten, Dense, Dropout, BatchNorm, ReLU, ELU, Tanh
+    )
+}  # fmt: skip
+
+
+def to_dict(layer: Layer) -> dict[str, Any]:
+    """`layer` as JSON-ready values: its class's name under "layer", then its fields."""
+    name = type(layer).__name__
+    if _LAYERS.get(name) is not type(layer):
+        raise ValueError(f"{layer!r} is not a layer of fastcnn.layers")
+    return {"layer": name} | {f.name: getattr(layer, f.name) for f in fields(layer)}  # type: ignore[arg-type]
+
+
+def from_dict(values: Mapping[str, Any]) -> Layer:
+    """The layer that `to_dict` described; ValueError names an unknown layer, field or value."""
+    values = dict(values)
+    name = values.pop("layer", None)
+    if name not in _LAYERS:
+        raise ValueError(f"unknown layer {name!r}: expected one of {sorted(_LAYERS)}")
+    cls = _LAYERS[name]
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{name} has no field {unknown[0]!r}: expected {sorted(known)}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error

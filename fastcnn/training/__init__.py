@@ -1,0 +1,1 @@
+"""Training: initial weights, batches, augmentation, optimisers, schedules, callbacks, and the loop itself."""

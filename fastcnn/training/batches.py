@@ -1,0 +1,255 @@
+"""Mini-batches: the images of an index, and an epoch of them, the next one built while this one trains."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from fastcnn.kernels.cpu import _batches
+from fastcnn.training.augment import Augmentation, check_augment, draw
+
+__all__ = ["Batch", "BatchBuilder", "BatchLoader", "RngKey", "random_stream"]
+
+RngKey = tuple[int, int, int]  # seed, epoch, number of the batch in its epoch
+
+# A batch of fewer values is built sooner than it is handed to a thread (some 100 microseconds).
+_THREAD_PAYS = 2**16
+
+_SHUFFLE, _AUGMENT = 0, 1  # what a stream is for; one seed gives each its own numbers
+
+
+def random_stream(key: RngKey, purpose: int) -> np.random.Generator:
+    """The random numbers of one batch: a function of the key alone, so of no thread and of no other batch.
+
+    Philox counts 256 bits up from where it starts; epoch and batch are the upper half, so streams never meet.
+    """
+    seed, epoch, number = key
+    return np.random.Generator(
+        np.random.Philox(
+            key=np.array([seed % 2**64, purpose], dtype=np.uint64),
+            counter=np.array([0, 0, number, epoch], dtype=np.uint64),
+        )
+    )
+
+
+def _kernel_dtype(dtype: np.dtype[Any]) -> type[np.generic]:
+    """The dtype among the batch builder's three that holds ``dtype``'s values (64-bit integers: nearly)."""
+    if dtype.kind == "b" or dtype == np.uint8:
+        return np.uint8
+    if dtype.kind in "iuf":
+        small = dtype.itemsize <= (4 if dtype.kind == "f" else 2)
+        return np.float32 if small else np.float64
+    raise ValueError(f"images must be of integers, floats or booleans, got dtype {dtype}")
+
+
+class BatchBuilder:
+    """Scaled float batches out of a set of images that stays as it is, in memory or mapped from a file.
+
+    A set of uint8, float32 or float64 whose images are each contiguous is read in place. Anything else is
+    gathered and converted batch by batch; the whole set is never copied.
+
+    Parameters
+    ----------
+    images : array (n, H*W*C), (n, H, W) or (n, H, W, C)
+        Not checked for NaN.
+    image_shape : (H, W, C)
+    mean, inv_std : floats or arrays (C,)
+        A batch is ``(image - mean) * inv_std``.
+    augment : list of augmentations, optional
+        Applied, before scaling, to batches built with an ``rng_key``.
+    dtype : float32 or float64
+
+    Raises
+    ------
+    ValueError
+        Sizes that do not fit ``image_shape``, or a dtype that holds no numbers.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[Any],
+        image_shape: tuple[int, int, int],
+        mean: ArrayLike,
+        inv_std: ArrayLike,
+        augment: Sequence[Augmentation] | None = None,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        if len(image_shape) != 3:
+            raise ValueError(f"image_shape must be (H, W, C), got {tuple(image_shape)}")
+        height, width, channels = (int(size) for size in image_shape)
+        images = np.asarray(images)
+        fitting = [(height * width * channels,), (height, width, channels)]
+        if channels == 1:
+            fitting.append((height, width))
+        if images.shape[1:] not in fitting:
+            raise ValueError(
+                f"images of shape {images.shape} are not (n, {', '.join(map(str, fitting[-1]))}) "
+                f"nor (n, {fitting[0][0]})"
+            )
+        self.image_shape = (height, width, channels)
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        if self.dtype not in (np.float32, np.float64):
+            raise ValueError(f"dtype must be float32 or float64, got {self.dtype}")
+        self.mean = self._per_channel("mean", mean)
+        self.inv_std = self._per_channel("inv_std", inv_std)
+        self.augment = check_augment(augment)
+        self.n_images = len(images)
+        self._images = images
+        self._source_dtype = _kernel_dtype(images.dtype)
+        self._in_place = (
+            images.dtype == self._source_dtype
+            and images.dtype.isnative
+            and images.flags.aligned
+            and images[:1].flags.c_contiguous
+        )
+        if self._in_place:
+            self._images = images.reshape(self.n_images, height * width * channels)
+
+    def _per_channel(self, name: str, value: ArrayLike) -> NDArray[np.float64]:
+        values = np.asarray(value, dtype=np.float64)
+        if values.shape not in ((), (1,), self.image_shape[2:]):
+            raise ValueError(f"{name} must be one number or one for each of {self.image_shape[2]} channels")
+        return np.ascontiguousarray(np.broadcast_to(values, self.image_shape[2:]))
+
+    def build(self, index: ArrayLike, out: NDArray[Any], rng_key: RngKey | None = None) -> None:
+        """Write the images of ``index`` (m,) into ``out``, C-contiguous (m, H, W, C) of the builder's dtype.
+
+        With ``rng_key`` (seed, epoch, batch number) the images are augmented; the same key changes them the
+        same way. May be called from several threads at once.
+
+        Raises
+        ------
+        IndexError
+            An index that is not in ``[0, n)``; ``out`` is untouched.
+        ValueError
+            An ``out`` of another shape, dtype or layout.
+        """
+        rows = np.asarray(index)
+        if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+            raise ValueError(f"index must be a vector of integers, got {rows.dtype} of shape {rows.shape}")
+        rows = np.ascontiguousarray(rows, dtype=np.int64)
+        m = len(rows)
+        shape = (m, *self.image_shape)
+        if out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise ValueError(
+                f"out must be a C-contiguous {self.dtype} array of shape {shape}, "
+                f"got {out.dtype} of shape {out.shape}"
+            )
+        target = out.reshape(m, self._values_per_image)
+        if self._in_place:
+            source = self._images
+        else:
+            outside = (rows < 0) | (rows >= self.n_images)  # indexing would take -1 for the last image
+            if outside.any():
+                raise IndexError(f"index {rows[outside][0]} is not one of {self.n_images} images")
+            source = (
+                self._images[rows].astype(self._source_dtype, order="C").reshape(m, self._values_per_image)
+            )
+            rows = np.arange(m)
+        if self.augment and rng_key is not None:
+            height, width, _ = self.image_shape
+            draws = draw(self.augment, random_stream(rng_key, _AUGMENT), m, height, width)
+            _batches.augment_batch(source, height, width, rows, self.mean, self.inv_std, *draws, target)
+        else:
+            _batches.build_batch(source, rows, self.mean, self.inv_std, target)
+
+    @property
+    def _values_per_image(self) -> int:
+        height, width, channels = self.image_shape
+        return height * width * channels
+
+
+class Batch(NamedTuple):
+    """One mini-batch. ``x`` is used again for a later one: be done with it before asking for the next."""
+
+    rows: NDArray[np.int64]  # (m,): which images
+    x: NDArray[Any]  # (m, H, W, C)
+    y: NDArray[Any]  # (m, ...)
+    sample_weight: NDArray[Any] | None  # (m,)
+
+
+class BatchLoader:
+    """The mini-batches of an epoch, each built while the one before it trains.
+
+    A background thread does it, one for each epoch; small batches are built in place instead.
+
+    Parameters
+    ----------
+    builder : BatchBuilder
+    y : array (n, ...)
+    sample_weight : array (n,) or None
+    batch_size : int
+        The last batch of an epoch holds what is left.
+    shuffle : bool
+        Whether each epoch has its own order, drawn from (seed, epoch).
+    seed : int
+    rows : int array, optional
+        The images that an epoch goes through, by their number; all of them without it.
+    """
+
+    def __init__(
+        self,
+        builder: BatchBuilder,
+        y: NDArray[Any],
+        sample_weight: NDArray[Any] | None = None,
+        batch_size: int = 128,
+        shuffle: bool = True,
+        seed: int = 0,
+        rows: NDArray[np.integer] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        for name, values in (("y", y), ("sample_weight", sample_weight)):
+            if values is not None and len(values) != builder.n_images:
+                raise ValueError(f"{name} has {len(values)} entries for {builder.n_images} images")
+        self.builder = builder
+        self.y = y
+        self.sample_weight = sample_weight
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rows = np.arange(builder.n_images) if rows is None else np.asarray(rows, dtype=np.int64)
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        return -(-len(self.rows) // self.batch_size)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The images of an epoch in the order in which they come."""
+        if not self.shuffle:
+            return self.rows
+        return self.rows[random_stream((self.seed, epoch, 0), _SHUFFLE).permutation(len(self.rows))]
+
+    def epoch(self, epoch: int) -> Generator[Batch, None, None]:
+        """Go through epoch number ``epoch`` (from 0) once.
+
+        An exception while a batch is built is raised where that batch is asked for. The thread is gone when
+        the loop ends, is left early or raises.
+        """
+        if len(self) == 0:
+            return
+        order = self.order(epoch)
+        size = min(self.batch_size, len(order))
+        buffers = [np.empty((size, *self.builder.image_shape), self.builder.dtype) for _ in range(2)]
+
+        def build(number: int) -> Batch:
+            rows = order[number * size : (number + 1) * size]
+            x = buffers[number % 2][: len(rows)]
+            self.builder.build(rows, x, (self.seed, epoch, number))
+            weight = None if self.sample_weight is None else self.sample_weight[rows]
+            return Batch(rows, x, self.y[rows], weight)
+
+        if buffers[0].size < _THREAD_PAYS:
+            yield from map(build, range(len(self)))
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="fastcnn-batches") as pool:
+            upcoming = pool.submit(build, 0)
+            for number in range(len(self)):
+                batch = upcoming.result()
+                if number + 1 < len(self):
+                    upcoming = pool.submit(build, number + 1)
+                yield batch

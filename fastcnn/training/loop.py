@@ -1,0 +1,261 @@
+"""The training loop: epochs over mini-batches, validation, stopping, history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+
+from fastcnn.training.callbacks import BatchInfo, EpochInfo, FitInfo
+
+__all__ = ["History", "train"]
+
+_TICK = 0.1  # seconds between two calls of on_batch_end
+
+Reason = Literal["max_iter", "tol", "callback", "interrupted", "diverged"]
+
+
+@dataclass
+class History:
+    """What happened in training, epoch by epoch; calls of `train` that go on with it append to it.
+
+    Attributes
+    ----------
+    loss_curve : list of float
+        Weighted mean training loss of each epoch (of its mini-batches as they came).
+    validation_scores, validation_loss_curve : list of float
+        At the end of each epoch that was validated.
+    epoch_seconds : list of float
+        Training alone, without validation.
+    learning_rates : list of float
+        Of each epoch's last step.
+    best_iter : int
+        Number (from 1) of the epoch with the best validation score under early stopping, else with the lowest
+        training loss; 0 before the first.
+    best_loss : float
+        Lowest of `loss_curve`.
+    best_score : float or None
+        Highest validation score of the last call of `train`.
+    t : int
+        Samples that updates were made with.
+    reason : str
+        Why the last call ended: "max_iter"; "tol" (no improvement); "callback"; "interrupted"
+        (KeyboardInterrupt); "diverged" (a loss or parameter that is not finite).
+    """
+
+    loss_curve: list[float] = field(default_factory=list)
+    validation_scores: list[float] = field(default_factory=list)
+    validation_loss_curve: list[float] = field(default_factory=list)
+    epoch_seconds: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+    best_iter: int = 0
+    best_loss: float = inf
+    best_score: float | None = None
+    t: int = 0
+    reason: Reason = "max_iter"
+
+    @property
+    def n_iter(self) -> int:
+        """Epochs done."""
+        return len(self.loss_curve)
+
+
+def train(
+    network: Any,
+    loader: Any,
+    *,
+    schedule: Callable[[int], float],
+    max_iter: int,
+    tol: float = 1e-4,
+    n_iter_no_change: float = 10,
+    early_stopping: bool = False,
+    validate: Callable[[], tuple[float, float]] | None = None,
+    label_smoothing: float = 0.0,
+    callbacks: Iterable[Any] = (),
+    start_epoch: int = 0,
+    history: History | None = None,
+) -> History:
+    """Train `network` for up to `max_iter` epochs.
+
+    Stops early when `n_iter_no_change` epochs in a row did not improve by `tol`: the training loss or, with
+    `early_stopping`, the validation score. With `early_stopping` the parameters of the best score are then
+    restored, however training ended. If a loss or parameter stops being finite, the parameters go back to the
+    last good ones, at the start of that epoch, and the optimiser starts afresh; the epoch is not recorded. A
+    KeyboardInterrupt ends training and keeps what was learnt.
+
+    Parameters
+    ----------
+    network : Network
+    loader : BatchLoader
+        ``loader.epoch(e)`` gives the batches of epoch e, ``len(loader)`` is their number.
+    schedule : callable
+        ``schedule(step)`` is the learning rate; step = epoch * len(loader) + batch, from `start_epoch` on.
+    max_iter : int
+        Epochs of this call, at most.
+    tol : float
+        Least change that counts as an improvement.
+    n_iter_no_change : int or inf
+    early_stopping : bool
+    validate : callable or None
+        ``validate() -> (score, loss)`` at the end of each epoch; a higher score is better.
+    label_smoothing : float in [0, 1)
+    callbacks : iterable of Callback
+    start_epoch : int
+        Number (from 0) of the first epoch: what the shuffling, the augmentation and `schedule` go on from.
+    history : History or None
+        What to append to; None: a new one.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to train on, or `early_stopping` has no `validate`.
+    """
+    if early_stopping and validate is None:
+        raise ValueError("early_stopping=True needs validate")
+    if len(loader) == 0:
+        raise ValueError("there are no batches to train on")
+    history = History() if history is None else history
+    history.reason, history.best_score = "max_iter", None
+    callbacks = tuple(callbacks)
+    patience = _Patience(tol, n_iter_no_change)
+    good, best = _copies(network), None
+    end = start_epoch + max_iter
+    try:
+        _call(callbacks, "on_fit_begin", FitInfo(network, start_epoch, end, len(loader)))
+        for epoch in range(start_epoch, end):
+            info = _train_epoch(network, loader, epoch, end, schedule, label_smoothing, callbacks, history)
+            if info is None:
+                history.reason = "diverged"
+                break
+            value = -info.loss
+            if validate is not None:
+                score, loss = map(float, validate())
+                info = info._replace(validation_score=score, validation_loss=loss)
+                value = score if early_stopping else value
+            good = _copies(network)
+            if _record(history, info, early_stopping) and early_stopping:
+                best = good
+            patience.see(value)
+            stop = _call(callbacks, "on_epoch_end", info)
+            if patience.exhausted or stop:
+                history.reason = "tol" if patience.exhausted else "callback"
+                break
+    except KeyboardInterrupt:
+        history.reason = "interrupted"
+    finally:
+        if history.reason == "diverged" or not _is_finite(network):
+            network.load_params(good)
+            network.optimizer.reset()
+        if best is not None:
+            network.load_params(best)
+        _call(callbacks, "on_fit_end", history)
+    return history
+
+
+def _train_epoch(
+    network: Any,
+    loader: Any,
+    epoch: int,
+    end: int,
+    schedule: Callable[[int], float],
+    label_smoothing: float,
+    callbacks: tuple[Any, ...],
+    history: History,
+) -> EpochInfo | None:
+    """Go through the batches once; None if the loss or a parameter is not finite any more."""
+    loss_sum = weight_sum = 0.0
+    n_samples = 0
+    start = perf_counter()
+    next_tick = start + _TICK
+    with closing(loader.epoch(epoch)) as batches:
+        for number, batch in enumerate(batches):
+            network.optimizer.learning_rate = schedule(epoch * len(loader) + number)
+            loss = network.train_step(batch.x, batch.y, batch.sample_weight, label_smoothing=label_smoothing)
+            if not isfinite(loss):
+                return None
+            m = len(batch.x)
+            weight = m if batch.sample_weight is None else float(batch.sample_weight.sum())
+            loss_sum += loss * weight
+            weight_sum += weight
+            n_samples += m
+            history.t += m
+            now = perf_counter()
+            if now >= next_tick:
+                next_tick = now + _TICK
+                mean = loss_sum / weight_sum if weight_sum else 0.0
+                _call(
+                    callbacks,
+                    "on_batch_end",
+                    BatchInfo(epoch + 1, number + 1, mean, n_samples / (now - start)),
+                )
+    seconds = perf_counter() - start
+    if not _is_finite(network):  # the last update's loss is never computed
+        return None
+    return EpochInfo(
+        epoch=epoch + 1,
+        max_iter=end,
+        n_samples=n_samples,
+        loss=loss_sum / weight_sum if weight_sum else 0.0,
+        validation_score=None,
+        validation_loss=None,
+        learning_rate=network.optimizer.learning_rate,
+        seconds=seconds,
+        images_per_second=n_samples / seconds,
+    )
+
+
+class _Patience:
+    """Counts the epochs in a row that did not improve by `tol` on the best value before them."""
+
+    def __init__(self, tol: float, limit: float) -> None:
+        self._tol, self._limit = tol, limit
+        self._best, self._count = -inf, 0
+
+    def see(self, value: float) -> None:
+        self._count = 0 if value >= self._best + self._tol else self._count + 1
+        self._best = max(self._best, value)
+
+    @property
+    def exhausted(self) -> bool:
+        return self._count >= self._limit
+
+
+def _record(history: History, info: EpochInfo, by_score: bool) -> bool:
+    """Append `info`; True if its epoch is the best so far (by validation score or by training loss)."""
+    history.loss_curve.append(info.loss)
+    history.epoch_seconds.append(info.seconds)
+    history.learning_rates.append(info.learning_rate)
+    lower = info.loss < history.best_loss
+    history.best_loss = min(history.best_loss, info.loss)
+    higher = False
+    if info.validation_score is not None and info.validation_loss is not None:
+        history.validation_scores.append(info.validation_score)
+        history.validation_loss_curve.append(info.validation_loss)
+        higher = info.validation_score > (-inf if history.best_score is None else history.best_score)
+        history.best_score = info.validation_score if higher else history.best_score
+    is_best = higher if by_score else lower
+    if is_best:
+        history.best_iter = history.n_iter
+    return is_best
+
+
+def _call(callbacks: tuple[Any, ...], hook: str, info: Any) -> bool:
+    """Call `hook` of every callback that has it; whether one answered True."""
+    return any([bool(getattr(callback, hook)(info)) for callback in callbacks if hasattr(callback, hook)])
+
+
+def _copies(network: Any) -> dict[str, np.ndarray]:
+    return {name: value.copy() for name, value in network.params.items()}
+
+
+def _is_finite(network: Any) -> bool:
+    return all(np.isfinite(value).all() for value in network.params.values())

@@ -1,0 +1,133 @@
+"""Learning-rate schedules: pure functions of the step, from 0; beyond the last step they keep their value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import cos, isfinite, pi
+
+SCHEDULES = ("constant", "cosine", "onecycle", "step")
+
+Schedule = Callable[[int], float]
+
+
+def make_schedule(
+    name: str, learning_rate_init: float, total_steps: int, steps_per_epoch: int = 1
+) -> Schedule:
+    """The schedule called `name`, over `total_steps` steps.
+
+    Parameters
+    ----------
+    name : "constant", "cosine", "onecycle" or "step"
+    learning_rate_init : float > 0
+        The first learning rate; the highest for "onecycle".
+    total_steps : int >= 1
+        Mini-batches in the whole training.
+    steps_per_epoch : int >= 1
+        "step" drops at the start of an epoch.
+
+    Returns
+    -------
+    callable, ``schedule(step) -> learning rate``
+
+    Raises
+    ------
+    ValueError
+        If there is no such schedule or a value is outside its range.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown learning-rate schedule {name!r}: expected one of {SCHEDULES}")
+    if not (isfinite(learning_rate_init) and learning_rate_init > 0):
+        raise ValueError(f"learning_rate_init must be a finite number > 0, got {learning_rate_init!r}")
+    for label, value in (("total_steps", total_steps), ("steps_per_epoch", steps_per_epoch)):
+        if value < 1:
+            raise ValueError(f"{label} must be at least 1, got {value!r}")
+    if name == "cosine":
+        return Cosine(learning_rate_init, total_steps)
+    if name == "onecycle":
+        return OneCycle(learning_rate_init, total_steps)
+    if name == "step":
+        return StepDecay(learning_rate_init, total_steps, steps_per_epoch)
+    return Constant(learning_rate_init)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One learning rate throughout."""
+
+    learning_rate: float
+
+    def __call__(self, step: int) -> float:
+        return self.learning_rate
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from `learning_rate` down to `final` [1]_, without restarts.
+
+    References
+    ----------
+    .. [1] Loshchilov and Hutter 2017, "SGDR: stochastic gradient descent with warm restarts", eq. 5.
+    """
+
+    learning_rate: float
+    total_steps: int
+    final: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        return _anneal(self.learning_rate, self.final, min(step / self.total_steps, 1.0))
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """Up from `highest` / `start_div` to `highest`, then down to the start / `final_div` [1]_.
+
+    Both on half a cosine; `warmup` is the share of the steps that goes up. The defaults are PyTorch's.
+
+    References
+    ----------
+    .. [1] Smith and Topin 2018, "Super-convergence: very fast training of neural networks using large
+       learning rates".
+    """
+
+    highest: float
+    total_steps: int
+    warmup: float = 0.3
+    start_div: float = 25.0
+    final_div: float = 1e4
+
+    def __call__(self, step: int) -> float:
+        start, peak = self.highest / self.start_div, round(self.warmup * self.total_steps)
+        if step < peak:
+            return _anneal(start, self.highest, step / peak)
+        progress = min((step - peak) / (self.total_steps - peak), 1.0)
+        return _anneal(self.highest, start / self.final_div, progress)
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """The learning rate times `factor` at each of `milestones` (shares of the steps), when an epoch starts.
+
+    A tenth after half and after three quarters is how residual networks were trained on CIFAR-10 [1]_.
+
+    References
+    ----------
+    .. [1] He, Zhang, Ren and Sun 2016, "Deep residual learning for image recognition", section 4.2.
+    """
+
+    learning_rate: float
+    total_steps: int
+    steps_per_epoch: int = 1
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    factor: float = 0.1
+
+    def __call__(self, step: int) -> float:
+        step = min(step, self.total_steps - 1)
+        epoch_start = step - step % self.steps_per_epoch
+        drops = sum(epoch_start >= share * self.total_steps for share in self.milestones)
+        return self.learning_rate * self.factor**drops
+
+
+def _anneal(start: float, end: float, progress: float) -> float:
+    """From `start` (progress 0) to `end` (progress 1) on half a cosine."""
+    return end + (start - end) * (1.0 + cos(pi * progress)) / 2.0

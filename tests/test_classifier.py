@@ -1,0 +1,627 @@
+"""CNNClassifier on small data: input forms, labels, weights, stopping, going on, errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.metrics import accuracy_score, log_loss, make_scorer
+from sklearn.model_selection import train_test_split
+
+import fastcnn.classifier
+from fastcnn.architecture import build_layers
+from fastcnn.classifier import CNNClassifier
+from fastcnn.layers import (
+    AvgPool2D,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    GlobalAvgPool2D,
+    MaxPool2D,
+    ReLU,
+    Tanh,
+)
+from fastcnn.training.augment import RandomHorizontalFlip, RandomShift
+from fastcnn.training.batches import BatchBuilder
+
+SMALL = {
+    "conv_channels": (8,),
+    "dense_units": (16,),
+    "dropout": 0.0,
+    "learning_rate_init": 5e-3,
+    "batch_size": 32,
+    "max_iter": 2,
+    "random_state": 0,
+}
+
+
+def small(**parameters):
+    return CNNClassifier(**(SMALL | parameters))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """X_train, X_test, y_train, y_test; X is uint8 (n, 8, 8)."""
+    data = load_digits()
+    return train_test_split(data.images.astype(np.uint8), data.target, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def few(digits):
+    """300 digits."""
+    return digits[0][:300], digits[2][:300]
+
+
+@pytest.fixture(scope="module")
+def fitted(few):
+    return small().fit(*few)
+
+
+# ---------------------------------------------------------------------------------------- the whole
+
+
+def test_learns_digits(digits):
+    X_train, X_test, y_train, y_test = digits
+    clf = CNNClassifier(
+        conv_channels=(16, 32),
+        dropout=0.1,
+        learning_rate_init=5e-3,
+        batch_size=32,
+        max_iter=10,
+        random_state=0,
+    )
+    assert clf.fit(X_train, y_train).score(X_test, y_test) > 0.97
+
+
+def test_fitted_attributes(few):
+    X, y = few
+    clf = small().fit(X, y)
+    assert clf.n_features_in_ == 64
+    assert clf.image_shape_ == (8, 8, 1)
+    np.testing.assert_array_equal(clf.classes_, np.arange(10))
+    assert clf.n_iter_ == 2
+    assert clf.best_iter_ in (1, 2)
+    assert clf.t_ == 600
+    assert clf.loss_ == clf.loss_curve_[-1]
+    assert clf.best_loss_ == min(clf.loss_curve_)
+    assert clf.validation_scores_ == clf.validation_loss_curve_ == []
+    assert clf.out_activation_ == "softmax"
+    assert clf.n_layers_ == len(clf.network_.layers) == 6
+    assert not hasattr(clf, "feature_names_in_")
+    np.testing.assert_allclose(clf.channel_offset_, [X.mean()])
+    np.testing.assert_allclose(clf.channel_scale_, [X.std()])
+
+
+def test_probabilities(fitted, few):
+    proba = fitted.predict_proba(few[0])
+    assert proba.shape == (300, 10)
+    np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(fitted.predict(few[0]), fitted.classes_[proba.argmax(axis=1)])
+    np.testing.assert_allclose(fitted.predict_log_proba(few[0]), np.log(proba), rtol=1e-3, atol=1e-5)
+
+
+def test_log_probability_stays_finite(few):
+    clf = small(scale=None).fit(*few)
+    assert np.isfinite(clf.predict_log_proba(few[0] * np.float64(1e4))).all()
+
+
+def test_same_seed_same_bits(few):
+    first, second, other = (
+        small(random_state=s, dropout=0.2, n_jobs=n).fit(*few) for s, n in ((3, 1), (3, 2), (4, 1))
+    )
+    np.testing.assert_array_equal(first.predict_proba(few[0]), second.predict_proba(few[0]))
+    assert first.loss_curve_ == second.loss_curve_ != other.loss_curve_
+
+
+def test_random_state_instance(few):
+    state = np.random.RandomState(0)
+    first, second = small(random_state=state).fit(*few), small(random_state=state).fit(*few)
+    again = small(random_state=np.random.RandomState(0)).fit(*few)
+    assert first.loss_curve_ == again.loss_curve_ != second.loss_curve_
+
+
+def test_not_fitted():
+    clf = CNNClassifier()
+    for method in (clf.predict, clf.predict_proba, clf.predict_log_proba):
+        with pytest.raises(NotFittedError):
+            method(np.zeros((1, 4)))
+    with pytest.raises(NotFittedError):
+        clf.save("model.safetensors")
+
+
+# ------------------------------------------------------------------------------------------ images
+
+
+def _strided(X):
+    return np.repeat(np.repeat(X, 2, axis=0), 2, axis=2)[::2, :, ::2]
+
+
+def _read_only(X):
+    X = X.copy()
+    X.flags.writeable = False
+    return X
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda X: X[..., np.newaxis],
+        lambda X: X.reshape(-1, 64),
+        lambda X: X.tolist(),
+        lambda X: X.reshape(-1, 64).tolist(),
+        lambda X: X.astype(np.float32),
+        lambda X: X.astype(np.float64),
+        lambda X: X.astype(np.int64),
+        lambda X: X.astype(">i2"),
+        np.asfortranarray,
+        lambda X: np.asfortranarray(X.reshape(-1, 64)),
+        _strided,
+        _read_only,
+        lambda X: X[::-1][::-1],
+    ],
+)
+def test_input_forms_give_the_same(form, few, fitted):
+    X, y = few
+    clf = small().fit(form(X), y)
+    assert clf.image_shape_ == (8, 8, 1)
+    np.testing.assert_allclose(clf.predict_proba(form(X)), fitted.predict_proba(X), rtol=1e-4, atol=1e-6)
+
+
+def test_memmap(tmp_path, few, fitted):
+    X, y = few
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    np.testing.assert_array_equal(small().fit(mapped, y).predict_proba(mapped), fitted.predict_proba(X))
+
+
+def test_data_frame(few, fitted):
+    X, y = few
+    frame = pd.DataFrame(X.reshape(-1, 64), columns=[f"pixel{i}" for i in range(64)])
+    clf = small().fit(frame, pd.Series(y))
+    np.testing.assert_array_equal(clf.feature_names_in_, frame.columns)
+    np.testing.assert_array_equal(clf.predict_proba(frame), fitted.predict_proba(X))
+    with pytest.raises(ValueError, match="feature names"):
+        clf.predict(frame[frame.columns[::-1]])
+
+
+@pytest.mark.parametrize("shape", [(300, 8, 8), (300, 4, 4, 4), (300, 64)])
+def test_images_are_not_copied(shape, few, monkeypatch):
+    seen = []
+
+    class Recorder(BatchBuilder):
+        def __init__(self, images, *args, **kwargs):
+            seen.append(images)
+            super().__init__(images, *args, **kwargs)
+
+    monkeypatch.setattr(fastcnn.classifier, "BatchBuilder", Recorder)
+    X = few[0].reshape(shape)
+    small(max_iter=1, early_stopping=True, scoring="loss").fit(X, few[1]).predict(X)
+    assert seen
+    assert all(images.dtype == np.uint8 for images in seen)
+    assert np.shares_memory(seen[0], X)
+    assert np.shares_memory(seen[-1], X)
+
+
+@pytest.mark.parametrize(
+    ("n_features", "image_shape", "expected"),
+    [
+        (64, None, (8, 8, 1)),
+        (64, (4, 16), (4, 16, 1)),
+        (64, [4, 4, 4], (4, 4, 4)),
+        (60, None, (1, 60, 1)),
+        (1, None, (1, 1, 1)),
+        (2, None, (1, 2, 1)),
+    ],
+)
+def test_shape_of_flat_images(n_features, image_shape, expected, rng=np.random.default_rng(0)):
+    X, y = rng.integers(0, 255, (20, n_features), dtype=np.uint8), np.arange(20) % 3
+    clf = small(image_shape=image_shape, conv_channels=(4, 4, 4)).fit(X, y)
+    assert clf.image_shape_ == expected
+    assert clf.predict_proba(X).shape == (20, 3)
+
+
+def test_colour_images(rng=np.random.default_rng(0)):
+    X, y = rng.integers(0, 255, (40, 9, 7, 3), dtype=np.uint8), np.arange(40) % 2
+    clf = small().fit(X, y)
+    assert clf.image_shape_ == (9, 7, 3)
+    np.testing.assert_allclose(clf.channel_offset_, X.mean(axis=(0, 1, 2)))
+    np.testing.assert_array_equal(clf.predict(X), clf.predict(X.reshape(40, -1)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((5, 8, 8, 3), r"\(8, 8, 3\).*\(8, 8, 1\)"),
+        ((5, 4, 16), r"\(4, 16, 1\).*\(8, 8, 1\)"),
+        ((5, 63), "X has 63 features, but CNNClassifier is expecting 64 features"),
+        ((64,), "Expected 2D array"),
+        ((5, 8, 8, 1, 1), r"\(5, 8, 8, 1, 1\) has 5 dimensions"),
+        ((0, 8, 8), "0 sample"),
+    ],
+)
+def test_wrong_shape_at_predict(fitted, shape, message):
+    with pytest.raises(ValueError, match=message):
+        fitted.predict(np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("X", "image_shape", "message"),
+    [
+        (np.zeros((4, 64)), (8, 9), r"64 features.*\(8, 9\).*72"),
+        (np.zeros((4, 8, 8)), (4, 16), r"\(8, 8, 1\).*\(4, 16\)"),
+        (np.zeros((4, 64)), (8, 0), "positive ints"),
+        (np.zeros((4, 64)), (64,), "positive ints"),
+        (np.full((4, 8, 8), np.nan), None, "NaN"),
+        (np.full((4, 8, 8), np.inf), None, "infinity"),
+        (np.zeros((4, 0, 8)), None, "0 feature"),
+        (np.full((4, 64), "a"), None, "could not convert"),
+    ],
+)
+def test_wrong_images_at_fit(X, image_shape, message):
+    with pytest.raises(ValueError, match=message):
+        small(image_shape=image_shape).fit(X, [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+def test_scale_unit(few, dtype):
+    X = few[0].astype(dtype) + dtype(3)
+    clf = small(scale="unit").fit(X, few[1])
+    low, high = (0, 255) if dtype is np.uint8 else (3, 19)
+    assert (clf.channel_offset_, clf.channel_scale_) == ([low], [high - low])
+
+
+def test_scale_none_and_constant_images(few):
+    clf = small(scale=None).fit(*few)
+    assert (clf.channel_offset_, clf.channel_scale_) == ([0], [1])
+    clf = small().fit(np.full((30, 8, 8), 7, np.uint8), few[1][:30])
+    assert (clf.channel_offset_, clf.channel_scale_) == ([7], [1])
+
+
+# ------------------------------------------------------------------------------------------ layers
+
+
+def test_short_form():
+    layers = build_layers((8, 8, 1), conv_channels=(4, 8), dense_units=16, activation="tanh", dropout=0.5)
+    block = [Tanh(), MaxPool2D((2, 2))]
+    end = [Dropout(0.5), Dense(16), Tanh(), Dropout(0.5)]
+    assert layers == [Conv2D(4), *block, Conv2D(8), *block, *end]
+
+
+def test_short_form_with_batch_norm():
+    layers = build_layers((8, 8, 1), conv_channels=4, pool="avg", dense_units=(), batch_norm=True)
+    assert layers == [Conv2D(4, use_bias=False), BatchNorm(), ReLU(), AvgPool2D((2, 2))]
+
+
+def test_short_form_shrinks_pooling():
+    layers = build_layers((1, 5, 1), conv_channels=(2, 2, 2), pool_size=3, dense_units=())
+    assert [layer for layer in layers if isinstance(layer, MaxPool2D)] == [MaxPool2D((1, 3))]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"batch_norm": True},
+        {"pool": None, "kernel_size": (3, 1)},
+        {"pool": "avg", "activation": "elu"},
+        {"conv_channels": (), "dense_units": ()},
+        {"conv_channels": 4, "dense_units": 8},
+        {"conv_channels": np.array([4, 4]), "dense_units": [8]},
+        {"solver": "sgd", "learning_rate_init": 0.05, "clip_norm": 1.0},
+        {"solver": "sgd", "nesterovs_momentum": False, "learning_rate": "step"},
+        {"solver": "adamw", "learning_rate": "onecycle", "label_smoothing": 0.1},
+        {"augment": [RandomShift(1), RandomHorizontalFlip()], "shuffle": False},
+        {"dtype": "float64", "device": "auto"},
+        {"layers": [Conv2D(8, activation="relu"), GlobalAvgPool2D()]},
+    ],
+)
+def test_parameters_train(parameters, few):
+    clf = small(**parameters).fit(*few)
+    assert clf.loss_curve_[1] < clf.loss_curve_[0]
+    assert clf.predict_proba(few[0]).dtype == parameters.get("dtype", "float32")
+
+
+def test_full_form(few):
+    layers = [Conv2D(4, activation="relu"), MaxPool2D(), Conv2D(4), ReLU(), Dense(8, activation="tanh")]
+    clf = small(layers=layers).fit(*few)
+    assert clf.network_.layers == (*layers, Dense(10))
+    assert clf.layers is layers
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"layers": [Conv2D(4), "relu"]}, "layer 1"),
+        ({"layers": [MaxPool2D(9)]}, "layer 0.*does not fit"),
+        ({"conv_channels": (4, 0)}, "conv_channels"),
+        ({"dense_units": (2.5,)}, "dense_units"),
+        ({"augment": ["flip"]}, "augment"),
+        ({"device": "cuda"}, "cuda"),
+        ({"dropout": 1.0}, "'dropout' parameter of CNNClassifier"),
+        ({"solver": "lbfgs"}, "'solver' parameter of CNNClassifier"),
+        ({"scoring": "accuarcy"}, "'scoring' parameter of CNNClassifier"),
+    ],
+)
+def test_wrong_parameters_change_nothing(parameters, message, few):
+    X, y = few
+    clf = small().fit(X, y)
+    before, proba = dict(vars(clf)), clf.predict_proba(X)
+    clf.set_params(**parameters)
+    with pytest.raises(ValueError, match=message):
+        clf.fit(X.reshape(-1, 4, 4, 4), np.where(y > 5, "a", "b"))
+    assert vars(clf) == before | parameters
+    np.testing.assert_array_equal(clf.predict_proba(X), proba)
+
+
+# ---------------------------------------------------------------------------------- labels, weights
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([f"digit {i}" for i in range(10)]),
+        np.array([f"digit {i}" for i in range(10)], dtype=object),
+        np.arange(10) / 1.0 - 4,
+        np.arange(10) - 5,
+    ],
+)
+def test_labels_of_any_type(labels, few, fitted):
+    X, y = few
+    clf = small().fit(X, labels[y])
+    np.testing.assert_array_equal(clf.classes_, np.unique(labels))
+    np.testing.assert_array_equal(clf.predict(X), labels[fitted.predict(X)])
+    assert clf.predict(X).dtype == labels.dtype
+
+
+def test_two_classes(few):
+    X, y = few
+    clf = small().fit(X, y > 4)
+    assert clf.classes_.tolist() == [False, True]
+    assert clf.predict_proba(X).shape == (300, 2)
+
+
+def test_one_class(few):
+    clf = small().fit(few[0], ["only"] * 300)
+    assert set(clf.predict(few[0])) == {"only"}
+    np.testing.assert_array_equal(clf.predict_proba(few[0]), 1)
+
+
+def test_continuous_labels(few):
+    with pytest.raises(ValueError, match="continuous"):
+        small().fit(few[0], few[1] + 0.5)
+
+
+def test_weights_of_one_are_no_weights(few, fitted):
+    clf = small().fit(*few, sample_weight=np.ones(300))
+    np.testing.assert_array_equal(clf.predict_proba(few[0]), fitted.predict_proba(few[0]))
+
+
+def test_weight_is_repetition(few):
+    X, y = few[0][:90], few[1][:90]
+    counts = np.random.default_rng(0).integers(0, 4, 90)
+    common = {"dtype": "float64", "shuffle": False, "max_iter": 5}
+    weighted = small(batch_size=90, **common).fit(X, y, counts)
+    repeated = small(batch_size=int(counts.sum()), **common).fit(X.repeat(counts, axis=0), y.repeat(counts))
+    np.testing.assert_allclose(weighted.channel_scale_, repeated.channel_scale_, rtol=1e-12)
+    np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [np.zeros(300), -np.ones(300), np.ones(299), np.full(300, np.nan)])
+def test_wrong_sample_weight(weight, few):
+    with pytest.raises(ValueError, match="weight"):
+        small().fit(*few, sample_weight=weight)
+
+
+def test_class_weight(few):
+    X, y = few
+    given = {digit: 1.0 + (digit == 3) for digit in range(10)}
+    by_class = small(class_weight=given, scale="unit").fit(X, y)
+    by_sample = small(scale="unit").fit(X, y, 1.0 + (y == 3))
+    np.testing.assert_array_equal(by_class.predict_proba(X), by_sample.predict_proba(X))
+    both = small(class_weight="balanced", scale="unit").fit(X, y, np.full(300, 0.5))
+    balanced = small(scale="unit").fit(X, y, 30 / np.bincount(y)[y])
+    np.testing.assert_allclose(both.predict_proba(X), balanced.predict_proba(X), rtol=1e-3, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------- validation, stopping
+
+
+def test_early_stopping_restores_the_best(digits):
+    X_train, X_test, y_train, y_test = digits
+    clf = small(early_stopping=True, n_iter_no_change=2, tol=0.05, max_iter=20)
+    clf.fit(X_train, y_train, X_val=X_test, y_val=y_test)
+    assert 2 < clf.n_iter_ < 20
+    assert len(clf.validation_scores_) == len(clf.validation_loss_curve_) == clf.n_iter_
+    assert clf.best_iter_ == 1 + int(np.argmax(clf.validation_scores_))
+    assert clf.score(X_test, y_test) == pytest.approx(max(clf.validation_scores_))
+
+
+def test_validation_split_is_stratified(few, monkeypatch):
+    held = []
+    validate = CNNClassifier._validate
+    monkeypatch.setattr(
+        CNNClassifier, "_validate", lambda self, data: held.append(data) or validate(self, data)
+    )
+    X, y = few
+    clf = small(early_stopping=True, validation_fraction=0.2).fit(
+        X, y == 3, sample_weight=np.arange(300) + 1.0
+    )
+    assert clf.t_ == 2 * 240
+    assert len(held) == 2
+    assert abs(held[0].labels.mean() - (y == 3).mean()) < 0.02
+    assert held[0].weight is not None
+
+
+def test_validation_without_early_stopping(few, digits):
+    clf = small().fit(*few, X_val=digits[1], y_val=digits[3])
+    assert len(clf.validation_scores_) == 2
+    assert clf.validation_scores_[-1] == pytest.approx(clf.score(digits[1], digits[3]))
+    proba = clf.predict_proba(digits[1])
+    assert clf.validation_loss_curve_[-1] == pytest.approx(log_loss(digits[3], proba), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "scoring",
+    ["accuracy", "neg_log_loss", "loss", make_scorer(accuracy_score), lambda clf, X, y: clf.score(X, y)],
+)
+def test_scoring(scoring, few, digits):
+    names = [f"pixel{i}" for i in range(64)]
+    X, X_val = (pd.DataFrame(images.reshape(-1, 64), columns=names) for images in (few[0], digits[1]))
+    clf = small(scoring=scoring).fit(X, few[1], X_val=X_val, y_val=digits[3])
+    accuracy, loss = clf.score(X_val, digits[3]), log_loss(digits[3], clf.predict_proba(X_val))
+    expected = -loss if scoring in ("loss", "neg_log_loss") else accuracy
+    assert clf.validation_scores_[-1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_scoring_with_weights(few, digits):
+    weight = np.arange(len(digits[3])) + 1.0
+    scores = []
+    for scoring in (None, "accuracy"):
+        clf = small(scoring=scoring).fit(*few, X_val=digits[1], y_val=digits[3], sample_weight_val=weight)
+        scores.append(clf.validation_scores_)
+    assert scores[0] == pytest.approx(scores[1])
+    assert scores[0][-1] == pytest.approx(clf.score(digits[1], digits[3], weight))
+
+
+@pytest.mark.parametrize("name", ["X_val", "y_val", "sample_weight_val"])
+def test_validation_data_come_together(name, few):
+    with pytest.raises(ValueError, match=f"{name} was given: X_val and y_val are needed together"):
+        small().fit(*few, **{name: few[0]})
+
+
+def test_unseen_validation_label(few):
+    with pytest.raises(ValueError, match="eleven"):
+        small().fit(few[0], few[1].astype(str), X_val=few[0][:1], y_val=["eleven"])
+
+
+def test_stops_when_the_loss_does_not_improve(few):
+    clf = small(learning_rate="constant", tol=10.0, n_iter_no_change=2, max_iter=9).fit(*few)
+    assert clf.n_iter_ == 3
+
+
+def test_constant_learning_rate_warns_at_the_end(few):
+    with pytest.warns(ConvergenceWarning, match="Maximum iterations \\(2\\) reached"):
+        small(learning_rate="constant").fit(*few)
+    small(learning_rate="constant", n_iter_no_change=np.inf).fit(*few)
+
+
+class Interrupt:
+    def on_epoch_end(self, info):
+        if info.epoch == 2:
+            raise KeyboardInterrupt
+
+
+def test_keyboard_interrupt_keeps_the_model(few):
+    with pytest.warns(UserWarning, match="interrupted"):
+        clf = small(callbacks=[Interrupt()], max_iter=5).fit(*few)
+    assert clf.n_iter_ == 2
+    assert clf.score(*few) > 0.5
+
+
+def test_divergence_keeps_the_last_good_parameters(few):
+    clf = small(solver="sgd", learning_rate_init=1e30, max_iter=3)
+    with pytest.warns(ConvergenceWarning, match="diverged in epoch 1"):
+        clf.fit(*few)
+    assert clf.n_iter_ == 0
+    assert np.isnan(clf.loss_)
+    assert np.isfinite(clf.predict_proba(few[0])).all()
+
+
+def test_callback_stops(few):
+    class Stop:
+        def on_epoch_end(self, info):
+            return True
+
+    assert small(callbacks=[Stop()], max_iter=5).fit(*few).n_iter_ == 1
+
+
+def test_failing_callback_changes_nothing(few, fitted):
+    class Fail:
+        def on_epoch_end(self, info):
+            raise RuntimeError("no")
+
+    clf = small().fit(*few).set_params(callbacks=[Fail()])
+    with pytest.raises(RuntimeError, match="no"):
+        clf.fit(few[0], few[1] + 1)
+    np.testing.assert_array_equal(clf.classes_, np.arange(10))
+    np.testing.assert_array_equal(clf.predict_proba(few[0]), fitted.predict_proba(few[0]))
+
+
+def test_verbose(few, capsys):
+    small(verbose=True).fit(*few)
+    assert capsys.readouterr().out.count("epoch ") == 2
+
+
+# ---------------------------------------------------------------------------------------- going on
+
+
+def test_partial_fit_goes_on(digits):
+    X_train, X_test, y_train, y_test = digits
+    clf = small(max_iter=99)
+    for epoch in range(3):
+        for start in range(0, len(X_train), 500):
+            batch = slice(start, start + 500)
+            clf.partial_fit(X_train[batch], y_train[batch], classes=np.arange(10) if epoch == 0 else None)
+    assert clf.score(X_test, y_test) > 0.85
+    assert clf.n_iter_ == 9
+    assert clf.t_ == 3 * len(X_train)
+    assert clf.network_.optimizer.t == 3 * sum(-(-n // 32) for n in (500, 500, len(X_train) - 1000))
+
+
+def test_partial_fit_after_fit(few):
+    clf = small().fit(*few)
+    loss = clf.loss_
+    assert clf.partial_fit(*few).loss_ < loss
+    assert clf.n_iter_ == 3
+
+
+def test_partial_fit_errors(few):
+    X, y = few
+    with pytest.raises(ValueError, match="classes must be passed"):
+        small().partial_fit(X, y)
+    clf = small().partial_fit(X, y, classes=np.arange(10))
+    with pytest.raises(ValueError, match="not the same"):
+        clf.partial_fit(X, y, classes=np.arange(11))
+    with pytest.raises(ValueError, match=r"\[42\]"):
+        clf.partial_fit(X[:2], [1, 42])
+    with pytest.raises(ValueError, match=r"\(4, 16, 1\).*\(8, 8, 1\)"):
+        clf.partial_fit(X.reshape(-1, 4, 16), y)
+    with pytest.raises(ValueError, match="balanced"):
+        clf.set_params(class_weight="balanced").partial_fit(X, y)
+    assert clf.n_iter_ == 1
+
+
+def test_partial_fit_with_class_weight(few):
+    X, y = few
+    weights = {False: 1.0, True: 3.0}
+    by_class = small(class_weight=weights, scale=None).partial_fit(X, y > 4, classes=[False, True])
+    by_sample = small(scale=None).partial_fit(
+        X, y > 4, classes=[False, True], sample_weight=1.0 + 2 * (y > 4)
+    )
+    np.testing.assert_array_equal(by_class.predict_proba(X), by_sample.predict_proba(X))
+
+
+def test_warm_start(few):
+    X, y = few
+    clf = small(warm_start=True).fit(X, y)
+    loss = clf.loss_
+    clf.fit(X, y)
+    assert clf.n_iter_ == 4
+    assert clf.loss_curve_[2] < loss
+    with pytest.raises(ValueError, match="warm_start"):
+        clf.fit(X[:5], y[:5])
+    with pytest.raises(ValueError, match="shape"):
+        clf.fit(X[:, :4], y)
+    with pytest.raises(ValueError, match="shape"):
+        clf.set_params(conv_channels=(4,)).fit(X, y)
+    assert clf.n_iter_ == 4
+    assert small(warm_start=False).fit(X, y).fit(X, y).n_iter_ == 2
+
+
+def test_large_images_are_predicted_in_small_batches(monkeypatch, few, fitted):
+    monkeypatch.setattr(fastcnn.classifier, "_BATCH_VALUES", 64 * 7)
+    few_at_once = fitted.predict_proba(few[0])
+    monkeypatch.undo()
+    np.testing.assert_allclose(few_at_once, fitted.predict_proba(few[0]), rtol=1e-5)

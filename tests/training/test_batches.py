@@ -1,0 +1,260 @@
+"""Mini-batches of every kind of set, and the epoch's loader."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from fastcnn.training import batches
+from fastcnn.training.augment import RandomErasing, RandomHorizontalFlip, RandomShift
+from fastcnn.training.batches import BatchBuilder, BatchLoader
+
+pytestmark = pytest.mark.small
+
+AUGMENT = [RandomHorizontalFlip(), RandomShift(2), RandomErasing()]
+
+
+def images_of(dtype, shape=(12, 5, 4, 3), seed=0):
+    return np.random.default_rng(seed).integers(0, 100, shape).astype(dtype)
+
+
+def built(builder, index, rng_key=None):
+    out = np.full((len(index), *builder.image_shape), np.nan, builder.dtype)
+    builder.build(index, out, rng_key)
+    return out
+
+
+def build_threads():
+    return [t for t in threading.enumerate() if t.name.startswith("fastcnn-batches")]
+
+
+@pytest.fixture(params=["threaded", "in place"])
+def threaded(request, monkeypatch):
+    monkeypatch.setattr(batches, "_THREAD_PAYS", 0 if request.param == "threaded" else 2**62)
+    return request.param == "threaded"
+
+
+@pytest.mark.parametrize("dtype", ["u1", "?", "i1", "i2", "u4", "i8", "f2", "f4", "f8", ">f4", ">i2", "g"])
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("out_dtype", [np.float32, np.float64])
+def test_every_dtype_and_form_gives_the_formula(dtype, flat, out_dtype):
+    images = images_of(dtype)
+    mean, inv_std = np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.25, 2.0])
+    index = [3, 0, 11, 3]
+    builder = BatchBuilder(
+        images.reshape(12, -1) if flat else images, (5, 4, 3), mean, inv_std, dtype=out_dtype
+    )
+    expected = ((images[index].astype(np.float64) - mean) * inv_std).astype(out_dtype)
+    assert_array_equal(built(builder, index), expected)
+
+
+def test_layouts_that_are_not_contiguous(tmp_path):
+    images = images_of(np.float32, (12, 6, 4))
+    images.tofile(tmp_path / "images")
+    mapped = np.memmap(tmp_path / "images", dtype=np.float32, mode="r", shape=images.shape)
+    padded = np.zeros((12, 4 * 24 + 1), np.uint8)  # float32 at addresses that are no multiple of 4
+    padded[:, :96] = images.reshape(12, 24).view(np.uint8)
+    unaligned = np.ndarray((12, 6, 4), np.float32, padded.data, strides=(97, 16, 4))
+    for view in (
+        images[::3],
+        images[::-1],
+        images[:, ::2],
+        images[:, :, ::-1],
+        np.asfortranarray(images),
+        mapped,
+        mapped[::2, 1:],
+        np.broadcast_to(images[0], images.shape),
+        unaligned,
+    ):
+        builder = BatchBuilder(view, (*view.shape[1:], 1), 2.0, 0.5)
+        index = np.arange(len(view))[::-1]
+        assert_array_equal(built(builder, index)[..., 0], (view[index] - np.float32(2)) * np.float32(0.5))
+
+
+def test_a_contiguous_set_is_not_copied(tmp_path):
+    images_of(np.uint8).tofile(tmp_path / "images")
+    mapped = np.memmap(tmp_path / "images", dtype=np.uint8, mode="r", shape=(12, 5, 4, 3))
+    for images in (images_of(np.uint8), images_of(np.float64), images_of(np.float32)[::2], mapped):
+        builder = BatchBuilder(images, (5, 4, 3), 0, 1)
+        assert builder._in_place and np.shares_memory(builder._images, images)
+
+
+def test_index_and_out_are_checked():
+    for images in (images_of(np.uint8), images_of(np.int64)):  # read in place, and gathered first
+        builder = BatchBuilder(images, (5, 4, 3), 0, 1)
+        for bad in (-1, 12):
+            with pytest.raises(IndexError, match=str(bad)):
+                built(builder, [0, bad])
+        assert built(builder, []).shape == (0, 5, 4, 3)
+        for index in ([0.5], [[1]], [True]):
+            with pytest.raises(ValueError, match="index"):
+                built(builder, index)
+        for out in (
+            np.empty((2, 60), np.float32),
+            np.empty((2, 5, 4, 3)),
+            np.empty((2, 5, 4, 6), "f4")[..., ::2],
+        ):
+            with pytest.raises(ValueError, match="out must be"):
+                builder.build([0, 1], out)
+    empty = BatchBuilder(np.zeros((0, 5, 4, 3), np.uint8), (5, 4, 3), 0, 1)
+    assert built(empty, []).shape == (0, 5, 4, 3)
+    with pytest.raises(IndexError, match="0 images"):
+        built(empty, [0])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"image_shape": (5, 4)},
+        {"image_shape": (5, 4, 1)},
+        {"mean": [1, 2]},
+        {"inv_std": np.ones((3, 1))},
+        {"dtype": np.float16},
+        {"augment": ["flip"]},
+        {"images": np.zeros((2, 5, 4, 3), complex)},
+        {"images": np.zeros((2, 5, 4, 3), object)},
+        {"images": np.zeros((2, 20), np.uint8)},
+    ],
+)
+def test_a_builder_refuses_what_does_not_fit(arguments):
+    good = {"images": images_of(np.uint8), "image_shape": (5, 4, 3), "mean": 0, "inv_std": 1}
+    with pytest.raises(ValueError):
+        BatchBuilder(**{**good, **arguments})
+
+
+def test_augmentation_is_a_function_of_the_key():
+    images = images_of(np.uint8, (64, 9, 8, 3))
+    builder = BatchBuilder(images, (9, 8, 3), 0, 1, augment=AUGMENT)
+    index = np.arange(64)
+    first = built(builder, index, (1, 2, 3))
+    assert_array_equal(built(builder, index, (1, 2, 3)), first)
+    assert_array_equal(built(builder, index), images)  # no key: as it is
+    for key in ((0, 2, 3), (1, 0, 3), (1, 2, 0), (1, 3, 2)):
+        assert not np.array_equal(built(builder, index, key), first)
+    gathered = BatchBuilder(images.astype(np.int32), (9, 8, 3), 0, 1, augment=AUGMENT[::-1])
+    assert_array_equal(built(gathered, index, (1, 2, 3)), first)
+
+
+def test_an_unscaled_shift_fills_with_the_scaled_zero():
+    builder = BatchBuilder(np.full((1, 4, 4), 9, np.uint8), (4, 4, 1), 5.0, 2.0, augment=RandomShift((4, 4)))
+    seen = np.unique([built(builder, [0], (0, 0, number)) for number in range(20)])
+    assert_array_equal(seen, [-10.0, 8.0])
+
+
+@given(st.integers(0, 30), st.integers(1, 12), st.booleans(), st.integers(0, 2**64), st.integers(0, 5))
+@settings(deadline=None, max_examples=60)
+@pytest.mark.parametrize("pays", [0, 2**62])
+def test_an_epoch_holds_each_image_once(pays, n, batch_size, shuffle, seed, epoch):
+    images = np.arange(n * 4).reshape(n, 2, 2).astype(np.float32)
+    y, weight = np.arange(n) * 10, np.arange(n) / 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "_THREAD_PAYS", pays)
+        loader = BatchLoader(BatchBuilder(images, (2, 2, 1), 0, 1), y, weight, batch_size, shuffle, seed)
+        seen = []
+        for batch in loader.epoch(epoch):
+            assert_array_equal(batch.x[..., 0], images[batch.rows])
+            assert_array_equal(batch.y, y[batch.rows])
+            assert_array_equal(batch.sample_weight, weight[batch.rows])
+            seen.append(batch.rows.copy())
+    assert len(seen) == len(loader)
+    assert [len(rows) for rows in seen[:-1]] == [batch_size] * (len(seen) - 1)
+    rows = np.concatenate([np.zeros(0, np.int64), *seen])
+    assert_array_equal(rows, loader.order(epoch))
+    assert_array_equal(np.sort(rows), np.arange(n))
+    if not shuffle:
+        assert_array_equal(rows, np.arange(n))
+
+
+def test_epochs_repeat_and_differ(threaded):
+    images = images_of(np.uint8, (50, 6, 6, 1))
+
+    def run(seed, epoch):
+        builder = BatchBuilder(images, (6, 6, 1), 0, 1, augment=AUGMENT)
+        loader = BatchLoader(builder, np.arange(50), None, 16, True, seed)
+        return np.concatenate([batch.x.copy() for batch in loader.epoch(epoch)])
+
+    assert_array_equal(run(3, 1), run(3, 1))
+    assert not np.array_equal(run(3, 1), run(3, 2))
+    assert not np.array_equal(run(3, 1), run(4, 1))
+
+
+def test_rows_choose_a_part():
+    rows = np.array([7, 2, 5])
+    loader = BatchLoader(
+        BatchBuilder(images_of(np.uint8), (5, 4, 3), 0, 1), np.arange(12), None, 2, True, rows=rows
+    )
+    for epoch in range(3):
+        order = np.concatenate([batch.y for batch in loader.epoch(epoch)])
+        assert_array_equal(np.sort(order), [2, 5, 7])
+
+
+def test_lengths_and_batch_size_are_checked():
+    builder = BatchBuilder(images_of(np.uint8), (5, 4, 3), 0, 1)
+    with pytest.raises(ValueError, match="y has 11"):
+        BatchLoader(builder, np.zeros(11))
+    with pytest.raises(ValueError, match="sample_weight has 3"):
+        BatchLoader(builder, np.zeros(12), np.ones(3))
+    with pytest.raises(ValueError, match="batch_size"):
+        BatchLoader(builder, np.zeros(12), batch_size=0)
+
+
+def test_the_next_batch_does_not_touch_the_current_one(monkeypatch):
+    monkeypatch.setattr(batches, "_THREAD_PAYS", 0)
+    images = images_of(np.uint8)
+    loader = BatchLoader(BatchBuilder(images, (5, 4, 3), 0, 1), np.arange(12), None, 1)
+    built_numbers = []
+    done = threading.Condition()
+    build = loader.builder.build
+
+    def noted(index, out, rng_key=None):
+        build(index, out, rng_key)
+        with done:
+            built_numbers.append(rng_key[2])
+            done.notify_all()
+
+    monkeypatch.setattr(loader.builder, "build", noted)
+    for number, batch in enumerate(loader.epoch(0)):
+        following = min(number + 1, 11)
+        with done:
+            assert done.wait_for(lambda n=following: n in built_numbers, timeout=30)
+        assert_array_equal(batch.x, images[batch.rows])
+
+
+@pytest.mark.parametrize("how", ["break", "close", "error", "interrupt"])
+def test_leaving_early_joins_the_thread(how, threaded):
+    loader = BatchLoader(BatchBuilder(images_of(np.uint8), (5, 4, 3), 0, 1), np.arange(12), None, 2)
+    if how == "break":
+        for _ in loader.epoch(0):
+            break
+    elif how == "close":
+        epoch = loader.epoch(0)
+        next(epoch)
+        assert bool(build_threads()) == threaded
+        epoch.close()
+    else:
+        error = KeyboardInterrupt if how == "interrupt" else RuntimeError
+        with pytest.raises(error):
+            for _ in loader.epoch(0):
+                raise error
+    assert not build_threads()
+    assert len(list(loader.epoch(0))) == 6  # and it goes on working
+
+
+def test_a_failing_build_surfaces_where_its_batch_is_asked_for(threaded):
+    loader = BatchLoader(
+        BatchBuilder(images_of(np.uint8), (5, 4, 3), 0, 1),
+        np.arange(12),
+        None,
+        2,
+        False,
+        rows=np.array([0, 1, 2, 3, 99, 5]),
+    )
+    seen = []
+    with pytest.raises(IndexError, match="99"):
+        for batch in loader.epoch(0):
+            seen.append(batch.y)  # noqa: PERF401
+    assert len(seen) == 2
+    assert not build_threads()
