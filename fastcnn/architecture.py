@@ -53,7 +53,7 @@ def build_layers(
 
 
 def _sizes(value: Any, name: str) -> tuple[int, ...]:
-    sizes = (value,) if hasattr(value, "__index__") else tuple(value)
+    sizes = tuple(value) if hasattr(value, "__len__") else (value,)
     if not all(hasattr(n, "__index__") and not isinstance(n, bool) and n >= 1 for n in sizes):
         raise ValueError(f"{name} must be a positive int or a sequence of them, got {value!r}")
     return tuple(int(n) for n in sizes)

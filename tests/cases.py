@@ -1,6 +1,6 @@
 """The table of shapes that tests and bench share: named problems for each kind of kernel.
 
-`small` marks what pure Python gets through quickly: the naive loops, and compiled kernels without Numba's JIT.
+`small` marks what pure Python gets through quickly: naive loops, and compiled kernels without Numba's JIT.
 """
 
 from typing import NamedTuple

@@ -216,14 +216,16 @@ def test_images_are_not_copied(shape, few, monkeypatch):
         (2, None, (1, 2, 1)),
     ],
 )
-def test_shape_of_flat_images(n_features, image_shape, expected, rng=np.random.default_rng(0)):
+def test_shape_of_flat_images(n_features, image_shape, expected):
+    rng = np.random.default_rng(0)
     X, y = rng.integers(0, 255, (20, n_features), dtype=np.uint8), np.arange(20) % 3
     clf = small(image_shape=image_shape, conv_channels=(4, 4, 4)).fit(X, y)
     assert clf.image_shape_ == expected
     assert clf.predict_proba(X).shape == (20, 3)
 
 
-def test_colour_images(rng=np.random.default_rng(0)):
+def test_colour_images():
+    rng = np.random.default_rng(0)
     X, y = rng.integers(0, 255, (40, 9, 7, 3), dtype=np.uint8), np.arange(40) % 2
     clf = small().fit(X, y)
     assert clf.image_shape_ == (9, 7, 3)

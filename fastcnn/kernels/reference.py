@@ -2,7 +2,7 @@
 
 Each forward stands beside its backward. Signatures, shapes and promises are those of `contract`, except that
 these functions allocate. A convolution is a sum over the taps (r, s) of its window: at each tap, a strided
-view of the padded image times a matrix of weights. The gradients are the same loop with the operands exchanged.
+view of the padded image times a matrix of weights. The gradients are the same loop, the operands exchanged.
 """
 
 # mypy: disable-error-code="no-untyped-def"

@@ -17,7 +17,7 @@ from fastcnn.kernels.cpu.epilogue import band_epilogue, is_pooled, pool_band, sc
 from fastcnn.kernels.cpu.lowering import Conv, Pool, forward_tables, has_pool, input_tables, weight_tables
 from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
-from fastcnn.kernels.cpu.runtime import as_input, jit, threads
+from fastcnn.kernels.cpu.runtime import U, as_input, jit
 
 CHUNKS = 16  # at most; of images, each with a weight gradient of its own
 CHUNK_BYTES = 1 << 26  # that all of them together may take
@@ -91,6 +91,11 @@ def _gradient_panel(g: Any, itemsize: int) -> int:
     return _round(g.p * g.q * panel_width(itemsize))
 
 
+def _operations(g: Any, n: int) -> int:
+    """Multiply-adds, as vectors of eight, of one pass over n images; and the output at least."""
+    return int(n * g.p * g.q * g.k * (1 + g.r * g.s * (g.c // g.groups) // 8))
+
+
 # ------------------------------------------------------------------------------------------------------------- packing
 
 
@@ -106,9 +111,9 @@ def _pack_forward(weight, g, width, packed):  # type: ignore[no-untyped-def]
             for row in range(depth):
                 start = row * g.k + group * kg + first
                 for j in range(valid):
-                    packed[at + j] = weight[start + j]
+                    packed[U(at + j)] = weight[U(start + j)]
                 for j in range(valid, width):
-                    packed[at + j] = 0
+                    packed[U(at + j)] = 0
                 at += width
 
 
@@ -125,9 +130,9 @@ def _pack_backward(weight, g, t, width, packed):  # type: ignore[no-untyped-def]
                     start = (t.taps[place] * cg + first) * g.k + group * kg
                     for k in range(kg):
                         for j in range(valid):
-                            packed[at + k * width + j] = weight[start + j * g.k + k]
+                            packed[U(at + k * width + j)] = weight[U(start + j * g.k + k)]
                         for j in range(valid, width):
-                            packed[at + k * width + j] = 0
+                            packed[U(at + k * width + j)] = 0
                     at += kg * width
 
 
@@ -137,7 +142,7 @@ def _pad_image(x, x0, h, w, c, out, out0, top, left, wp):  # type: ignore[no-unt
     for i in range(h):
         source, target = x0 + i * w * c, out0 + ((top + i) * wp + left) * c
         for j in range(w * c):
-            out[target + j] = x[source + j]
+            out[U(target + j)] = x[U(source + j)]
 
 
 @jit
@@ -147,7 +152,7 @@ def _transpose_image(x, x0, g, hp, wp, out, out0):  # type: ignore[no-untyped-de
         for j in range(g.w):
             source, target = x0 + (i * g.w + j) * g.c, out0 + (i + g.pad_top) * wp + j + g.pad_left
             for c in range(g.c):
-                out[target + c * hp * wp] = x[source + c]
+                out[U(target + c * hp * wp)] = x[U(source + c)]
 
 
 @jit
@@ -157,13 +162,13 @@ def _pack_panel(dz, start, p, q, k, pitch, width, panel0):  # type: ignore[no-un
         for column in range(q):
             source, target = start + (row * pitch + column) * k, panel0 + (row * q + column) * width
             for j in range(width):
-                dz[target + j] = dz[source + j]
+                dz[U(target + j)] = dz[U(source + j)]
 
 
 @jit
 def _fill_zero(out, start, stop):  # type: ignore[no-untyped-def]
     for i in range(start, stop):
-        out[i] = 0
+        out[U(i)] = 0
 
 
 # ------------------------------------------------------------------------------------------------------------- forward
@@ -222,10 +227,9 @@ def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax,
     band = _round(band_rows * g.q * g.k) if has_pool(pool) else 0
     layout = (_round(_packed_forward(g, size)), image + band, image, band_rows)
     width = panel_width(size)
-    with threads(1):
-        launch(_pack_forward_kernel, 1, weight.reshape(-1), g, width, scratch)
+    launch(_pack_forward_kernel, 1, weight.size, weight.reshape(-1), g, width, scratch)
     launch(
-        _forward_images, x.shape[0], x.reshape(-1), bias, y.reshape(-1), argmax.reshape(-1), scratch, layout, width,
+        _forward_images, x.shape[0], _operations(g, x.shape[0]), x.reshape(-1), bias, y.reshape(-1), argmax.reshape(-1), scratch, layout, width,
         multiply_rows_address(y.dtype), g, tuple(activation), Pool(*pool), forward_tables(geometry),
     )  # fmt: skip
 
@@ -293,11 +297,11 @@ def _merge_chunks(start, stop, lane, args):  # type: ignore[no-untyped-def]
     """out[start:stop] = sum of the chunks, in their order."""
     chunks, first, partial_size, scratch, out = unpack(args)
     for i in range(start, stop):
-        out[i] = scratch[first + i]
+        out[U(i)] = scratch[U(first + i)]
     for chunk in range(1, chunks):
         at = first + chunk * partial_size
         for i in range(start, stop):
-            out[i] += scratch[at + i]
+            out[U(i)] += scratch[U(at + i)]
 
 
 def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch):  # type: ignore[no-untyped-def]
@@ -310,18 +314,16 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
     )  # fmt: skip
     tables = input_tables(geometry)
     if dx.size:
-        with threads(1):
-            launch(_pack_backward_kernel, 1, weight.reshape(-1), g, tables, width, scratch)
+        launch(_pack_backward_kernel, 1, weight.size, weight.reshape(-1), g, tables, width, scratch)
     launch(
-        _backward_chunks, chunks, x.reshape(-1), y.reshape(-1), argmax.reshape(-1), dy.reshape(-1), dx.reshape(-1), scratch,
+        _backward_chunks, chunks, 2 * _operations(g, n), x.reshape(-1), y.reshape(-1), argmax.reshape(-1), dy.reshape(-1), dx.reshape(-1), scratch,
         layout, width, (dx.size > 0, dw.size > 0), multiply_rows_address(dy.dtype), g, tuple(activation), Pool(*pool),
         forward_tables(geometry), weight_tables(geometry), tables,
     )  # fmt: skip
     if dw.size:
-        launch(_merge_chunks, dw.size, chunks, packed, partial, scratch, dw.reshape(-1))
+        launch(_merge_chunks, dw.size, dw.size * chunks, chunks, packed, partial, scratch, dw.reshape(-1))
     if db.size:
-        with threads(1):
-            launch(_merge_chunks, db.size, chunks, packed + g.r * g.s * (g.c // g.groups) * g.k, partial, scratch, db)
+        launch(_merge_chunks, db.size, 0, chunks, packed + g.r * g.s * (g.c // g.groups) * g.k, partial, scratch, db)
 
 
 # ------------------------------------------------------------------------------- the convolution alone, without epilogue

@@ -14,7 +14,7 @@ import numpy as np
 from fastcnn.kernels.cpu.epilogue import band_epilogue, gradient_before
 from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
-from fastcnn.kernels.cpu.runtime import as_input, threads
+from fastcnn.kernels.cpu.runtime import U, as_input
 
 DEPTH = 256  # terms of the sum in one packed block: a panel of them stays in the first-level cache
 
@@ -47,9 +47,9 @@ def _forward_rows(start, stop, lane, args):  # type: ignore[no-untyped-def]
             for k in range(depth):
                 source, target = (k0 + k) * n_out + first, block0 + k * width
                 for j in range(valid):
-                    scratch[target + j] = weight[source + j]
+                    scratch[U(target + j)] = weight[U(source + j)]
                 for j in range(valid, width):
-                    scratch[target + j] = 0
+                    scratch[U(target + j)] = 0
             tile = (x, k0, x_rows, y, first, y_rows, segment, depth, 1, scratch, block0, width, 0, valid, k0 > 0)
             call(multiply, start, stop, lane, tile)
     band_epilogue(y, start * n_out, stop - start, n_out, bias, act)
@@ -60,7 +60,7 @@ def dense_forward(x, weight, bias, activation, y, scratch):  # type: ignore[no-u
     x, weight, bias = as_input(x), as_input(weight), as_input(bias)
     n, (n_in, n_out) = x.shape[0], weight.shape
     launch(
-        _forward_rows, n, x.reshape(-1), weight.reshape(-1), bias, y.reshape(-1), scratch, (n_in, n_out),
+        _forward_rows, n, n * n_in * n_out // 8, x.reshape(-1), weight.reshape(-1), bias, y.reshape(-1), scratch, (n_in, n_out),
         panel_width(y.itemsize), multiply_rows_address(y.dtype), tuple(activation), _offsets(n, n_in), _offsets(n, n_out),
         _offsets(1, 0),
     )  # fmt: skip
@@ -84,10 +84,10 @@ def _input_rows(start, stop, lane, args):  # type: ignore[no-untyped-def]
             for j in range(valid):
                 source = (first + j) * n_out + k0
                 for k in range(depth):
-                    scratch[block0 + k * width + j] = weight[source + k]
+                    scratch[U(block0 + k * width + j)] = weight[U(source + k)]
             for j in range(valid, width):
                 for k in range(depth):
-                    scratch[block0 + k * width + j] = 0
+                    scratch[U(block0 + k * width + j)] = 0
             tile = (scratch, k0, dz_rows, dx, first, dx_rows, segment, depth, 1, scratch, block0, width, 0, valid, k0 > 0)
             call(multiply, start, stop, lane, tile)
 
@@ -109,7 +109,7 @@ def _bias_columns(start, stop, lane, args):  # type: ignore[no-untyped-def]
         db[j] = 0
     for i in range(rows):
         for j in range(start, stop):
-            db[j] += dz[i * columns + j]
+            db[j] += dz[U(i * columns + j)]
 
 
 def dense_backward(x, weight, y, dy, activation, dx, dw, db, scratch):  # type: ignore[no-untyped-def]
@@ -118,17 +118,16 @@ def dense_backward(x, weight, y, dy, activation, dx, dw, db, scratch):  # type: 
     n, n_in, n_out = x.shape[0], *weight.shape
     width, multiply, sizes = panel_width(dy.itemsize), multiply_rows_address(dy.dtype), (n, n_in, n_out)
     scratch[n * n_out : n * n_out + width] = 0
-    launch(_gradient_rows, n, y.reshape(-1), dy.reshape(-1), tuple(activation), n_out, scratch)
+    launch(_gradient_rows, n, n * n_out, y.reshape(-1), dy.reshape(-1), tuple(activation), n_out, scratch)
     if db.size:
-        with threads(1):
-            launch(_bias_columns, n_out, scratch, n, n_out, db)
+        launch(_bias_columns, n_out, n * n_out, scratch, n, n_out, db)
     if dw.size:
         launch(
-            _weight_rows, n_in, x.reshape(-1), dw.reshape(-1), scratch, sizes, width, multiply, _offsets(n_in, 1),
+            _weight_rows, n_in, n * n_in * n_out // 8, x.reshape(-1), dw.reshape(-1), scratch, sizes, width, multiply, _offsets(n_in, 1),
             _offsets(n_in, n_out), _offsets(1, 0),
         )  # fmt: skip
     if dx.size:
         launch(
-            _input_rows, n, weight.reshape(-1), dx.reshape(-1), scratch, sizes, width, multiply, _offsets(n, n_out),
+            _input_rows, n, n * n_in * n_out // 8, weight.reshape(-1), dx.reshape(-1), scratch, sizes, width, multiply, _offsets(n, n_out),
             _offsets(n, n_in), _offsets(1, 0),
         )  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastcnn.kernels.cpu.epilogue import band_epilogue, gradient_before
 from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
-from fastcnn.kernels.cpu.runtime import as_input, jit
+from fastcnn.kernels.cpu.runtime import U, as_input, jit
 
 
 @Kernel
@@ -15,13 +15,13 @@ def _add_bias(start, stop, lane, args):  # type: ignore[no-untyped-def]
     c = bias.shape[0]
     for row in range(start, stop):
         for j in range(c):
-            y[row * c + j] = x[row * c + j] + bias[j]
+            y[U(row * c + j)] = x[U(row * c + j)] + bias[j]
 
 
 def bias_forward(x, bias, y):  # type: ignore[no-untyped-def]
     """y (rows,C) = x (rows,C) + bias (C,)."""
     x, bias = as_input(x), as_input(bias)
-    launch(_add_bias, x.shape[0], x.reshape(-1), bias, y.reshape(-1))
+    launch(_add_bias, x.shape[0], x.size, x.reshape(-1), bias, y.reshape(-1))
 
 
 @Kernel
@@ -33,27 +33,27 @@ def _sum_columns(start, stop, lane, args):  # type: ignore[no-untyped-def]
         db[j] = 0
     for row in range(rows):
         for j in range(start, stop):
-            db[j] += dy[row * c + j]
+            db[j] += dy[U(row * c + j)]
 
 
 def bias_backward(dy, db):  # type: ignore[no-untyped-def]
     """db (C,) = sum of dy (rows,C) over the rows, in an order that does not depend on the thread count."""
     dy = as_input(dy)
-    launch(_sum_columns, db.shape[0], dy.reshape(-1), dy.shape[0], db)
+    launch(_sum_columns, db.shape[0], dy.size, dy.reshape(-1), dy.shape[0], db)
 
 
 @Kernel
 def _activate(start, stop, lane, args):  # type: ignore[no-untyped-def]
     x, no_bias, act, y = unpack(args)
     for i in range(start, stop):
-        y[i] = x[i]
+        y[U(i)] = x[U(i)]
     band_epilogue(y, start, stop - start, 1, no_bias, act)
 
 
 def activation_forward(x, activation, y):  # type: ignore[no-untyped-def]
     """y = activation(x), any one shape."""
     x = as_input(x)
-    launch(_activate, x.size, x.reshape(-1), np.empty(0, x.dtype), tuple(activation), y.reshape(-1))
+    launch(_activate, x.size, x.size, x.reshape(-1), np.empty(0, x.dtype), tuple(activation), y.reshape(-1))
 
 
 @Kernel
@@ -65,7 +65,7 @@ def _activate_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
 def activation_backward(y, dy, activation, dx):  # type: ignore[no-untyped-def]
     """dx = dy * activation'(.), from the output y."""
     y, dy = as_input(y), as_input(dy)
-    launch(_activate_backward, y.size, y.reshape(-1), dy.reshape(-1), tuple(activation), dx.reshape(-1))
+    launch(_activate_backward, y.size, y.size, y.reshape(-1), dy.reshape(-1), tuple(activation), dx.reshape(-1))
 
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -87,8 +87,8 @@ def _drop(start, stop, lane, args):  # type: ignore[no-untyped-def]
     base = _mix64(state[0] + state[1] * _GAMMA)
     for i in range(start, stop):
         keep = (_mix64(base + np.uint64(i + 1) * _GAMMA) >> _S32) >= threshold
-        mask[i] = keep
-        y[i] = x[i] * scale if keep else 0
+        mask[U(i)] = keep
+        y[U(i)] = x[U(i)] * scale if keep else 0
 
 
 def dropout_forward(x, rate, state, y, mask):  # type: ignore[no-untyped-def]
@@ -96,17 +96,17 @@ def dropout_forward(x, rate, state, y, mask):  # type: ignore[no-untyped-def]
     x = as_input(x)
     threshold, scale = np.uint64(int(rate * 2**32)), y.dtype.type(1 / (1 - rate))
     with np.errstate(over="ignore"):  # without Numba, NumPy's scalars warn of the wrap-around that is meant
-        launch(_drop, x.size, x.reshape(-1), state, threshold, scale, y.reshape(-1), mask.reshape(-1))
+        launch(_drop, x.size, 4 * x.size, x.reshape(-1), state, threshold, scale, y.reshape(-1), mask.reshape(-1))
 
 
 @Kernel
 def _drop_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
     dy, mask, scale, dx = unpack(args)
     for i in range(start, stop):
-        dx[i] = dy[i] * scale if mask[i] else 0
+        dx[U(i)] = dy[U(i)] * scale if mask[U(i)] else 0
 
 
 def dropout_backward(dy, mask, rate, dx):  # type: ignore[no-untyped-def]
     """dx = dy / (1 - rate) where kept, else 0."""
     dy, mask = as_input(dy), as_input(mask)
-    launch(_drop_backward, dy.size, dy.reshape(-1), mask.reshape(-1), dx.dtype.type(1 / (1 - rate)), dx.reshape(-1))
+    launch(_drop_backward, dy.size, dy.size, dy.reshape(-1), mask.reshape(-1), dx.dtype.type(1 / (1 - rate)), dx.reshape(-1))

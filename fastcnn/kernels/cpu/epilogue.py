@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from fastcnn.kernels.cpu.lowering import has_pool
-from fastcnn.kernels.cpu.runtime import jit
+from fastcnn.kernels.cpu.runtime import U, jit
 
 
 is_pooled = jit(has_pool)
@@ -26,24 +26,24 @@ def band_epilogue(y, start, pixels, k, bias, act):  # type: ignore[no-untyped-de
             at = start + i * k
             if code == 1:
                 for j in range(k):
-                    v = y[at + j] + bias[j]
-                    y[at + j] = 0 if v <= 0 else v
+                    v = y[U(at + j)] + bias[j]
+                    y[U(at + j)] = 0 if v <= 0 else v
             else:
                 for j in range(k):
-                    y[at + j] += bias[j]
+                    y[U(at + j)] += bias[j]
     elif code == 1:
         for i in range(start, start + pixels * k):
-            v = y[i]
-            y[i] = 0 if v <= 0 else v
+            v = y[U(i)]
+            y[U(i)] = 0 if v <= 0 else v
     if code == 2:
         alpha = y.dtype.type(act[1])
         for i in range(start, start + pixels * k):
-            v = y[i]
+            v = y[U(i)]
             if v <= 0:
-                y[i] = alpha * math.expm1(v)
+                y[U(i)] = alpha * math.expm1(v)
     elif code == 3:
         for i in range(start, start + pixels * k):
-            y[i] = math.tanh(y[i])
+            y[U(i)] = math.tanh(y[U(i)])
 
 
 @jit
@@ -69,21 +69,21 @@ def pool_band(z, band0, p0, p1, bias, act, pool, y, argmax, n):  # type: ignore[
                     place = r * pool.s + s
                     if fresh:
                         for j in range(k):
-                            y[out + j] = z[at + j]
+                            y[U(out + j)] = z[U(at + j)]
                         if want_argmax:
                             for j in range(k):
-                                argmax[out + j] = place
+                                argmax[U(out + j)] = place
                     elif want_argmax:
                         for j in range(k):
-                            v, best = z[at + j], y[out + j]
-                            if v > best or (v != v and best == best):
-                                y[out + j] = v
-                                argmax[out + j] = place
+                            v, best = z[U(at + j)], y[U(out + j)]
+                            if (v > best) | (v != v):
+                                y[U(out + j)] = v
+                                argmax[U(out + j)] = place
                     else:
                         for j in range(k):
-                            v = z[at + j]
-                            if v > y[out + j] or v != v:
-                                y[out + j] = v
+                            v = z[U(at + j)]
+                            if v > y[U(out + j)] or v != v:
+                                y[U(out + j)] = v
                     fresh = False
     start = (n * pool.p + row0) * pool.q * k
     band_epilogue(y, start, max(row1 - row0, 0) * pool.q, k, bias, act)
@@ -92,30 +92,26 @@ def pool_band(z, band0, p0, p1, bias, act, pool, y, argmax, n):  # type: ignore[
 @jit
 def _pool_2x2(z, upper, lower, k, y, argmax, out, want_argmax):  # type: ignore[no-untyped-def]
     """The common window, with the winners kept in registers."""
+    zero, one, two, three = np.int32(0), np.int32(1), np.int32(2), np.int32(3)
     if want_argmax:
         for j in range(k):
-            best, place = z[upper + j], 0
-            v = z[upper + k + j]
-            if v > best or (v != v and best == best):
-                best, place = v, 1
-            v = z[lower + j]
-            if v > best or (v != v and best == best):
-                best, place = v, 2
-            v = z[lower + k + j]
-            if v > best or (v != v and best == best):
-                best, place = v, 3
-            y[out + j] = best
-            argmax[out + j] = place
+            a, b = z[U(upper + j)], z[U(upper + k + j)]
+            c, d = z[U(lower + j)], z[U(lower + k + j)]
+            # The second of a pair wins if larger or NaN: `|`, not `or`, so that there is no branch.
+            right = (b > a) | (b != b)
+            first, first_place = b if right else a, one if right else zero
+            right = (d > c) | (d != d)
+            second, second_place = d if right else c, three if right else two
+            below = (second > first) | (second != second)
+            y[U(out + j)] = second if below else first
+            argmax[U(out + j)] = second_place if below else first_place
     else:
         for j in range(k):
-            best = z[upper + j]
-            v = z[upper + k + j]
-            best = v if v > best or v != v else best
-            v = z[lower + j]
-            best = v if v > best or v != v else best
-            v = z[lower + k + j]
-            best = v if v > best or v != v else best
-            y[out + j] = best
+            a, b = z[U(upper + j)], z[U(upper + k + j)]
+            c, d = z[U(lower + j)], z[U(lower + k + j)]
+            a = b if (b > a) | (b != b) else a
+            c = d if (d > c) | (d != d) else c
+            y[U(out + j)] = c if (c > a) | (c != c) else a
 
 
 @jit
@@ -135,7 +131,7 @@ def gradient_before(y, dy, start, stop, act, dz):  # type: ignore[no-untyped-def
     """dz = dy * activation'(.) over the elements start..stop, from the output y."""
     one, code, alpha = dz.dtype.type(1), act[0], dz.dtype.type(act[1])
     for i in range(start, stop):
-        dz[i] = dy[i] * _slope(y[i], code, alpha, one)
+        dz[U(i)] = dy[U(i)] * _slope(y[U(i)], code, alpha, one)
 
 
 @jit
@@ -161,22 +157,22 @@ def scatter_gradient(dy, y, argmax, n, act, pool, dz, start, pitch, db):  # type
             first = start + (top * pitch + left) * k
             if not pooled:
                 for j in range(k):
-                    v = dy[at + j] * _slope(y[at + j], code, alpha, one)
-                    dz[first + j] = v
+                    v = dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
+                    dz[U(first + j)] = v
                 for j in range(k):
-                    dz[db + j] += dz[first + j]
+                    dz[U(db + j)] += dz[U(first + j)]
             elif cover:
                 for j in range(k):
-                    dz[db + j] += dy[at + j] * _slope(y[at + j], code, alpha, one)
+                    dz[U(db + j)] += dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
                 for r in range(pool.r):
                     for s in range(pool.s):
                         place, to = r * pool.s + s, first + (r * pitch + s) * k
                         for j in range(k):
-                            v = dy[at + j] * _slope(y[at + j], code, alpha, one)
-                            dz[to + j] = v if argmax[at + j] == place else 0
+                            v = dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
+                            dz[U(to + j)] = v if argmax[U(at + j)] == place else 0
             else:
                 for j in range(k):
-                    v = dy[at + j] * _slope(y[at + j], code, alpha, one)
-                    place = np.int64(argmax[at + j])
-                    dz[first + (place // pool.s * pitch + place % pool.s) * k + j] += v
-                    dz[db + j] += v
+                    v = dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
+                    place = np.int64(argmax[U(at + j)])
+                    dz[U(first + (place // pool.s * pitch + place % pool.s) * k + j)] += v
+                    dz[U(db + j)] += v

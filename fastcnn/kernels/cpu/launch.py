@@ -164,15 +164,18 @@ def _driver() -> int:
     return _driver_address
 
 
-def launch(kernel: Kernel, n: int, *args: Any) -> None:
-    """Run `kernel` over the items 0..n, on as many lanes as the runtime gives.
+SMALL = 1 << 16  # operations, about 20 microseconds: below that, waking other threads costs more than they save
+
+
+def launch(kernel: Kernel, n: int, work: int, *args: Any) -> None:
+    """Run `kernel` over the items 0..n, on as many lanes as the runtime gives, or on one if `work` (about how many operations) is small.
 
     Positions hold one type each: arrays may change dtype between calls, anything else may not.
     """
     if numba.config.DISABLE_JIT:
         kernel.function(0, n, 0, args)
         return
-    with pool_of_threads(n) as count:
+    with pool_of_threads(n if work >= SMALL else 1) as count:
         if count > 1:
             _run_all(_driver(), kernel.address(args), count, n, args)
         else:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
-from fastcnn.kernels.cpu.runtime import as_input
+from fastcnn.kernels.cpu.runtime import U, as_input
 
 
 @Kernel
@@ -22,16 +22,16 @@ def _forward(start, stop, lane, args):  # type: ignore[no-untyped-def]
         sums[j] = 0
     for i in range(rows):
         for j in range(start, stop):
-            sums[j] += x[i * c + j]
+            sums[j] += x[U(i * c + j)]
     for j in range(start, stop):
         sums[j] /= rows
-        sums[c + j] = 0
+        sums[U(c + j)] = 0
     for i in range(rows):
         for j in range(start, stop):
-            d = x[i * c + j] - sums[j]
-            sums[c + j] += d * d
+            d = x[U(i * c + j)] - sums[j]
+            sums[U(c + j)] += d * d
     for j in range(start, stop):
-        variance = sums[c + j] / rows
+        variance = sums[U(c + j)] / rows
         mean[j] = sums[j]
         inv_std[j] = 1 / math.sqrt(variance + epsilon)
         unbiased = variance * rows / max(rows - 1, 1)
@@ -39,7 +39,7 @@ def _forward(start, stop, lane, args):  # type: ignore[no-untyped-def]
         running_var[j] = momentum * running_var[j] + (1 - momentum) * unbiased
     for i in range(rows):
         for j in range(start, stop):
-            y[i * c + j] = (x[i * c + j] - mean[j]) * (inv_std[j] * gamma[j]) + beta[j]
+            y[U(i * c + j)] = (x[U(i * c + j)] - mean[j]) * (inv_std[j] * gamma[j]) + beta[j]
 
 
 def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, y, mean, inv_std):  # type: ignore[no-untyped-def]
@@ -47,7 +47,7 @@ def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsil
     x, gamma, beta = as_input(x), as_input(gamma), as_input(beta)
     sums = np.empty(2 * gamma.size)
     launch(
-        _forward, gamma.size, x.reshape(-1), gamma, beta, running_mean, running_var, float(momentum), float(epsilon),
+        _forward, gamma.size, 4 * x.size, x.reshape(-1), gamma, beta, running_mean, running_var, float(momentum), float(epsilon),
         y.reshape(-1), mean, inv_std, sums,
     )  # fmt: skip
 
@@ -58,14 +58,14 @@ def _inference(start, stop, lane, args):  # type: ignore[no-untyped-def]
     c = shift.shape[0]
     for i in range(start, stop):
         for j in range(c):
-            y[i * c + j] = (x[i * c + j] - shift[j]) * scale[j] + beta[j]
+            y[U(i * c + j)] = (x[U(i * c + j)] - shift[j]) * scale[j] + beta[j]
 
 
 def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, y):  # type: ignore[no-untyped-def]
     """y = gamma * (x - running_mean) / sqrt(running_var + epsilon) + beta."""
     x, beta, mean = as_input(x), as_input(beta), as_input(running_mean)
     scale = (np.asarray(gamma, np.float64) / np.sqrt(np.asarray(running_var, np.float64) + epsilon)).astype(y.dtype)
-    launch(_inference, x.shape[0], x.reshape(-1), mean, scale, beta, y.reshape(-1))
+    launch(_inference, x.shape[0], x.size, x.reshape(-1), mean, scale, beta, y.reshape(-1))
 
 
 @Kernel
@@ -75,23 +75,23 @@ def _backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
     rows = dy.shape[0] // c
     for j in range(start, stop):
         sums[j] = 0
-        sums[c + j] = 0
+        sums[U(c + j)] = 0
     for i in range(rows):
         for j in range(start, stop):
-            d = dy[i * c + j]
+            d = dy[U(i * c + j)]
             sums[j] += d
-            sums[c + j] += d * ((x[i * c + j] - mean[j]) * inv_std[j])
+            sums[U(c + j)] += d * ((x[U(i * c + j)] - mean[j]) * inv_std[j])
     for j in range(start, stop):
         dbeta[j] = sums[j]
-        dgamma[j] = sums[c + j]
+        dgamma[j] = sums[U(c + j)]
     if dx.shape[0] and rows:
         for j in range(start, stop):
             sums[j] /= rows
-            sums[c + j] /= rows
+            sums[U(c + j)] /= rows
         for i in range(rows):
             for j in range(start, stop):
-                normal = (x[i * c + j] - mean[j]) * inv_std[j]
-                dx[i * c + j] = gamma[j] * inv_std[j] * (dy[i * c + j] - sums[j] - normal * sums[c + j])
+                normal = (x[U(i * c + j)] - mean[j]) * inv_std[j]
+                dx[U(i * c + j)] = gamma[j] * inv_std[j] * (dy[U(i * c + j)] - sums[j] - normal * sums[U(c + j)])
 
 
 def batchnorm_backward(x, gamma, mean, inv_std, dy, dx, dgamma, dbeta):  # type: ignore[no-untyped-def]
@@ -99,5 +99,5 @@ def batchnorm_backward(x, gamma, mean, inv_std, dy, dx, dgamma, dbeta):  # type:
     x, gamma, dy, mean, inv_std = as_input(x), as_input(gamma), as_input(dy), as_input(mean), as_input(inv_std)
     sums = np.empty(2 * gamma.size)
     launch(
-        _backward, gamma.size, x.reshape(-1), gamma, mean, inv_std, dy.reshape(-1), dx.reshape(-1), dgamma, dbeta, sums
+        _backward, gamma.size, 4 * x.size, x.reshape(-1), gamma, mean, inv_std, dy.reshape(-1), dx.reshape(-1), dgamma, dbeta, sums
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
-from fastcnn.kernels.cpu.runtime import as_input
+from fastcnn.kernels.cpu.runtime import U, as_input
 
 
 @Kernel
@@ -15,12 +15,12 @@ def _adam(start, stop, lane, args):  # type: ignore[no-untyped-def]
     one = params.dtype.type(1)
     for first, last, weighs in ((start, min(stop, n_decay), one), (max(start, n_decay), stop, one - one)):
         for i in range(first, last):
-            p = params[i]
-            g = grad_scale * grads[i] + weighs * l2 * p
-            m[i] = beta_1 * m[i] + (one - beta_1) * g
-            v[i] = beta_2 * v[i] + (one - beta_2) * g * g
-            step = m[i] / correction_1 / (math.sqrt(v[i] / correction_2) + epsilon)
-            params[i] = p - rate * (step + weighs * decay * p)
+            p = params[U(i)]
+            g = grad_scale * grads[U(i)] + weighs * l2 * p
+            m[U(i)] = beta_1 * m[U(i)] + (one - beta_1) * g
+            v[U(i)] = beta_2 * v[U(i)] + (one - beta_2) * g * g
+            step = m[U(i)] / correction_1 / (math.sqrt(v[U(i)] / correction_2) + epsilon)
+            params[U(i)] = p - rate * (step + weighs * decay * p)
 
 
 def adam_update(params, grads, m, v, settings):  # type: ignore[no-untyped-def]
@@ -29,7 +29,7 @@ def adam_update(params, grads, m, v, settings):  # type: ignore[no-untyped-def]
     rates = (
         s.learning_rate, s.beta_1, s.beta_2, s.epsilon, s.l2, s.decay, s.grad_scale, s.correction_1, s.correction_2
     )  # fmt: skip
-    launch(_adam, params.size, params, as_input(grads), m, v, _typed(rates, params), int(s.n_decay))
+    launch(_adam, params.size, 4 * params.size, params, as_input(grads), m, v, _typed(rates, params), int(s.n_decay))
 
 
 def _typed(values, params):  # type: ignore[no-untyped-def]
@@ -44,18 +44,18 @@ def _sgd(start, stop, lane, args):  # type: ignore[no-untyped-def]
     one = params.dtype.type(1)
     for first, last, weighs in ((start, min(stop, n_decay), one), (max(start, n_decay), stop, one - one)):
         for i in range(first, last):
-            p = params[i]
-            step = rate * (grad_scale * grads[i] + weighs * l2 * p)
-            speed = momentum * velocity[i] - step
-            velocity[i] = speed
-            params[i] = p + (momentum * speed - step if nesterov else speed) - rate * weighs * decay * p
+            p = params[U(i)]
+            step = rate * (grad_scale * grads[U(i)] + weighs * l2 * p)
+            speed = momentum * velocity[U(i)] - step
+            velocity[U(i)] = speed
+            params[U(i)] = p + (momentum * speed - step if nesterov else speed) - rate * weighs * decay * p
 
 
 def sgd_update(params, grads, velocity, settings):  # type: ignore[no-untyped-def]
     """One SGD step (momentum, Nesterov) over the flat vectors, in place."""
     s = settings
     rates = _typed((s.learning_rate, s.momentum, s.l2, s.decay, s.grad_scale), params)
-    launch(_sgd, params.size, params, as_input(grads), velocity, rates, bool(s.nesterov), int(s.n_decay))
+    launch(_sgd, params.size, params.size, params, as_input(grads), velocity, rates, bool(s.nesterov), int(s.n_decay))
 
 
 @Kernel
@@ -63,10 +63,10 @@ def _sum_squares(start, stop, lane, args):  # type: ignore[no-untyped-def]
     x, out = unpack(args)
     total = 0.0
     for i in range(x.shape[0]):
-        total += x[i] * x[i]
+        total += x[U(i)] * x[U(i)]
     out[0] = total
 
 
 def sum_squares(x, out):  # type: ignore[no-untyped-def]
     """out[0] = sum of squares of the flat vector x: one item, so one lane and one order."""
-    launch(_sum_squares, 1, as_input(x).reshape(-1), out)
+    launch(_sum_squares, 1, x.size, as_input(x).reshape(-1), out)

@@ -7,7 +7,7 @@ import numpy as np
 from fastcnn.kernels.cpu.epilogue import pool_band
 from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
 from fastcnn.kernels.cpu.lowering import Pool
-from fastcnn.kernels.cpu.runtime import as_input
+from fastcnn.kernels.cpu.runtime import U, as_input
 
 
 @Kernel
@@ -22,7 +22,7 @@ def maxpool2d_forward(x, geometry, y, argmax):  # type: ignore[no-untyped-def]
     """y (N,P,Q,C), argmax of y's shape."""
     x = as_input(x)
     no_bias = np.empty(0, x.dtype)
-    launch(_max_forward, x.shape[0], x.reshape(-1), no_bias, Pool(*geometry), y.reshape(-1), argmax.reshape(-1))
+    launch(_max_forward, x.shape[0], x.size, x.reshape(-1), no_bias, Pool(*geometry), y.reshape(-1), argmax.reshape(-1))
 
 
 @Kernel
@@ -30,21 +30,21 @@ def _max_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
     dy, argmax, g, dx = unpack(args)
     image = g.h * g.w * g.c
     for i in range(start * image, stop * image):
-        dx[i] = 0
+        dx[U(i)] = 0
     for n in range(start, stop):
         for p in range(g.p):
             for q in range(g.q):
                 at = ((n * g.p + p) * g.q + q) * g.c
                 first = n * image + ((p * g.stride_h - g.pad_top) * g.w + q * g.stride_w - g.pad_left) * g.c
                 for c in range(g.c):
-                    place = np.int64(argmax[at + c])
-                    dx[first + (place // g.s * g.w + place % g.s) * g.c + c] += dy[at + c]
+                    place = np.int64(argmax[U(at + c)])
+                    dx[U(first + (place // g.s * g.w + place % g.s) * g.c + c)] += dy[U(at + c)]
 
 
 def maxpool2d_backward(dy, argmax, geometry, dx):  # type: ignore[no-untyped-def]
     """dx (N,H,W,C): each dy goes to its winner; overlapping windows add up."""
     dy, argmax = as_input(dy), as_input(argmax)
-    launch(_max_backward, dy.shape[0], dy.reshape(-1), argmax.reshape(-1), Pool(*geometry), dx.reshape(-1))
+    launch(_max_backward, dy.shape[0], dx.size, dy.reshape(-1), argmax.reshape(-1), Pool(*geometry), dx.reshape(-1))
 
 
 @Kernel
@@ -60,22 +60,22 @@ def _average_forward(start, stop, lane, args):  # type: ignore[no-untyped-def]
                 s0, s1 = max(0, left), min(left + g.s, g.w)
                 out = ((n * g.p + p) * g.q + q) * g.c
                 for c in range(g.c):
-                    y[out + c] = 0
+                    y[U(out + c)] = 0
                 for r in range(r0, r1):
                     for s in range(s0, s1):
                         at = ((n * g.h + r) * g.w + s) * g.c
                         for c in range(g.c):
-                            y[out + c] += x[at + c]
+                            y[U(out + c)] += x[U(at + c)]
                 count = g.r * g.s if g.count_include_pad else (r1 - r0) * (s1 - s0)
                 share = one / y.dtype.type(count)
                 for c in range(g.c):
-                    y[out + c] *= share
+                    y[U(out + c)] *= share
 
 
 def avgpool2d_forward(x, geometry, y):  # type: ignore[no-untyped-def]
     """y: mean over each window, of its pixels inside the image (or of all R*S with count_include_pad)."""
     x = as_input(x)
-    launch(_average_forward, x.shape[0], x.reshape(-1), Pool(*geometry), y.reshape(-1))
+    launch(_average_forward, x.shape[0], x.size, x.reshape(-1), Pool(*geometry), y.reshape(-1))
 
 
 @Kernel
@@ -84,7 +84,7 @@ def _average_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
     image = g.h * g.w * g.c
     one = dx.dtype.type(1)
     for i in range(start * image, stop * image):
-        dx[i] = 0
+        dx[U(i)] = 0
     for n in range(start, stop):
         for p in range(g.p):
             top = p * g.stride_h - g.pad_top
@@ -99,10 +99,10 @@ def _average_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
                     for s in range(s0, s1):
                         out = ((n * g.h + r) * g.w + s) * g.c
                         for c in range(g.c):
-                            dx[out + c] += dy[at + c] * share
+                            dx[U(out + c)] += dy[U(at + c)] * share
 
 
 def avgpool2d_backward(dy, geometry, dx):  # type: ignore[no-untyped-def]
     """dx: each dy spread evenly over what its window averaged."""
     dy = as_input(dy)
-    launch(_average_backward, dy.shape[0], dy.reshape(-1), Pool(*geometry), dx.reshape(-1))
+    launch(_average_backward, dy.shape[0], dx.size, dy.reshape(-1), Pool(*geometry), dx.reshape(-1))

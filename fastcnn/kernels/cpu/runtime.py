@@ -26,6 +26,9 @@ from numba.core.caching import FunctionCache, CompileResultCacheImpl, _CacheLoca
 # NaN and infinity keep their meaning (no nnan, no ninf): a diverging fit must be seen.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 
+# For indices: Numba wraps negative ones around, and no loop with that check runs as vectors; an unsigned index has none.
+U = np.uintp
+
 _state = threading.local()
 _pool_lock = threading.Lock()
 _forked = False

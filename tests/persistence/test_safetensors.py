@@ -1,0 +1,350 @@
+"""Models in files: what comes back, and files that are damaged, foreign or hostile."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors import safe_open
+from sklearn.datasets import load_digits
+
+import fastcnn.persistence.safetensors as module
+from fastcnn.classifier import CNNClassifier
+from fastcnn.layers import Conv2D, Dense, GlobalAvgPool2D, Layer, MaxPool2D
+from fastcnn.persistence.values import decode, encode
+from fastcnn.training.augment import RandomErasing, RandomShift
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_digits()
+    return data.images[:200].astype(np.uint8), data.target[:200]
+
+
+def small(**parameters):
+    common = {"conv_channels": (4,), "dense_units": (8,), "batch_size": 32, "max_iter": 2, "random_state": 0}
+    return CNNClassifier(**(common | parameters))
+
+
+@pytest.fixture(scope="module")
+def saved(digits, tmp_path_factory):
+    """A fitted classifier and the bytes of its file."""
+    clf = small().fit(*digits)
+    path = tmp_path_factory.mktemp("saved") / "model.safetensors"
+    clf.save(path)
+    return clf, path.read_bytes()
+
+
+def parts(content):
+    """The safetensors header, fastcnn's own header, the tensors' bytes."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    return header, json.loads(header["__metadata__"]["fastcnn"]), content[8 + length :]
+
+
+def joined(header, own, data):
+    header["__metadata__"]["fastcnn"] = json.dumps(own)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def load(content, tmp_path):
+    path = tmp_path / "loaded.safetensors"
+    path.write_bytes(content)
+    return CNNClassifier.load(path)
+
+
+# ------------------------------------------------------------------------------------ what comes back
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"batch_norm": True, "dtype": "float64", "scale": "unit"},
+        {
+            "layers": [Conv2D(4, (3, 1), padding=((1, 0), (0, 2))), MaxPool2D(), GlobalAvgPool2D()],
+            "scale": None,
+        },
+        {
+            "augment": [RandomShift((1, 2)), RandomErasing()],
+            "n_iter_no_change": np.inf,
+            "image_shape": [8, 8],
+        },
+        {
+            "class_weight": {i: 1.5 for i in range(10)},
+            "conv_channels": np.array([4]),
+            "dropout": np.float32(0.25),
+        },
+    ],
+)
+def test_same_bits(parameters, digits, tmp_path):
+    X, y = digits
+    clf = small(**parameters).fit(X, y, X_val=X[:50], y_val=y[:50])
+    clf.save(tmp_path / "model.safetensors")
+    loaded = CNNClassifier.load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(loaded.predict_proba(X), clf.predict_proba(X))
+    assert repr(loaded.get_params()).replace("[4]", "array([4])") == repr(clf.get_params()).replace(
+        "np.float32(0.25)", "0.25"
+    )
+    for name, value in vars(clf).items():
+        if name.endswith("_") and name != "network_":
+            np.testing.assert_array_equal(getattr(loaded, name), value)
+    assert loaded._history == clf._history
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(["no", "yes"]),
+        np.array(["no", "yes"], dtype=object),
+        np.array([False, True]),
+        np.array([-1.5, 2.25]),
+        np.array([0.5, 1.0], dtype=np.float32),
+        np.array([3, 2**63], dtype=np.uint64),
+        np.array([-7, 7], dtype=np.int8),
+        np.array(["é\n\0x", "日本"]),
+    ],
+)
+def test_labels_come_back(labels, digits, tmp_path):
+    X, y = digits
+    clf = small(max_iter=1).fit(X, labels[y % 2])
+    clf.save(tmp_path / "model.safetensors")
+    loaded = CNNClassifier.load(tmp_path / "model.safetensors")
+    assert loaded.classes_.dtype == clf.classes_.dtype
+    np.testing.assert_array_equal(loaded.predict(X), clf.predict(X))
+
+
+def test_feature_names_come_back(digits, tmp_path):
+    frame = pd.DataFrame(digits[0].reshape(-1, 64), columns=[f"pixel{i}" for i in range(64)])
+    small().fit(frame, digits[1]).save(tmp_path / "model.safetensors")
+    loaded = CNNClassifier.load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(loaded.feature_names_in_, frame.columns)
+    with pytest.raises(ValueError, match="feature names"):
+        loaded.predict(frame[frame.columns[::-1]])
+
+
+def test_training_goes_on(saved, digits, tmp_path):
+    clf = load(saved[1], tmp_path)
+    loss = clf.loss_
+    clf.partial_fit(*digits)
+    assert clf.n_iter_ == 3
+    assert clf.loss_ < loss
+
+
+def test_what_is_no_value_is_left_out(digits, tmp_path):
+    clf = small(callbacks=[object()], scoring=lambda clf, X, y: 0.0, random_state=np.random.RandomState(0))
+    clf.fit(*digits)
+    with pytest.warns(UserWarning) as warned:
+        clf.save(tmp_path / "model.safetensors")
+    assert [str(w.message).split()[0] for w in warned] == ["random_state", "callbacks", "scoring"] or len(
+        warned
+    ) == 3
+    loaded = CNNClassifier.load(tmp_path / "model.safetensors")
+    assert (loaded.callbacks, loaded.scoring, loaded.random_state) == (None, None, None)
+
+
+def test_other_programs_can_read_it(saved, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(saved[1])
+    with safe_open(tmp_path / "model.safetensors", "numpy") as file:
+        np.testing.assert_array_equal(
+            file.get_tensor("network.0.weight"), saved[0].network_.params["0.weight"]
+        )
+        assert json.loads(file.metadata()["fastcnn"])["image_shape"] == [8, 8, 1]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        3,
+        2.5,
+        "text",
+        [1, (2, [3.0])],
+        {1: "a", "b": (2,), None: []},
+        -np.inf,
+        Dense(3),
+        RandomShift((1, 2)),
+    ],
+)
+def test_values(value):
+    again = decode(json.loads(json.dumps(encode(value), allow_nan=False)))
+    assert again == value
+    assert type(again) is type(value)
+
+
+# ------------------------------------------------------------------------------------------- writing
+
+
+class Mine(Layer):
+    def lower(self, in_shape):
+        return Dense(3).lower(in_shape)
+
+
+@pytest.mark.parametrize("name", ["layers", "class_weight"])
+def test_what_cannot_be_stored_is_named(name, digits, tmp_path):
+    clf = small().fit(*digits).set_params(**{name: [Mine()] if name == "layers" else {0: object()}})
+    with pytest.raises(TypeError, match=f"parameter {name} cannot be stored"):
+        clf.save(tmp_path / "model.safetensors")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_write_leaves_the_old_file(saved, tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        saved[0].save(path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_write_over_and_through_a_link(saved, tmp_path):
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "model.safetensors", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    saved[0].save(link)
+    assert link.is_symlink()
+    assert target.read_bytes() == saved[1]
+
+
+def test_missing_folder(saved, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        saved[0].save(tmp_path / "nowhere" / "model.safetensors")
+
+
+# --------------------------------------------------------------------------------------- what is no model
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        CNNClassifier.load(tmp_path / "nothing")
+    with pytest.raises(IsADirectoryError):
+        CNNClassifier.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cut off"),
+        (b"1234567", "cut off"),
+        (b"\xff" * 64, "no safetensors file"),
+        ((2).to_bytes(8, "little") + b"{}", "none of fastcnn's"),
+        ((2).to_bytes(8, "little") + b"[]", "not a JSON object"),
+        ((4).to_bytes(8, "little") + b"\xff\xfe\xfd\xfc", "not a model"),
+        ((200_000).to_bytes(8, "little") + b"[" * 200_000, "not a model"),
+    ],
+)
+def test_foreign_files(content, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load(content, tmp_path)
+
+
+def test_every_cut_is_noticed(saved, tmp_path):
+    content = saved[1]
+    for length in [*range(0, len(content), 97), len(content) - 1]:
+        with pytest.raises(ValueError, match="loaded.safetensors: "):
+            load(content[:length], tmp_path)
+    with pytest.raises(ValueError, match="something was added"):
+        load(content + b"\0", tmp_path)
+
+
+def _set(*keys, value):
+    def change(header, own):
+        target = own if keys[0] in own else header
+        for key in keys[:-1]:
+            target = target[key]
+        target[keys[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("format_version", value=2), "reads format 1"),
+        (_set("image_shape", value=[8, 8]), "image_shape"),
+        (_set("image_shape", value=[8, 8, 10**12]), "image_shape"),
+        (_set("image_shape", value=[16, 16, 1]), "'network.3.weight'"),
+        (_set("dtype", value="float64"), "'network.0.weight'"),
+        (_set("dtype", value="complex128"), "dtype"),
+        (_set("layers", value=[]), "end in shape"),
+        (_set("layers", value={}), "layers must be"),
+        (_set("layers", value=["Dense"]), "no layer"),
+        (_set("layers", 0, "spec", "layer", value="Exec"), "unknown layer 'Exec'"),
+        (_set("layers", 0, "spec", "filters", value=10**15), "'network.0.weight'"),
+        (_set("layers", 0, "spec", "filters", value=[1]), "filters"),
+        (_set("layers", 0, "spec", "shell", value="ls"), "no field 'shell'"),
+        (_set("layers", 0, value={"python": "os.system"}), "'python' is not a kind of stored value"),
+        (_set("layers", 0, value={"spec": 3}), "not a stored value"),
+        (_set("parameters", "shell", value="ls"), "no parameter 'shell'"),
+        (_set("parameters", "dropout", value="high"), "'dropout' parameter"),
+        (_set("parameters", "dropout", value={"float": "a"}), "could not convert"),
+        (
+            _set("parameters", "augment", value=[{"augmentation": {"name": "os.system"}}]),
+            "not a stored value",
+        ),
+        (_set("parameters", value=None), "parameters must be"),
+        (_set("classes", "values", value=[]), "at least one"),
+        (_set("classes", "values", value=list(range(9))), r"\(10,\), but there are 9 classes"),
+        (_set("classes", "values", value=[*range(9), 3]), "sorted"),
+        (_set("classes", "values", value=[*range(9), 10**400]), "int"),
+        (_set("classes", "values", value=[*range(9), "a"]), "not a model"),
+        (_set("classes", "values", value=[*range(9), [1]]), "numbers, booleans or strings"),
+        (_set("classes", "dtype", value="S1000000000"), "dtypes"),
+        (_set("classes", "dtype", value=["int64"]), "not a model"),
+        (_set("history", "t", value="now"), "history has 'now' for t"),
+        (_set("history", "loss_curve", value=["a"]), "loss_curve"),
+        (_set("history", "shell", value=1), "shell"),
+        (_set("feature_names", value=["a"]), "feature_names"),
+        (_set("feature_names", value=[1] * 64), "feature_names"),
+        (_set("network.0.weight", "shape", value=[3, 3, 1, 5]), "'network.0.weight'"),
+        (_set("network.0.weight", "dtype", value="I32"), "'network.0.weight'"),
+        (_set("network.0.weight", "data_offsets", value=[-8, 136]), "overlap or leave gaps"),
+        (_set("network.0.weight", "data_offsets", value=[10**30, 10**30 + 144]), "overlap or leave gaps"),
+        (_set("network.0.weight", "data_offsets", value=[]), "not a model"),
+        (_set("network.0.weight", value=None), "not a model"),
+        (lambda header, own: header.pop("network.0.weight"), "'network.0.weight' is missing"),
+        (lambda header, own: header.update(extra=header["input.scale"]), "'extra' does not belong"),
+        (lambda header, own: own.pop("classes"), "classes"),
+        (lambda header, own: own.pop("fastcnn_version"), "fastcnn_version"),
+    ],
+)
+def test_changed_headers(change, message, saved, tmp_path):
+    header, own, data = parts(saved[1])
+    load(joined(header, own, data), tmp_path)  # what is not changed can be read
+    change(header, own)
+    with pytest.raises(ValueError, match=message):
+        load(joined(header, own, data), tmp_path)
+
+
+def test_scaling_must_be_finite(saved, tmp_path):
+    header, own, data = parts(saved[1])
+    start, end = header["input.scale"]["data_offsets"]
+    for value in (0.0, np.nan):
+        changed = data[:start] + np.array([value]).tobytes() + data[end:]
+        with pytest.raises(ValueError, match="finite"):
+            load(joined(header, own, changed), tmp_path)
+
+
+def test_flipped_bytes_never_do_worse_than_an_error(saved, tmp_path, digits):
+    content, rng = saved[1], np.random.default_rng(0)
+    length = 8 + int.from_bytes(content[:8], "little")
+    for _ in range(300):
+        changed = bytearray(content)
+        for place in rng.integers(0, length, size=rng.integers(1, 4)):
+            changed[place] = rng.integers(0, 256)
+        try:
+            clf = load(bytes(changed), tmp_path)
+        except ValueError:
+            continue
+        assert clf.network_.n_params == saved[0].network_.n_params
