@@ -1,8 +1,8 @@
 """Layer specs: frozen dataclasses without arrays, stacked like legos in a list.
 
-A layer says what shape it gives (`output_shape`), which parameters it has (`param_shapes`) and which primitive ops it
-stands for (`lower`). Shapes leave out the batch axis; images are (H, W, C). Specs compare, hash, clone, pickle and grid-search
-like plain values. To add a layer see CONTRIBUTING.md.
+A layer says what shape it gives (`output_shape`), which parameters it has (`param_shapes`) and which
+primitive ops it stands for (`lower`). Shapes leave out the batch axis; images are (H, W, C). Specs compare,
+hash, clone, pickle and grid-search like plain values. To add a layer see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ def _as_tuple(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class MaxPool2D(Layer):
-    """Largest value in each window: (H, W, C) -> (P, Q, C). `stride` None: the window's size. Pads with minus infinity."""
+    """Largest value in each window: (H, W, C) -> (P, Q, C). `stride` None: the window's size. Pads with minus
+    infinity.
+    """
 
     pool_size: Any = 2
     stride: Any = None
@@ -143,7 +145,9 @@ class MaxPool2D(Layer):
 
 @dataclass(frozen=True)
 class AvgPool2D(Layer):
-    """Mean of each window: (H, W, C) -> (P, Q, C); of its pixels inside the image, or of all with `count_include_pad`."""
+    """Mean of each window: (H, W, C) -> (P, Q, C); of its pixels inside the image, or of all with
+    `count_include_pad`.
+    """
 
     pool_size: Any = 2
     stride: Any = None
@@ -188,7 +192,9 @@ class Flatten(Layer):
 
 @dataclass(frozen=True)
 class Dense(Layer):
-    """Fully connected: (n_in,) -> (units,); an image is flattened first. ``weight`` is (n_in, units), ``bias`` (units,)."""
+    """Fully connected: (n_in,) -> (units,); an image is flattened first. ``weight`` is (n_in, units),
+    ``bias`` (units,).
+    """
 
     units: int
     use_bias: bool = True
@@ -214,7 +220,9 @@ class Dense(Layer):
 
 @dataclass(frozen=True)
 class Dropout(Layer):
-    """Sets a share `rate` of the values to zero in training and scales the others by 1 / (1 - rate) (Srivastava et al. 2014)."""
+    """Sets a share `rate` of the values to zero in training and scales the others by 1 / (1 - rate)
+    (Srivastava et al. 2014).
+    """
 
     rate: float = 0.5
 
@@ -230,8 +238,9 @@ class Dropout(Layer):
 class BatchNorm(Layer):
     """Batch normalisation over all but the channels (Ioffe and Szegedy 2015).
 
-    ``weight`` (gamma), ``bias`` (beta), ``running_mean`` and ``running_var`` are (C,). In training the batch's statistics are used and
-    ``running = momentum * running + (1 - momentum) * batch``; in inference the running ones.
+    ``weight`` (gamma), ``bias`` (beta), ``running_mean`` and ``running_var`` are (C,). In training the
+    batch's statistics are used and ``running = momentum * running + (1 - momentum) * batch``; in inference
+    the running ones.
     """
 
     momentum: float = 0.99
@@ -250,7 +259,14 @@ class BatchNorm(Layer):
     def lower(self, in_shape: Shape) -> tuple[Op, ...]:
         names = ("weight", "bias", "running_mean", "running_var")
         return (
-            Op("batchnorm", in_shape, in_shape, params=names, momentum=float(self.momentum), epsilon=float(self.epsilon)),
+            Op(
+                "batchnorm",
+                in_shape,
+                in_shape,
+                params=names,
+                momentum=float(self.momentum),
+                epsilon=float(self.epsilon),
+            ),
         )
 
 

@@ -4,7 +4,7 @@ import os
 
 from hypothesis import settings
 
-# No deadline: the first example compiles kernels. In CI the same examples every time, so that red means a change.
+# No deadline: the first example compiles kernels. In CI the same examples each time: red then means a change.
 settings.register_profile("local", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")

@@ -1,7 +1,7 @@
 """Which chains of ops one kernel runs: a rewrite table over the op list, longest first.
 
-A rewrite is tried at each op, and taken where its kinds match and the backend has its kernel. Whatever no rewrite takes stays an
-op of its own, which every backend can run, so an unfused chain is always correct.
+A rewrite is tried at each op, and taken where its kinds match and the backend has its kernel. Whatever no
+rewrite takes stays an op of its own, which every backend can run, so an unfused chain is always correct.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def aligned(size: int) -> int:
 def plan_arena(buffers: Sequence[Lifetime]) -> tuple[tuple[int, ...], int]:
     """Byte offset of every buffer, and the arena's size; buffers alive at one step never overlap.
 
-    Largest first, each at the lowest offset free during its whole life (greedy by size, Pisarchyk and Lee 2020,
-    "Efficient memory management for deep neural net inference").
+    Largest first, each at the lowest offset free during its whole life (greedy by size, Pisarchyk and Lee
+    2020, "Efficient memory management for deep neural net inference").
     """
     offsets = [0] * len(buffers)
     placed: list[int] = []

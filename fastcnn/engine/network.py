@@ -58,6 +58,8 @@ class Network:
         If a layer does not fit the shape it gets; the message names the layer.
     """
 
+    _last_plan: Plan | None
+
     def __init__(
         self,
         layers: Sequence[Layer],
@@ -93,7 +95,9 @@ class Network:
     # ------------------------------------------------------------------------------------------------------- parameters
 
     def _allocate(self) -> None:
-        """One flat vector for parameters and one for gradients: weights first (weight decay stops there), then the rest."""
+        """One flat vector for parameters and one for gradients: weights first (weight decay stops there),
+        then the rest.
+        """
         shapes: dict[str, Shape] = {}
         shape = self.input_shape
         for i, layer in enumerate(self.layers):
@@ -110,8 +114,6 @@ class Network:
         for name in decayed + others:
             starts[name] = size
             size += -(-prod(shapes[name]) // per_line) * per_line
-            if name in decayed:
-                self._n_decay = size
         self._n_decay = size if not others else starts[others[0]]
         self._flat, self._flat_grads = (_zeros(size, self.dtype) for _ in range(2))
 
@@ -166,14 +168,18 @@ class Network:
             return self._last_plan or self._plan_for(1, "inference")
 
     def forward(self, x: Any, training: bool = False) -> np.ndarray:
-        """The last layer's output (N, ...) for `x` (N, *input_shape); with `training`, dropout and batch statistics are on."""
+        """The last layer's output (N, ...) for `x` (N, *input_shape); with `training`, dropout and batch
+        statistics are on.
+        """
         x = self._checked_input(x)
         with self._lock:
             plan = self._run_forward(x, "training_dx" if training else "inference")
             return plan.output.copy()  # type: ignore[union-attr]
 
     def backward(self, dy: Any) -> np.ndarray:
-        """Gradient of the input, from the gradient `dy` of the output of the last ``forward(training=True)``; fills `grads`."""
+        """Gradient of the input, from the gradient `dy` of the output of the last ``forward(training=True)``;
+        fills `grads`.
+        """
         with self._lock:
             plan = self._last_plan
             if plan is None or plan.mode != "training_dx":
@@ -186,10 +192,9 @@ class Network:
                 plan.backward()
             return plan.input_grad.copy()  # type: ignore[union-attr]
 
-    def train_step(
-        self, x: Any, labels: Any, sample_weight: Any = None, label_smoothing: float = 0.0
-    ) -> float:
-        """Forward, softmax + cross-entropy, backward, one optimiser update; the weighted mean loss of the batch.
+    def train_step(self, x: Any, labels: Any, sample_weight: Any = None, label_smoothing: float = 0.0) -> float:
+        """Forward, softmax + cross-entropy, backward, one optimiser update; the weighted mean loss of the
+        batch.
 
         Parameters
         ----------
@@ -263,7 +268,9 @@ class Network:
 
     def _checked_targets(self, n: int, labels: Any, sample_weight: Any) -> tuple[np.ndarray, np.ndarray]:
         if len(self.output_shape) != 1:
-            raise ValueError(f"train_step needs an output of shape (n_classes,), this network gives {self.output_shape}")
+            raise ValueError(
+                f"train_step needs an output of shape (n_classes,), this network gives {self.output_shape}"
+            )
         labels = np.asarray(labels)
         if labels.shape != (n,) or labels.dtype.kind not in "iu":
             raise ValueError(f"labels must be {n} integers, got shape {labels.shape}, dtype {labels.dtype}")
@@ -278,12 +285,12 @@ class Network:
             raise ValueError(f"sample_weight has shape {weights.shape}, expected ({n},)")
         return labels, weights
 
-    # ---------------------------------------------------------------------------------------------------- pickle, copies
+    # ------------------------------------------------------------------------------------------------ pickle, copies
 
     def _reset_transients(self) -> None:
         self._lock = threading.RLock()
         self._plans: dict[tuple[int, str], Plan] = {}
-        self._last_plan: Plan | None = None
+        self._last_plan = None
         layers = [op.layer for op in self.ops if op.kind == "dropout"]
         self._dropout_states = dict(zip(layers, self._dropout, strict=True))
         self._groups = self._make_groups()
@@ -294,7 +301,9 @@ class Network:
         return fuse_ops(self.ops, lambda kernel: hasattr(self._kernels, kernel))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Values only: specs, parameters, optimiser and dropout state; plans are compiled again where it wakes up."""
+        """Values only: specs, parameters, optimiser and dropout state; plans are compiled again where it
+        wakes up.
+        """
         with self._lock:
             config = {
                 "layers": self.layers, "input_shape": self.input_shape, "dtype": self.dtype.name, "device": self.device,
@@ -303,7 +312,7 @@ class Network:
             params = {name: value.copy() for name, value in self.params.items()}
             return {
                 "config": config, "params": params, "dropout": self._dropout.copy(),
-                "optimizer": self.optimizer, "grads": None,
+                "optimizer": self.optimizer,
             }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:

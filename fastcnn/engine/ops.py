@@ -1,7 +1,8 @@
 """The vocabulary of primitive operations and the geometry of windows.
 
-A layer spec lowers to a tuple of `Op`; fusion rewrites that list; the plan binds each op to a kernel. Nothing here
-holds an array. One alphabet everywhere: N batch, H W input, C channels in, K channels out, R S window, P Q output.
+A layer spec lowers to a tuple of `Op`; fusion rewrites that list; the plan binds each op to a kernel. Nothing
+here holds an array. One alphabet everywhere: N batch, H W input, C channels in, K channels out, R S window, P
+Q output.
 """
 
 from __future__ import annotations
@@ -190,14 +191,11 @@ class Op:
 
     Attributes
     ----------
-    kind : "conv2d", "dense", "bias", "activation", "maxpool2d", "avgpool2d", "batchnorm", "dropout" or "flatten"
-    in_shape, out_shape : shapes without the batch axis
-    geometry : of a convolution or pooling, else None
-    params : names of the layer's parameters it reads ("weight", "bias", ...)
-    activation : for kind "activation"
-    rate : of dropout
-    momentum, epsilon : of batch normalisation
-    layer : place of its layer in the list; set when a network lowers its layers
+    kind : "conv2d", "dense", "bias", "activation", "maxpool2d", "avgpool2d", "batchnorm", "dropout" or
+    "flatten" in_shape, out_shape : shapes without the batch axis geometry : of a convolution or pooling, else
+    None params : names of the layer's parameters it reads ("weight", "bias", ...) activation : for kind
+    "activation" rate : of dropout momentum, epsilon : of batch normalisation layer : place of its layer in
+    the list; set when a network lowers its layers
     """
 
     kind: str
@@ -223,7 +221,9 @@ class Op:
 
 @dataclass(frozen=True)
 class Group:
-    """Consecutive ops that one kernel runs: a single op, or a fused chain headed by a convolution or dense op."""
+    """Consecutive ops that one kernel runs: a single op, or a fused chain headed by a convolution or dense
+    op.
+    """
 
     ops: tuple[Op, ...]
 

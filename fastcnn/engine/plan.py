@@ -1,8 +1,8 @@
 """Plans: everything a batch of one size needs, decided before the first one comes.
 
-`compile_plan` walks the groups that fusion made, emits one step per kernel call (and, for training, the backward steps in
-reverse), gives every buffer an offset in one arena from its lifetime, and binds kernels to views. Running a plan is a
-loop over bound steps, without decisions and without allocation.
+`compile_plan` walks the groups that fusion made, emits one step per kernel call (and, for training, the
+backward steps in reverse), gives every buffer an offset in one arena from its lifetime, and binds kernels to
+views. Running a plan is a loop over bound steps, without decisions and without allocation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ MODES = ("inference", "training", "training_dx")
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """A buffer before it has memory. `kind`: activation, gradient, workspace (forward to backward) or scratch (one step)."""
+    """A buffer before it has memory. `kind`: activation, gradient, workspace (forward to backward) or scratch
+    (one step).
+    """
 
     name: str
     shape: Shape
@@ -213,7 +215,12 @@ def _emit_dropout(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> 
     state = e.dropout_states[group.head.layer]
     e.step(name, "dropout_forward", _rows(x, features), rate, state, _rows(y, features), mask)
     return lambda dy, dx: e.step(
-        name, "dropout_backward", _rows(dy, features), mask, rate, _rows(dx, features)  # type: ignore[arg-type]
+        name,
+        "dropout_backward",
+        _rows(dy, features),
+        mask,
+        rate,
+        _rows(dx, features),  # type: ignore[arg-type]
     )
 
 
@@ -348,7 +355,8 @@ def _first_needing_gradient(groups: Sequence[Group], mode: str) -> int:
 def _bind(e: Emitter, mode: str, n_forward: int, ends: Mapping[str, Buffer | None]) -> Plan:
     """Lifetimes -> offsets -> views, and the steps with views in place of buffers."""
     n_steps = len(e.steps)
-    # What the caller writes or reads between the steps: the input before them, the output and its gradient after the forward ones.
+    # What the caller writes or reads between the steps: the input before them, the output and its gradient
+    # after the forward ones.
     outside = {"input": (-1, -1), "output": (n_forward, n_steps), "output_grad": (n_forward - 1, n_forward)}
     lives: dict[Buffer, tuple[int, int]] = {}
 

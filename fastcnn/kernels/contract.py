@@ -1,17 +1,18 @@
 """The signatures every backend implements, and what each kernel promises.
 
-A backend is a module with all the functions below. Inputs come first, then geometry (a NamedTuple of ints), then outputs.
-A kernel returns nothing and never allocates; `scratch` is a 1-D array of at least the number of elements that the
-matching `*_scratch` function says, its content undefined before and after. Arrays are C-contiguous, of one float dtype
-(float32 or float64) unless stated, images channels last. **An output of size zero is not wanted and not computed**
-(the input gradient of the first layer, the bias gradient of a layer without bias); a `bias` of size zero is no bias.
+A backend is a module with all the functions below. Inputs come first, then geometry (a NamedTuple of ints),
+then outputs. A kernel returns nothing and never allocates; `scratch` is a 1-D array of at least the number of
+elements that the matching `*_scratch` function says, its content undefined before and after. Arrays are
+C-contiguous, of one float dtype (float32 or float64) unless stated, images channels last. **An output of size
+zero is not wanted and not computed** (the input gradient of the first layer, the bias gradient of a layer
+without bias); a `bias` of size zero is no bias.
 
-Alphabet: N batch, H W input, C channels in, K channels out, R S window, P Q output; gradients are dx dw db dy.
-`activation` is an `Activation` (code: 0 identity, 1 relu, 2 elu, 3 tanh; alpha), and its gradient is taken from its
-*output* y: relu y > 0; elu y > 0 ? 1 : y + alpha; tanh 1 - y^2. `pool` is a `PoolGeometry` over the convolution's output; a 1x1 window
-with stride 1 is no pooling (then `argmax` may have size zero).
-`argmax` holds the winner's place in its window, r * S + s (uint8, or int32 where R * S > 256); the first of equals wins;
-NaN wins over everything. Max-pooling pads with minus infinity.
+Alphabet: N batch, H W input, C channels in, K channels out, R S window, P Q output; gradients are dx dw db
+dy. `activation` is an `Activation` (code: 0 identity, 1 relu, 2 elu, 3 tanh; alpha), and its gradient is
+taken from its *output* y: relu y > 0; elu y > 0 ? 1 : y + alpha; tanh 1 - y^2. `pool` is a `PoolGeometry`
+over the convolution's output; a 1x1 window with stride 1 is no pooling (then `argmax` may have size zero).
+`argmax` holds the winner's place in its window, r * S + s (uint8, or int32 where R * S > 256); the first of
+equals wins; NaN wins over everything. Max-pooling pads with minus infinity.
 """
 
 # ruff: noqa: E704
@@ -95,11 +96,12 @@ def activation_backward(y, dy, activation, dx):
 
 
 def dropout_forward(x, rate, state, y, mask):
-    """y = x / (1 - rate) where kept, else 0. x (N,F). mask (N,F) uint8: 1 where kept. state uint64 (2,): (seed, step); the
-    mask is a function of (seed, step, i) alone, i = n * F + f: with splitmix64's finaliser mix64 and G = 0x9E3779B97F4A7C15 (Steele,
-    Lea and Flood 2014, "Fast splittable pseudorandom number generators"), all modulo 2^64,
-    bits = mix64(mix64(seed + step * G) + (i + 1) * G) >> 32, and i is kept iff bits >= floor(rate * 2^32). Every backend draws
-    the same mask."""
+    """y = x / (1 - rate) where kept, else 0. x (N,F). mask (N,F) uint8: 1 where kept. state uint64 (2,):
+    (seed, step); the mask is a function of (seed, step, i) alone, i = n * F + f: with splitmix64's finaliser
+    mix64 and G = 0x9E3779B97F4A7C15 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+    generators"), all modulo 2^64, bits = mix64(mix64(seed + step * G) + (i + 1) * G) >> 32, and i is kept iff
+    bits >= floor(rate * 2^32). Every backend draws the same mask.
+    """
 
 
 def dropout_backward(dy, mask, rate, dx):
@@ -107,8 +109,10 @@ def dropout_backward(dy, mask, rate, dx):
 
 
 def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, y, mean, inv_std):
-    """Training: x, y (rows,C); batch mean and 1/sqrt(var + epsilon) (C,) saved; running statistics moved in place:
-    running = momentum * running + (1 - momentum) * batch, the variance unbiased (rows / (rows - 1)) as Keras and PyTorch do."""
+    """Training: x, y (rows,C); batch mean and 1/sqrt(var + epsilon) (C,) saved; running statistics moved in
+    place: running = momentum * running + (1 - momentum) * batch, the variance unbiased (rows / (rows - 1)) as
+    Keras and PyTorch do.
+    """
 
 
 def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, y):
@@ -124,23 +128,30 @@ def softmax(logits, proba):
 
 
 def softmax_cross_entropy(logits, labels, weights, smoothing, losses, dlogits):
-    """losses (N,) = weight * cross-entropy of each row against labels (N,) int64 (smoothed: 1 - smoothing + smoothing/n_classes for
-    the label, smoothing/n_classes for the others); dlogits (N,n_classes) = gradient of sum(losses) / sum(weights), 0 where the weights sum to 0.
+    """losses (N,) = weight * cross-entropy of each row against labels (N,) int64 (smoothed: 1 - smoothing +
+    smoothing/n_classes for the label, smoothing/n_classes for the others); dlogits (N,n_classes) = gradient
+    of sum(losses) / sum(weights), 0 where the weights sum to 0.
     """
 
 
 def adam_update(params, grads, m, v, settings):
-    """One Adam / AdamW step over the flat vectors, in place. `settings` is an `AdamSettings` NamedTuple: learning_rate, beta_1,
-    beta_2, epsilon, l2, decay, n_decay, grad_scale, correction_1, correction_2. For i < n_decay the l2 and decay terms count:
-    g = grad_scale * grads + l2 * p; m = beta_1 m + (1 - beta_1) g; v = beta_2 v + (1 - beta_2) g^2;
-    p -= learning_rate * (m / correction_1 / (sqrt(v / correction_2) + epsilon) + decay * p)."""
+    """One Adam / AdamW step over the flat vectors, in place. `settings` is an `AdamSettings` NamedTuple:
+    learning_rate, beta_1, beta_2, epsilon, l2, decay, n_decay, grad_scale, correction_1, correction_2. For i
+    < n_decay the l2 and decay terms count: g = grad_scale * grads + l2 * p; m = beta_1 m + (1 - beta_1) g; v
+    = beta_2 v + (1 - beta_2) g^2; p -= learning_rate * (m / correction_1 / (sqrt(v / correction_2) + epsilon)
+    + decay * p).
+    """
 
 
 def sgd_update(params, grads, velocity, settings):
-    """One SGD step over the flat vectors, in place. `settings` is an `SGDSettings` NamedTuple: learning_rate, momentum, nesterov, l2,
-    decay, n_decay, grad_scale. g = grad_scale * grads + l2 * p; velocity = momentum * velocity - learning_rate * g;
-    p += velocity, or with nesterov p += momentum * velocity - learning_rate * g; decay subtracts learning_rate * decay * p too."""
+    """One SGD step over the flat vectors, in place. `settings` is an `SGDSettings` NamedTuple: learning_rate,
+    momentum, nesterov, l2, decay, n_decay, grad_scale. g = grad_scale * grads + l2 * p; velocity = momentum *
+    velocity - learning_rate * g; p += velocity, or with nesterov p += momentum * velocity - learning_rate *
+    g; decay subtracts learning_rate * decay * p too.
+    """
 
 
 def sum_squares(x, out):
-    """out[0] (float64, (1,)) = sum of squares of the flat vector x, in an order that does not depend on the thread count."""
+    """out[0] (float64, (1,)) = sum of squares of the flat vector x, in an order that does not depend on the
+    thread count.
+    """

@@ -382,6 +382,7 @@ def sum_squares(x, out):
     """out[0] (float64, (1,)) = sum of squares of the flat vector x."""
     out[0] = np.square(x, dtype=np.float64).sum()
 
+
 # ---------------------------------------------------------------------------------------------------- threads
 
 

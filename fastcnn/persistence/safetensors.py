@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors.numpy import save as to_bytes
 
+from fastcnn import __version__
 from fastcnn.layers import Layer
 from fastcnn.persistence.values import decode, encode
 from fastcnn.training.loop import History
@@ -92,7 +92,7 @@ def write_model(path: StrPath, model: SavedModel) -> None:
     """
     header = {
         "format_version": FORMAT_VERSION,
-        "fastcnn_version": _version(),
+        "fastcnn_version": __version__,
         "parameters": {name: _encoded(name, value) for name, value in model.parameters.items()},
         "layers": [encode(layer) for layer in model.layers],
         "image_shape": [int(n) for n in model.image_shape],
@@ -114,13 +114,6 @@ def _encoded(name: str, value: Any) -> Any:
         return encode(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"the parameter {name} cannot be stored: {error}") from error
-
-
-def _version() -> str:
-    try:
-        return version("fastcnn")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _classes_to_json(classes: np.ndarray) -> dict[str, Any]:

@@ -11,14 +11,19 @@ from tests.cases import CONV_CASES
 from tests.kernels import harness
 from tests.kernels.harness import assert_close, assert_same_bits, case_params, none, same_bits_on_threads
 
-ACTIVATIONS = {"identity": IDENTITY, "relu": activation("relu"), "elu": activation("elu", 0.7), "tanh": activation("tanh")}
+ACTIVATIONS = {
+    "identity": IDENTITY,
+    "relu": activation("relu"),
+    "elu": activation("elu", 0.7),
+    "tanh": activation("tanh"),
+}
 
 
 def arrays(case, dtype):
     return harness.conv_arrays(case.geometry, case.n, dtype, np.random.default_rng(len(case.name)))
 
 
-# --------------------------------------------------------------------------------------------- what it computes
+# ------------------------------------------------------------------------------------------- what it computes
 
 
 @pytest.mark.small
@@ -73,7 +78,7 @@ def test_backward(backend, case, dtype):
         assert_close(actual, right, magnitude)
 
 
-# ------------------------------------------------------------------------------------------------------- fused
+# ------------------------------------------------------------------------------------------------------ fused
 
 BLOCKS = {
     "plain": conv_geometry((7, 8, 3), 5, 3, padding="same"),
@@ -91,7 +96,12 @@ POOLS = {
     "2x2 stride 3": (2, 3),
     "1x1 stride 2": (1, 2),
 }
-SMALL = [("plain", "2x2"), ("plain", "none"), ("1x1", "overlapping 3x3 stride 2"), ("1x1", "padded 3x3 stride 2")]
+SMALL = [
+    ("plain", "2x2"),
+    ("plain", "none"),
+    ("1x1", "overlapping 3x3 stride 2"),
+    ("1x1", "padded 3x3 stride 2"),
+]
 
 
 def blocks():
@@ -159,12 +169,14 @@ def check_block(backend, g, pool, n, act, dtype):
         lambda: harness.conv2d_block_forward(backend, x, weight, bias, g, act, pool)
     )
     expected, _ = harness.conv2d_block_forward(reference, x64, weight64, bias64, g, act, pool)
-    magnitude, _ = harness.conv2d_block_forward(reference, abs(x64), abs(weight64), abs(bias64), g, IDENTITY, pool)
+    magnitude, _ = harness.conv2d_block_forward(
+        reference, abs(x64), abs(weight64), abs(bias64), g, IDENTITY, pool
+    )
     assert_close(y, expected, magnitude)
     alone, _ = harness.conv2d_block_forward(backend, x, weight, bias, g, act, pool, want_argmax=False)
     assert_same_bits(alone, y)
 
-    # Backward starts from this backend's own y and argmax: rounding may choose another winner, and does no harm.
+    # Backward starts from this backend's own y and argmax: rounding may choose another winner.
     gradients = same_bits_on_threads(
         lambda: harness.conv2d_block_backward(backend, x, weight, y, argmax, dy, g, act, pool)
     )
@@ -177,7 +189,7 @@ def check_block(backend, g, pool, n, act, dtype):
         assert_close(actual, right, size)
 
 
-# --------------------------------------------------------------------------------------------- what it promises
+# ------------------------------------------------------------------------------------------- what it promises
 
 
 @pytest.mark.small
@@ -223,7 +235,12 @@ def test_unusual_inputs_give_the_same_bits(backend, which, dtype):
     def outputs(x, weight, bias, dy):
         y, argmax = harness.conv2d_block_forward(backend, x, weight, bias, g, act, pool)
         alone = harness.conv2d_forward(backend, x, weight, bias, g)
-        return y, argmax, alone, *harness.conv2d_block_backward(backend, x, weight, y, argmax, dy, g, act, pool)
+        return (
+            y,
+            argmax,
+            alone,
+            *harness.conv2d_block_backward(backend, x, weight, y, argmax, dy, g, act, pool),
+        )
 
     expected = outputs(**given)
     for twin in harness.unusual_twins(given[which]):
@@ -272,7 +289,7 @@ def test_no_images_give_gradients_of_zero(backend, dtype):
     assert not dw.any() and not db.any()
 
 
-# --------------------------------------------------------------------------------------------------- gradients
+# -------------------------------------------------------------------------------------------------- gradients
 
 
 @pytest.mark.parametrize("case", case_params(c for c in CONV_CASES if c.small and c.n))
@@ -312,7 +329,11 @@ def test_block_gradients_by_central_differences(backend, pool, name):
 @pytest.mark.small
 @pytest.mark.parametrize("pool", ["none", "2x2", "padded 3x3 stride 2"])
 def test_every_element_of_the_gradients_of_a_tiny_block(backend, pool):
-    g, act, rng = conv_geometry((3, 4, 1), 2, 2, padding="same"), ACTIVATIONS["elu"], np.random.default_rng(13)
+    g, act, rng = (
+        conv_geometry((3, 4, 1), 2, 2, padding="same"),
+        ACTIVATIONS["elu"],
+        np.random.default_rng(13),
+    )
     pool = pool_after(g, pool)
     x, weight, bias, _ = harness.conv_arrays(g, 1, np.float64, rng)
     dy = rng.standard_normal((1, pool.p, pool.q, g.k))

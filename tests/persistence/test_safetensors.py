@@ -102,8 +102,8 @@ def test_same_bits(parameters, digits, tmp_path):
         np.array(["no", "yes"]),
         np.array(["no", "yes"], dtype=object),
         np.array([False, True]),
-        np.array([-1.5, 2.25]),
-        np.array([0.5, 1.0], dtype=np.float32),
+        np.array([-1.0, 2.0]),
+        np.array([0, 1], dtype=np.float32),
         np.array([3, 2**63], dtype=np.uint64),
         np.array([-7, 7], dtype=np.int8),
         np.array(["é\n\0x", "日本"]),
@@ -140,9 +140,7 @@ def test_what_is_no_value_is_left_out(digits, tmp_path):
     clf.fit(*digits)
     with pytest.warns(UserWarning) as warned:
         clf.save(tmp_path / "model.safetensors")
-    assert [str(w.message).split()[0] for w in warned] == ["random_state", "callbacks", "scoring"] or len(
-        warned
-    ) == 3
+    assert {str(w.message).split()[0] for w in warned} == {"random_state", "callbacks", "scoring"}
     loaded = CNNClassifier.load(tmp_path / "model.safetensors")
     assert (loaded.callbacks, loaded.scoring, loaded.random_state) == (None, None, None)
 
@@ -252,7 +250,7 @@ def test_foreign_files(content, message, tmp_path):
 def test_every_cut_is_noticed(saved, tmp_path):
     content = saved[1]
     for length in [*range(0, len(content), 97), len(content) - 1]:
-        with pytest.raises(ValueError, match="loaded.safetensors: "):
+        with pytest.raises(ValueError, match=r"loaded\.safetensors: "):
             load(content[:length], tmp_path)
     with pytest.raises(ValueError, match="something was added"):
         load(content + b"\0", tmp_path)
@@ -274,7 +272,7 @@ def _set(*keys, value):
         (_set("format_version", value=2), "reads format 1"),
         (_set("image_shape", value=[8, 8]), "image_shape"),
         (_set("image_shape", value=[8, 8, 10**12]), "image_shape"),
-        (_set("image_shape", value=[16, 16, 1]), "'network.3.weight'"),
+        (_set("image_shape", value=[16, 16, 1]), "'network.4.weight'"),
         (_set("dtype", value="float64"), "'network.0.weight'"),
         (_set("dtype", value="complex128"), "dtype"),
         (_set("layers", value=[]), "end in shape"),

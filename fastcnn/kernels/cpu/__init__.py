@@ -1,1 +1,3 @@
-"""The CPU backend: Numba kernels (imported through `backend`) and Cython extensions. Importing this package alone is cheap."""
+"""The CPU backend: Numba kernels (imported through `backend`) and Cython extensions. Importing this package
+alone is cheap.
+"""

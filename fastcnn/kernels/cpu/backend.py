@@ -9,7 +9,12 @@ from fastcnn.kernels.cpu.conv import (
     conv2d_forward,
     conv2d_forward_scratch,
 )
-from fastcnn.kernels.cpu.dense import dense_backward, dense_backward_scratch, dense_forward, dense_forward_scratch
+from fastcnn.kernels.cpu.dense import (
+    dense_backward,
+    dense_backward_scratch,
+    dense_forward,
+    dense_forward_scratch,
+)
 from fastcnn.kernels.cpu.elementwise import (
     activation_backward,
     activation_forward,
@@ -21,7 +26,44 @@ from fastcnn.kernels.cpu.elementwise import (
 from fastcnn.kernels.cpu.losses import softmax, softmax_cross_entropy
 from fastcnn.kernels.cpu.norm import batchnorm_backward, batchnorm_forward, batchnorm_inference
 from fastcnn.kernels.cpu.optimizers import adam_update, sgd_update, sum_squares
-from fastcnn.kernels.cpu.pool import avgpool2d_backward, avgpool2d_forward, maxpool2d_backward, maxpool2d_forward
+from fastcnn.kernels.cpu.pool import (
+    avgpool2d_backward,
+    avgpool2d_forward,
+    maxpool2d_backward,
+    maxpool2d_forward,
+)
 from fastcnn.kernels.cpu.runtime import max_threads, threads
 
-__all__ = [name for name in dir() if not name.startswith("_")]
+__all__ = [
+    "activation_backward",
+    "activation_forward",
+    "adam_update",
+    "avgpool2d_backward",
+    "avgpool2d_forward",
+    "batchnorm_backward",
+    "batchnorm_forward",
+    "batchnorm_inference",
+    "bias_backward",
+    "bias_forward",
+    "conv2d_backward_input",
+    "conv2d_backward_scratch",
+    "conv2d_backward_weight",
+    "conv2d_block_backward",
+    "conv2d_block_forward",
+    "conv2d_forward",
+    "conv2d_forward_scratch",
+    "dense_backward",
+    "dense_backward_scratch",
+    "dense_forward",
+    "dense_forward_scratch",
+    "dropout_backward",
+    "dropout_forward",
+    "max_threads",
+    "maxpool2d_backward",
+    "maxpool2d_forward",
+    "sgd_update",
+    "softmax",
+    "softmax_cross_entropy",
+    "sum_squares",
+    "threads",
+]

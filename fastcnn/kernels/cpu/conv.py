@@ -1,10 +1,12 @@
-"""2-D convolution and its gradients, with bias, activation and max-pooling applied while a band of the image is hot.
+"""2-D convolution and its gradients, with bias, activation and max-pooling applied while a band of the image
+is hot.
 
-The work is cut by images: a lane (thread) owns a range of them and pads one image at a time into its scratch, where the micro-kernel reads
-windows in place. Forward goes through the image in bands of output rows: convolve all panels of channels, then bias, activation and
-pooling over the band. Backward rebuilds the pre-pool gradient dz of one image from dy, y and argmax, adds its share to the weight gradient
-and convolves it with the flipped weights for the input gradient. Weight gradients are summed over a fixed number of chunks of images, then
-over the chunks in order, so they do not depend on the number of lanes.
+The work is cut by images: a lane (thread) owns a range of them and pads one image at a time into its scratch,
+where the micro-kernel reads windows in place. Forward goes through the image in bands of output rows:
+convolve all panels of channels, then bias, activation and pooling over the band. Backward rebuilds the
+pre-pool gradient dz of one image from dy, y and argmax, adds its share to the weight gradient and convolves
+it with the flipped weights for the input gradient. Weight gradients are summed over a fixed number of chunks
+of images, then over the chunks in order, so they do not depend on the number of lanes.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from fastcnn.kernels.cpu.epilogue import band_epilogue, is_pooled, pool_band, scatter_gradient
-from fastcnn.kernels.cpu.lowering import Conv, Pool, forward_tables, has_pool, input_tables, weight_tables
 from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
+from fastcnn.kernels.cpu.lowering import Conv, Pool, forward_tables, has_pool, input_tables, weight_tables
 from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
 from fastcnn.kernels.cpu.runtime import U, as_input, jit
 
@@ -48,7 +50,9 @@ def _round(size: int) -> int:
 
 
 def _band_rows(g: Any, pool: Any) -> int:
-    """Output rows of the convolution in one band: whole pooled rows, or the whole image where windows overlap."""
+    """Output rows of the convolution in one band: whole pooled rows, or the whole image where windows
+    overlap.
+    """
     if has_pool(pool):
         if pool.stride_h < pool.r or pool.pad_top or pool.pad_bottom:
             return int(g.p)
@@ -69,7 +73,9 @@ def conv2d_forward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes: 
 
 
 def conv2d_backward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes: int) -> int:
-    """Elements: packed weights, the chunks' weight gradients, then for each lane a padded image, a padded gradient and a panel of it."""
+    """Elements: packed weights, the chunks' weight gradients, then for each lane a padded image, a padded
+    gradient and a panel of it.
+    """
     g, size = geometry, np.dtype(dtype).itemsize
     return (
         _round(_packed_backward(g, size))
@@ -100,7 +106,7 @@ def _operations(g: Any, n: int) -> int:
 
 
 @jit
-def _pack_forward(weight, g, width, packed):  # type: ignore[no-untyped-def]
+def _pack_forward(weight, g, width, packed):
     """(R,S,C/G,K) -> [group][panel][r, s, c][column], columns past the last channel zero."""
     cg, kg = g.c // g.groups, g.k // g.groups
     depth = g.r * g.s * cg
@@ -118,7 +124,7 @@ def _pack_forward(weight, g, width, packed):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _pack_backward(weight, g, t, width, packed):  # type: ignore[no-untyped-def]
+def _pack_backward(weight, g, t, width, packed):
     """(R,S,C/G,K) -> [phase][group][panel][tap, k][column c], columns past the last channel zero."""
     cg, kg = g.c // g.groups, g.k // g.groups
     at = 0
@@ -137,7 +143,7 @@ def _pack_backward(weight, g, t, width, packed):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _pad_image(x, x0, h, w, c, out, out0, top, left, wp):  # type: ignore[no-untyped-def]
+def _pad_image(x, x0, h, w, c, out, out0, top, left, wp):
     """Copy one image into the middle of a zeroed padded one."""
     for i in range(h):
         source, target = x0 + i * w * c, out0 + ((top + i) * wp + left) * c
@@ -146,8 +152,10 @@ def _pad_image(x, x0, h, w, c, out, out0, top, left, wp):  # type: ignore[no-unt
 
 
 @jit
-def _transpose_image(x, x0, g, hp, wp, out, out0):  # type: ignore[no-untyped-def]
-    """One image (H,W,C) into the middle of a zeroed (C,HP,WP): the weight gradient sums along pixels, so these must touch."""
+def _transpose_image(x, x0, g, hp, wp, out, out0):
+    """One image (H,W,C) into the middle of a zeroed (C,HP,WP): the weight gradient sums along pixels, so
+    these must touch.
+    """
     for i in range(g.h):
         for j in range(g.w):
             source, target = x0 + (i * g.w + j) * g.c, out0 + (i + g.pad_top) * wp + j + g.pad_left
@@ -156,7 +164,7 @@ def _transpose_image(x, x0, g, hp, wp, out, out0):  # type: ignore[no-untyped-de
 
 
 @jit
-def _pack_panel(dz, start, p, q, k, pitch, width, panel0):  # type: ignore[no-untyped-def]
+def _pack_panel(dz, start, p, q, k, pitch, width, panel0):
     """One panel of columns of the padded gradient -> [pixel][column], in the same scratch."""
     for row in range(p):
         for column in range(q):
@@ -166,7 +174,7 @@ def _pack_panel(dz, start, p, q, k, pitch, width, panel0):  # type: ignore[no-un
 
 
 @jit
-def _fill_zero(out, start, stop):  # type: ignore[no-untyped-def]
+def _fill_zero(out, start, stop):
     for i in range(start, stop):
         out[U(i)] = 0
 
@@ -175,13 +183,13 @@ def _fill_zero(out, start, stop):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def _pack_forward_kernel(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _pack_forward_kernel(start, stop, lane, args):
     weight, g, width, scratch = unpack(args)
     _pack_forward(weight, g, width, scratch)
 
 
 @Kernel
-def _forward_images(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _forward_images(start, stop, lane, args):
     x, bias, y, argmax, scratch, layout, width, multiply, g, act, pool, t = unpack(args)
     packed_size, lane_size, image_size, band_rows = layout
     kg, cg = g.k // g.groups, g.c // g.groups
@@ -207,10 +215,22 @@ def _forward_images(start, stop, lane, args):  # type: ignore[no-untyped-def]
                     first, packed0 = panel * width, (group * panels + panel) * panel_size
                     for seg0 in range(0, t.segments.shape[0], t.per_pass):
                         tile = (
-                            source, source0 + group * cg, t.rows, target, target0 + group * kg + first, t.out_rows,
-                            t.segments[seg0 : seg0 + t.per_pass], t.seg_len, 1, scratch, packed0 + seg0 * t.seg_len * width,
-                            width, 0, min(width, kg - first), seg0 > 0,
-                        )  # fmt: skip
+                            source,
+                            source0 + group * cg,
+                            t.rows,
+                            target,
+                            target0 + group * kg + first,
+                            t.out_rows,
+                            t.segments[seg0 : seg0 + t.per_pass],
+                            t.seg_len,
+                            1,
+                            scratch,
+                            packed0 + seg0 * t.seg_len * width,
+                            width,
+                            0,
+                            min(width, kg - first),
+                            seg0 > 0,
+                        )
                         call(multiply, p0 * g.q, p1 * g.q, lane, tile)
             if pooled:
                 pool_band(scratch, band0, p0, p1, bias, act, pool, y, argmax, n)
@@ -218,7 +238,7 @@ def _forward_images(start, stop, lane, args):  # type: ignore[no-untyped-def]
                 band_epilogue(y, target0 + p0 * g.q * g.k, (p1 - p0) * g.q, g.k, bias, act)
 
 
-def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax, scratch):  # type: ignore[no-untyped-def]
+def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax, scratch):
     """y = maxpool(activation(conv(x) + bias)), the pre-pool values never stored; argmax as y's shape."""
     x, weight, bias = as_input(x), as_input(weight), as_input(bias)
     g, size = Conv(*geometry), y.itemsize
@@ -229,16 +249,29 @@ def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax,
     width = panel_width(size)
     launch(_pack_forward_kernel, 1, weight.size, weight.reshape(-1), g, width, scratch)
     launch(
-        _forward_images, x.shape[0], _operations(g, x.shape[0]), x.reshape(-1), bias, y.reshape(-1), argmax.reshape(-1), scratch, layout, width,
-        multiply_rows_address(y.dtype), g, tuple(activation), Pool(*pool), forward_tables(geometry),
-    )  # fmt: skip
+        _forward_images,
+        x.shape[0],
+        _operations(g, x.shape[0]),
+        x.reshape(-1),
+        bias,
+        y.reshape(-1),
+        argmax.reshape(-1),
+        scratch,
+        layout,
+        width,
+        multiply_rows_address(y.dtype),
+        g,
+        tuple(activation),
+        Pool(*pool),
+        forward_tables(geometry),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ backward
 
 
 @Kernel
-def _backward_chunks(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _backward_chunks(start, stop, lane, args):
     x, y, argmax, dy, dx, scratch, layout, width, wants, multiply, g, act, pool, ft, wt, it = unpack(args)
     n_images, chunks, packed_size, partial_size, image_size, gradient_size, panel_size = layout
     want_dx, want_dw = wants
@@ -287,13 +320,13 @@ def _backward_chunks(start, stop, lane, args):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def _pack_backward_kernel(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _pack_backward_kernel(start, stop, lane, args):
     weight, g, t, width, scratch = unpack(args)
     _pack_backward(weight, g, t, width, scratch)
 
 
 @Kernel
-def _merge_chunks(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _merge_chunks(start, stop, lane, args):
     """out[start:stop] = sum of the chunks, in their order."""
     chunks, first, partial_size, scratch, out = unpack(args)
     for i in range(start, stop):
@@ -304,7 +337,7 @@ def _merge_chunks(start, stop, lane, args):  # type: ignore[no-untyped-def]
             out[U(i)] += scratch[U(at + i)]
 
 
-def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch):  # type: ignore[no-untyped-def]
+def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch):
     """dx, dw, db of the block from the gradient dy of its output y. dy is not changed."""
     x, weight, y, argmax, dy = as_input(x), as_input(weight), as_input(y), as_input(argmax), as_input(dy)
     g, size, n, width = Conv(*geometry), dy.itemsize, dy.shape[0], panel_width(dy.itemsize)
@@ -316,17 +349,42 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
     if dx.size:
         launch(_pack_backward_kernel, 1, weight.size, weight.reshape(-1), g, tables, width, scratch)
     launch(
-        _backward_chunks, chunks, 2 * _operations(g, n), x.reshape(-1), y.reshape(-1), argmax.reshape(-1), dy.reshape(-1), dx.reshape(-1), scratch,
-        layout, width, (dx.size > 0, dw.size > 0), multiply_rows_address(dy.dtype), g, tuple(activation), Pool(*pool),
-        forward_tables(geometry), weight_tables(geometry), tables,
-    )  # fmt: skip
+        _backward_chunks,
+        chunks,
+        2 * _operations(g, n),
+        x.reshape(-1),
+        y.reshape(-1),
+        argmax.reshape(-1),
+        dy.reshape(-1),
+        dx.reshape(-1),
+        scratch,
+        layout,
+        width,
+        (dx.size > 0, dw.size > 0),
+        multiply_rows_address(dy.dtype),
+        g,
+        tuple(activation),
+        Pool(*pool),
+        forward_tables(geometry),
+        weight_tables(geometry),
+        tables,
+    )
     if dw.size:
         launch(_merge_chunks, dw.size, dw.size * chunks, chunks, packed, partial, scratch, dw.reshape(-1))
     if db.size:
-        launch(_merge_chunks, db.size, 0, chunks, packed + g.r * g.s * (g.c // g.groups) * g.k, partial, scratch, db)
+        launch(
+            _merge_chunks,
+            db.size,
+            0,
+            chunks,
+            packed + g.r * g.s * (g.c // g.groups) * g.k,
+            partial,
+            scratch,
+            db,
+        )
 
 
-# ------------------------------------------------------------------------------- the convolution alone, without epilogue
+# ------------------------------------------------------------------ the convolution alone, without epilogue
 
 
 _IDENTITY = (0, 0.0)
@@ -336,22 +394,20 @@ def _no_pool(g: Any) -> Pool:
     return Pool(g.p, g.q, g.k, 1, 1, g.p, g.q, 1, 1, 0, 0, 0, 0, False)
 
 
-def conv2d_forward(x, weight, bias, geometry, y, scratch):  # type: ignore[no-untyped-def]
+def conv2d_forward(x, weight, bias, geometry, y, scratch):
     """y (N,P,Q,K) = x (N,H,W,C) convolved with weight (R,S,C/groups,K), plus bias (K,)."""
     argmax = np.empty((0, 0, 0, 0), np.uint8)
     conv2d_block_forward(x, weight, bias, geometry, _IDENTITY, _no_pool(geometry), y, argmax, scratch)
 
 
-def conv2d_backward_input(dy, weight, geometry, dx, scratch):  # type: ignore[no-untyped-def]
+def conv2d_backward_input(dy, weight, geometry, dx, scratch):
     """dx (N,H,W,C) from dy (N,P,Q,K)."""
     none, argmax = np.empty((0, 0, 0, 0), dy.dtype), np.empty((0, 0, 0, 0), np.uint8)
     pool = _no_pool(geometry)
-    conv2d_block_backward(
-        none, weight, dy, argmax, dy, geometry, _IDENTITY, pool, dx, none, none.reshape(-1), scratch
-    )
+    conv2d_block_backward(none, weight, dy, argmax, dy, geometry, _IDENTITY, pool, dx, none, none.reshape(-1), scratch)
 
 
-def conv2d_backward_weight(x, dy, geometry, dw, db, scratch):  # type: ignore[no-untyped-def]
+def conv2d_backward_weight(x, dy, geometry, dw, db, scratch):
     """dw (R,S,C/groups,K) and db (K,), summed over the batch."""
     none, argmax = np.empty((0, 0, 0, 0), dy.dtype), np.empty((0, 0, 0, 0), np.uint8)
     pool = _no_pool(geometry)

@@ -1,7 +1,13 @@
-"""Dense layers: three matrix products on the micro-kernel, with bias and activation applied to each lane's rows while they are hot.
+"""Dense layers: three matrix products on the micro-kernel, with bias and activation applied to each lane's
+rows while they are hot.
 
-Forward and input gradient cut the batch into lanes and pack the weight block by block (DEPTH of the sum, one panel of columns) into a
-lane's scratch; the weight gradient cuts the rows of the weight, so every sum runs over the whole batch in one order.
+Forward and input gradient cut the batch into lanes and pack the weight block by block (DEPTH of the sum, one
+panel of columns) into a lane's scratch; the weight gradient cuts the rows of the weight, so every sum runs
+over the whole batch in one order.
+
+A weight of BLAS_WEIGHTS elements and more does not stay in any cache, and packing it for a small batch costs
+more than the product: such layers go to BLAS, on one thread, so that their sums do not depend on the thread
+count either.
 """
 
 from __future__ import annotations
@@ -11,12 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from fastcnn.kernels.cpu._blas import gemm
 from fastcnn.kernels.cpu.epilogue import band_epilogue, gradient_before
 from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
-from fastcnn.kernels.cpu.runtime import U, as_input
+from fastcnn.kernels.cpu.runtime import U, as_input, one_blas_thread
 
 DEPTH = 256  # terms of the sum in one packed block: a panel of them stays in the first-level cache
+
+
+BLAS_WEIGHTS = 1 << 20
 
 
 @lru_cache(maxsize=256)
@@ -30,13 +40,15 @@ def dense_forward_scratch(n: int, n_in: int, n_out: int, dtype: Any, lanes: int)
 
 
 def dense_backward_scratch(n: int, n_in: int, n_out: int, dtype: Any, lanes: int) -> int:
-    """Elements: the gradient before the activation (readable a panel past its end), then a packed block for each lane."""
+    """Elements: the gradient before the activation (readable a panel past its end), then a packed block for
+    each lane.
+    """
     width = panel_width(np.dtype(dtype).itemsize)
     return n * n_out + width + lanes * DEPTH * width
 
 
 @Kernel
-def _forward_rows(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _forward_rows(start, stop, lane, args):
     x, weight, bias, y, scratch, sizes, width, multiply, act, x_rows, y_rows, segment = unpack(args)
     n_in, n_out = sizes
     block0 = lane * DEPTH * width
@@ -50,30 +62,69 @@ def _forward_rows(start, stop, lane, args):  # type: ignore[no-untyped-def]
                     scratch[U(target + j)] = weight[U(source + j)]
                 for j in range(valid, width):
                     scratch[U(target + j)] = 0
-            tile = (x, k0, x_rows, y, first, y_rows, segment, depth, 1, scratch, block0, width, 0, valid, k0 > 0)
+            tile = (
+                x,
+                k0,
+                x_rows,
+                y,
+                first,
+                y_rows,
+                segment,
+                depth,
+                1,
+                scratch,
+                block0,
+                width,
+                0,
+                valid,
+                k0 > 0,
+            )
             call(multiply, start, stop, lane, tile)
     band_epilogue(y, start * n_out, stop - start, n_out, bias, act)
 
 
-def dense_forward(x, weight, bias, activation, y, scratch):  # type: ignore[no-untyped-def]
+@Kernel
+def _finish_rows(start, stop, lane, args):
+    y, n_out, bias, act = unpack(args)
+    band_epilogue(y, start * n_out, stop - start, n_out, bias, act)
+
+
+def dense_forward(x, weight, bias, activation, y, scratch):
     """y (N,n_out) = activation(x (N,n_in) @ weight (n_in,n_out) + bias)."""
     x, weight, bias = as_input(x), as_input(weight), as_input(bias)
     n, (n_in, n_out) = x.shape[0], weight.shape
+    if weight.size >= BLAS_WEIGHTS:
+        with one_blas_thread():
+            gemm(x, weight, y)
+        launch(_finish_rows, n, y.size, y.reshape(-1), n_out, bias, tuple(activation))
+        return
     launch(
-        _forward_rows, n, n * n_in * n_out // 8, x.reshape(-1), weight.reshape(-1), bias, y.reshape(-1), scratch, (n_in, n_out),
-        panel_width(y.itemsize), multiply_rows_address(y.dtype), tuple(activation), _offsets(n, n_in), _offsets(n, n_out),
+        _forward_rows,
+        n,
+        n * n_in * n_out // 8,
+        x.reshape(-1),
+        weight.reshape(-1),
+        bias,
+        y.reshape(-1),
+        scratch,
+        (n_in, n_out),
+        panel_width(y.itemsize),
+        multiply_rows_address(y.dtype),
+        tuple(activation),
+        _offsets(n, n_in),
+        _offsets(n, n_out),
         _offsets(1, 0),
-    )  # fmt: skip
+    )
 
 
 @Kernel
-def _gradient_rows(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _gradient_rows(start, stop, lane, args):
     y, dy, act, n_out, dz = unpack(args)
     gradient_before(y, dy, start * n_out, stop * n_out, act, dz)
 
 
 @Kernel
-def _input_rows(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _input_rows(start, stop, lane, args):
     weight, dx, scratch, sizes, width, multiply, dz_rows, dx_rows, segment = unpack(args)
     n, n_in, n_out = sizes
     block0 = n * n_out + width + lane * DEPTH * width
@@ -88,12 +139,28 @@ def _input_rows(start, stop, lane, args):  # type: ignore[no-untyped-def]
             for j in range(valid, width):
                 for k in range(depth):
                     scratch[U(block0 + k * width + j)] = 0
-            tile = (scratch, k0, dz_rows, dx, first, dx_rows, segment, depth, 1, scratch, block0, width, 0, valid, k0 > 0)
+            tile = (
+                scratch,
+                k0,
+                dz_rows,
+                dx,
+                first,
+                dx_rows,
+                segment,
+                depth,
+                1,
+                scratch,
+                block0,
+                width,
+                0,
+                valid,
+                k0 > 0,
+            )
             call(multiply, start, stop, lane, tile)
 
 
 @Kernel
-def _weight_rows(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _weight_rows(start, stop, lane, args):
     x, dw, scratch, sizes, width, multiply, x_rows, dw_rows, segment = unpack(args)
     n, n_in, n_out = sizes
     for first in range(0, n_out, width):
@@ -103,7 +170,7 @@ def _weight_rows(start, stop, lane, args):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def _bias_columns(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _bias_columns(start, stop, lane, args):
     dz, rows, columns, db = unpack(args)
     for j in range(start, stop):
         db[j] = 0
@@ -112,22 +179,50 @@ def _bias_columns(start, stop, lane, args):  # type: ignore[no-untyped-def]
             db[j] += dz[U(i * columns + j)]
 
 
-def dense_backward(x, weight, y, dy, activation, dx, dw, db, scratch):  # type: ignore[no-untyped-def]
+def dense_backward(x, weight, y, dy, activation, dx, dw, db, scratch):
     """dx, dw, db from the gradient dy of the dense block's output y. dy is not changed."""
     x, weight, y, dy = as_input(x), as_input(weight), as_input(y), as_input(dy)
-    n, n_in, n_out = x.shape[0], *weight.shape
+    n, (n_in, n_out) = x.shape[0], weight.shape
     width, multiply, sizes = panel_width(dy.itemsize), multiply_rows_address(dy.dtype), (n, n_in, n_out)
     scratch[n * n_out : n * n_out + width] = 0
     launch(_gradient_rows, n, n * n_out, y.reshape(-1), dy.reshape(-1), tuple(activation), n_out, scratch)
     if db.size:
         launch(_bias_columns, n_out, n * n_out, scratch, n, n_out, db)
+    if weight.size >= BLAS_WEIGHTS:
+        dz = scratch[: n * n_out].reshape(n, n_out)
+        with one_blas_thread():
+            if dw.size:
+                gemm(x, dz, dw, trans_a=True)
+            if dx.size:
+                gemm(dz, weight, dx, trans_b=True)
+        return
     if dw.size:
         launch(
-            _weight_rows, n_in, n * n_in * n_out // 8, x.reshape(-1), dw.reshape(-1), scratch, sizes, width, multiply, _offsets(n_in, 1),
-            _offsets(n_in, n_out), _offsets(1, 0),
-        )  # fmt: skip
+            _weight_rows,
+            n_in,
+            n * n_in * n_out // 8,
+            x.reshape(-1),
+            dw.reshape(-1),
+            scratch,
+            sizes,
+            width,
+            multiply,
+            _offsets(n_in, 1),
+            _offsets(n_in, n_out),
+            _offsets(1, 0),
+        )
     if dx.size:
         launch(
-            _input_rows, n, n * n_in * n_out // 8, weight.reshape(-1), dx.reshape(-1), scratch, sizes, width, multiply, _offsets(n, n_out),
-            _offsets(n, n_in), _offsets(1, 0),
-        )  # fmt: skip
+            _input_rows,
+            n,
+            n * n_in * n_out // 8,
+            weight.reshape(-1),
+            dx.reshape(-1),
+            scratch,
+            sizes,
+            width,
+            multiply,
+            _offsets(n, n_out),
+            _offsets(n, n_in),
+            _offsets(1, 0),
+        )

@@ -1,4 +1,6 @@
-"""Bias, activations and dropout as ops of their own, for where they are not fused into a convolution or dense layer."""
+"""Bias, activations and dropout as ops of their own, for where they are not fused into a convolution or dense
+layer.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from fastcnn.kernels.cpu.runtime import U, as_input, jit
 
 
 @Kernel
-def _add_bias(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _add_bias(start, stop, lane, args):
     x, bias, y = unpack(args)
     c = bias.shape[0]
     for row in range(start, stop):
@@ -18,14 +20,14 @@ def _add_bias(start, stop, lane, args):  # type: ignore[no-untyped-def]
             y[U(row * c + j)] = x[U(row * c + j)] + bias[j]
 
 
-def bias_forward(x, bias, y):  # type: ignore[no-untyped-def]
+def bias_forward(x, bias, y):
     """y (rows,C) = x (rows,C) + bias (C,)."""
     x, bias = as_input(x), as_input(bias)
     launch(_add_bias, x.shape[0], x.size, x.reshape(-1), bias, y.reshape(-1))
 
 
 @Kernel
-def _sum_columns(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _sum_columns(start, stop, lane, args):
     """Columns, not rows, are cut into lanes: each is summed in one order."""
     dy, rows, db = unpack(args)
     c = db.shape[0]
@@ -36,33 +38,33 @@ def _sum_columns(start, stop, lane, args):  # type: ignore[no-untyped-def]
             db[j] += dy[U(row * c + j)]
 
 
-def bias_backward(dy, db):  # type: ignore[no-untyped-def]
+def bias_backward(dy, db):
     """db (C,) = sum of dy (rows,C) over the rows, in an order that does not depend on the thread count."""
     dy = as_input(dy)
     launch(_sum_columns, db.shape[0], dy.size, dy.reshape(-1), dy.shape[0], db)
 
 
 @Kernel
-def _activate(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _activate(start, stop, lane, args):
     x, no_bias, act, y = unpack(args)
     for i in range(start, stop):
         y[U(i)] = x[U(i)]
     band_epilogue(y, start, stop - start, 1, no_bias, act)
 
 
-def activation_forward(x, activation, y):  # type: ignore[no-untyped-def]
+def activation_forward(x, activation, y):
     """y = activation(x), any one shape."""
     x = as_input(x)
     launch(_activate, x.size, x.size, x.reshape(-1), np.empty(0, x.dtype), tuple(activation), y.reshape(-1))
 
 
 @Kernel
-def _activate_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _activate_backward(start, stop, lane, args):
     y, dy, act, dx = unpack(args)
     gradient_before(y, dy, start, stop, act, dx)
 
 
-def activation_backward(y, dy, activation, dx):  # type: ignore[no-untyped-def]
+def activation_backward(y, dy, activation, dx):
     """dx = dy * activation'(.), from the output y."""
     y, dy = as_input(y), as_input(dy)
     launch(_activate_backward, y.size, y.size, y.reshape(-1), dy.reshape(-1), tuple(activation), dx.reshape(-1))
@@ -74,7 +76,7 @@ _S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(
 
 
 @jit
-def _mix64(z):  # type: ignore[no-untyped-def]
+def _mix64(z):
     """splitmix64's finaliser (Steele, Lea and Flood 2014)."""
     z = (z ^ (z >> _S30)) * _MIX_1
     z = (z ^ (z >> _S27)) * _MIX_2
@@ -82,7 +84,7 @@ def _mix64(z):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def _drop(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _drop(start, stop, lane, args):
     x, state, threshold, scale, y, mask = unpack(args)
     base = _mix64(state[0] + state[1] * _GAMMA)
     for i in range(start, stop):
@@ -91,7 +93,7 @@ def _drop(start, stop, lane, args):  # type: ignore[no-untyped-def]
         y[U(i)] = x[U(i)] * scale if keep else 0
 
 
-def dropout_forward(x, rate, state, y, mask):  # type: ignore[no-untyped-def]
+def dropout_forward(x, rate, state, y, mask):
     """y = x / (1 - rate) where kept, else 0; the mask is the contract's function of (seed, step, place)."""
     x = as_input(x)
     threshold, scale = np.uint64(int(rate * 2**32)), y.dtype.type(1 / (1 - rate))
@@ -100,13 +102,21 @@ def dropout_forward(x, rate, state, y, mask):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def _drop_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _drop_backward(start, stop, lane, args):
     dy, mask, scale, dx = unpack(args)
     for i in range(start, stop):
         dx[U(i)] = dy[U(i)] * scale if mask[U(i)] else 0
 
 
-def dropout_backward(dy, mask, rate, dx):  # type: ignore[no-untyped-def]
+def dropout_backward(dy, mask, rate, dx):
     """dx = dy / (1 - rate) where kept, else 0."""
     dy, mask = as_input(dy), as_input(mask)
-    launch(_drop_backward, dy.size, dy.size, dy.reshape(-1), mask.reshape(-1), dx.dtype.type(1 / (1 - rate)), dx.reshape(-1))
+    launch(
+        _drop_backward,
+        dy.size,
+        dy.size,
+        dy.reshape(-1),
+        mask.reshape(-1),
+        dx.dtype.type(1 / (1 - rate)),
+        dx.reshape(-1),
+    )

@@ -1,7 +1,8 @@
-"""What a convolution's output goes through while it is hot: bias, activation, max-pooling, and their gradients.
+"""What a convolution's output goes through while it is hot: bias, activation, max-pooling, and their
+gradients.
 
-Inlined loops over one band or one image; channels are innermost, so that they run as vectors. Activations here are monotonic, so the pool
-comes first and the activation sees only the winners.
+Inlined loops over one band or one image; channels are innermost, so that they run as vectors. Activations
+here are monotonic, so the pool comes first and the activation sees only the winners.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ import numpy as np
 from fastcnn.kernels.cpu.lowering import has_pool
 from fastcnn.kernels.cpu.runtime import U, jit
 
-
 is_pooled = jit(has_pool)
 
 
 @jit
-def band_epilogue(y, start, pixels, k, bias, act):  # type: ignore[no-untyped-def]
+def band_epilogue(y, start, pixels, k, bias, act):
     """y = activation(y + bias) over `pixels` rows of k channels, in place. `act` is (code, alpha)."""
     code = act[0]
     if bias.shape[0]:
@@ -47,7 +47,7 @@ def band_epilogue(y, start, pixels, k, bias, act):  # type: ignore[no-untyped-de
 
 
 @jit
-def pool_band(z, band0, p0, p1, bias, act, pool, y, argmax, n):  # type: ignore[no-untyped-def]
+def pool_band(z, band0, p0, p1, bias, act, pool, y, argmax, n):
     """Pool the convolution's rows p0 <= p < p1 (at z[band0:]) into image n of y, then bias and activation."""
     k, want_argmax = pool.c, argmax.shape[0] > 0
     row0 = (p0 + pool.stride_h - 1) // pool.stride_h if p0 else 0
@@ -90,7 +90,7 @@ def pool_band(z, band0, p0, p1, bias, act, pool, y, argmax, n):  # type: ignore[
 
 
 @jit
-def _pool_2x2(z, upper, lower, k, y, argmax, out, want_argmax):  # type: ignore[no-untyped-def]
+def _pool_2x2(z, upper, lower, k, y, argmax, out, want_argmax):
     """The common window, with the winners kept in registers."""
     zero, one, two, three = np.int32(0), np.int32(1), np.int32(2), np.int32(3)
     if want_argmax:
@@ -115,7 +115,7 @@ def _pool_2x2(z, upper, lower, k, y, argmax, out, want_argmax):  # type: ignore[
 
 
 @jit
-def _slope(y, code, alpha, one):  # type: ignore[no-untyped-def]
+def _slope(y, code, alpha, one):
     """The activation's derivative, from its output y; all selects, so that loops over it run as vectors."""
     if code == 1:
         return one if y > 0 else one - one
@@ -127,7 +127,7 @@ def _slope(y, code, alpha, one):  # type: ignore[no-untyped-def]
 
 
 @jit
-def gradient_before(y, dy, start, stop, act, dz):  # type: ignore[no-untyped-def]
+def gradient_before(y, dy, start, stop, act, dz):
     """dz = dy * activation'(.) over the elements start..stop, from the output y."""
     one, code, alpha = dz.dtype.type(1), act[0], dz.dtype.type(act[1])
     for i in range(start, stop):
@@ -135,9 +135,10 @@ def gradient_before(y, dy, start, stop, act, dz):  # type: ignore[no-untyped-def
 
 
 @jit
-def scatter_gradient(dy, y, argmax, n, act, pool, dz, start, pitch, db):  # type: ignore[no-untyped-def]
-    """The pre-pool gradient of image n, into the padded image whose first inner pixel is at dz[start] and whose rows are `pitch`
-    pixels long; and its sum over the pixels added to dz[db : db + k]."""
+def scatter_gradient(dy, y, argmax, n, act, pool, dz, start, pitch, db):
+    """The pre-pool gradient of image n, into the padded image whose first inner pixel is at dz[start] and
+    whose rows are `pitch` pixels long; and its sum over the pixels added to dz[db : db + k].
+    """
     k, code, alpha = pool.c, act[0], dz.dtype.type(act[1])
     one = dz.dtype.type(1)
     pooled = is_pooled(pool)

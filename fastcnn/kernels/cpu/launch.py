@@ -1,12 +1,14 @@
 """How kernels are called: by address, over lanes.
 
-A kernel is a serial function `kernel(start, stop, lane, args)` over a range of items; `args` points to a tuple, which the kernel takes
-apart with `unpack(args)`. `launch(kernel, n, *args)` cuts n items into one contiguous range for each lane (thread) and calls it in parallel
-where the runtime allows that, and serially, with the same result, where it does not.
+A kernel is a serial function `kernel(start, stop, lane, args)` over a range of items; `args` points to a
+tuple, which the kernel takes apart with `unpack(args)`. `launch(kernel, n, *args)` cuts n items into one
+contiguous range for each lane (thread) and calls it in parallel where the runtime allows that, and serially,
+with the same result, where it does not.
 
-Why by address: Numba links the whole code of a callee into each caller and optimises it again, which for a convolution under a
-`parallel=True` driver took over 20 s. Called through a pointer, each kernel is compiled once, and one small parallel driver serves
-all of them. Kernels call each other the same way (`call`), where inlining would only multiply code.
+Why by address: Numba links the whole code of a callee into each caller and optimises it again, which for a
+convolution under a `parallel=True` driver took over 20 s. Called through a pointer, each kernel is compiled
+once, and one small parallel driver serves all of them. Kernels call each other the same way (`call`), where
+inlining would only multiply code.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ _POINTER = ir.IntType(8).as_pointer()
 
 
 def _without_owners(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    """`value` with its arrays' owners dropped: who calls keeps them alive, so lanes need not count references."""
+    """`value` with its arrays' owners dropped: who calls keeps them alive, so lanes need not count
+    references.
+    """
     if isinstance(kind, types.Array):
         array = context.make_array(kind)(context, builder, value)
         array.meminfo = cgutils.get_null_value(array.meminfo.type)
@@ -54,7 +58,7 @@ def _call_pointer(builder: Any, address: Any, numbers: tuple[Any, ...], pointer:
 
 
 @intrinsic
-def call(typingctx, address, start, stop, lane, args):  # type: ignore[no-untyped-def]
+def call(typingctx, address, start, stop, lane, args):
     """Call the kernel at `address` with a tuple of arguments that lives on this caller's stack."""
     signature = types.void(types.int64, types.int64, types.int64, types.int64, args)
 
@@ -67,7 +71,7 @@ def call(typingctx, address, start, stop, lane, args):  # type: ignore[no-untype
 
 
 @intrinsic
-def _call_at(typingctx, address, start, stop, lane, pointer):  # type: ignore[no-untyped-def]
+def _call_at(typingctx, address, start, stop, lane, pointer):
     signature = types.void(*[types.int64] * 5)
 
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
@@ -78,7 +82,7 @@ def _call_at(typingctx, address, start, stop, lane, pointer):  # type: ignore[no
 
 
 @intrinsic
-def _address_of(typingctx, args):  # type: ignore[no-untyped-def]
+def _address_of(typingctx, args):
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
         return builder.ptrtoint(_spill(context, builder, args, values[0]), _WORD)
 
@@ -86,7 +90,7 @@ def _address_of(typingctx, args):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def unpack(typingctx, pointer):  # type: ignore[no-untyped-def]
+def unpack(typingctx, pointer):
     """The tuple of arguments that a kernel was called with."""
     if not isinstance(pointer, types.CPointer):
         return None
@@ -100,24 +104,24 @@ def unpack(typingctx, pointer):  # type: ignore[no-untyped-def]
 
 
 @jit(parallel=True)
-def _run_lanes(address, pointer, lanes, n):  # type: ignore[no-untyped-def]
+def _run_lanes(address, pointer, lanes, n):
     for lane in prange(lanes):
         _call_at(address, n * lane // lanes, n * (lane + 1) // lanes, lane, pointer)
 
 
 @jit
-def _run_one(address, n, args):  # type: ignore[no-untyped-def]
+def _run_one(address, n, args):
     _call_at(address, 0, n, 0, _address_of(args))
 
 
 @jit
-def _run_all(run_lanes, address, lanes, n, args):  # type: ignore[no-untyped-def]
+def _run_all(run_lanes, address, lanes, n, args):
     # The parallel driver, too, is called by address: linked in, it would be compiled again for every kernel.
     call_driver(run_lanes, address, _address_of(args), lanes, n)
 
 
 @intrinsic
-def call_driver(typingctx, run_lanes, address, pointer, lanes, n):  # type: ignore[no-untyped-def]
+def call_driver(typingctx, run_lanes, address, pointer, lanes, n):
     signature = types.void(*[types.int64] * 5)
 
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
@@ -168,7 +172,8 @@ SMALL = 1 << 16  # operations, about 20 microseconds: below that, waking other t
 
 
 def launch(kernel: Kernel, n: int, work: int, *args: Any) -> None:
-    """Run `kernel` over the items 0..n, on as many lanes as the runtime gives, or on one if `work` (about how many operations) is small.
+    """Run `kernel` over the items 0..n, on as many lanes as the runtime gives, or on one if `work` (about how
+    many operations) is small.
 
     Positions hold one type each: arrays may change dtype between calls, anything else may not.
     """
@@ -184,11 +189,11 @@ def launch(kernel: Kernel, n: int, work: int, *args: Any) -> None:
 
 if numba.config.DISABLE_JIT:
 
-    def call(address, start, stop, lane, args):  # type: ignore[no-untyped-def]  # noqa: F811
+    def call(address, start, stop, lane, args):
         """Without Numba a kernel's address is the kernel."""
         address(start, stop, lane, args)
 
-    def unpack(pointer):  # type: ignore[no-untyped-def]  # noqa: F811
+    def unpack(pointer):
         """Without Numba the pointer is the tuple."""
         return pointer
 

@@ -11,7 +11,7 @@ from fastcnn.kernels.cpu.runtime import U, as_input, jit
 
 
 @jit
-def _softmax_row(x, at, n, out):  # type: ignore[no-untyped-def]
+def _softmax_row(x, at, n, out):
     """out[at:at+n] = softmax of x[at:at+n]; the logarithm of the sum of exponentials."""
     top = x[U(at)]
     for j in range(1, n):
@@ -29,20 +29,20 @@ def _softmax_row(x, at, n, out):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def _softmax(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _softmax(start, stop, lane, args):
     logits, n_classes, proba = unpack(args)
     for i in range(start, stop):
         _softmax_row(logits, i * n_classes, n_classes, proba)
 
 
-def softmax(logits, proba):  # type: ignore[no-untyped-def]
+def softmax(logits, proba):
     """proba (N,n_classes): softmax of each row."""
     logits = as_input(logits)
     launch(_softmax, logits.shape[0], 16 * logits.size, logits.reshape(-1), logits.shape[1], proba.reshape(-1))
 
 
 @Kernel
-def _cross_entropy(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _cross_entropy(start, stop, lane, args):
     logits, labels, weights, smoothing, scale, n_classes, losses, dlogits = unpack(args)
     for i in range(start, stop):
         at, label = i * n_classes, labels[U(i)]
@@ -60,7 +60,7 @@ def _cross_entropy(start, stop, lane, args):  # type: ignore[no-untyped-def]
         dlogits[U(at + label)] -= factor * (1 - smoothing)
 
 
-def softmax_cross_entropy(logits, labels, weights, smoothing, losses, dlogits):  # type: ignore[no-untyped-def]
+def softmax_cross_entropy(logits, labels, weights, smoothing, losses, dlogits):
     """losses (N,) and the gradient of sum(losses) / sum(weights), 0 where the weights sum to 0."""
     logits, labels, weights = as_input(logits), as_input(labels), as_input(weights)
     total = float(weights.sum(dtype=np.float64))

@@ -1,13 +1,15 @@
 """From a convolution's geometry to the offset tables that the micro-kernel reads: im2col without the matrix.
 
-One image at a time: x padded to (HP, WP, C), and its output gradient dz padded to (PP, QP, K), both in scratch. A row of a product is an
-output pixel (forward), an input pixel (input gradient) or a weight (r, s, c) (weight gradient). The input gradient of a strided
-convolution falls apart into stride_h * stride_w *phases*, each the pixels that see the same taps of the window.
+One image at a time: x padded to (HP, WP, C), and its output gradient dz padded to (PP, QP, K), both in
+scratch. A row of a product is an output pixel (forward), an input pixel (input gradient) or a weight (r, s,
+c) (weight gradient). The input gradient of a strided convolution falls apart into stride_h * stride_w
+*phases*, each the pixels that see the same taps of the window.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,7 +75,9 @@ class ForwardTables(NamedTuple):
 
 
 class WeightTables(NamedTuple):
-    """Rows: (r, s, c) of one group, in the padded image with channels first. Segments: output rows p, each Q pixels long."""
+    """Rows: (r, s, c) of one group, in the padded image with channels first. Segments: output rows p, each Q
+    pixels long.
+    """
 
     rows: np.ndarray
     out_rows: np.ndarray
@@ -82,7 +86,9 @@ class WeightTables(NamedTuple):
 
 
 class InputTables(NamedTuple):
-    """Rows: input pixels, phase after phase. Segments: taps (r, s) of the phase in reading order, merged where they touch."""
+    """Rows: input pixels, phase after phase. Segments: taps (r, s) of the phase in reading order, merged
+    where they touch.
+    """
 
     pp: int
     qp: int
@@ -99,7 +105,9 @@ class InputTables(NamedTuple):
     taps: np.ndarray  # r * S + s, in the order the packed weights have
 
 
-DEPTH = 384  # terms of a sum in one pass over the rows, so that the pass's panel of weights stays in the first-level cache
+DEPTH = (
+    384  # terms of a sum in one pass over the rows, so that the pass's panel of weights stays in the first-level cache
+)
 PIXELS = 128  # the same for the weight gradient, where each term comes from a cache line of its own
 
 
@@ -108,7 +116,9 @@ def _table(values: Any) -> np.ndarray:
 
 
 def _passes(segments: np.ndarray, seg_len: int) -> tuple[np.ndarray, int, int]:
-    """Segments cut into equal pieces where they are too long for one pass, their length, and how many a pass takes."""
+    """Segments cut into equal pieces where they are too long for one pass, their length, and how many a pass
+    takes.
+    """
     pieces = next((d for d in range(-(-seg_len // DEPTH), seg_len) if seg_len % d == 0), 1) if seg_len > DEPTH else 1
     seg_len //= pieces
     segments = _table(segments[:, None] + np.arange(pieces) * seg_len)
@@ -146,7 +156,9 @@ def weight_tables(g: Any) -> WeightTables:
 
 @lru_cache(maxsize=256)
 def input_tables(g: Any) -> InputTables:
-    """Tables of the input gradient: dx[h, w] = sum of dz[(h + pad - r * dilation) / stride, ...] over the taps that divide."""
+    """Tables of the input gradient: dx[h, w] = sum of dz[(h + pad - r * dilation) / stride, ...] over the
+    taps that divide.
+    """
     top = max(0, -(-((g.r - 1) * g.dilation_h - g.pad_top) // g.stride_h))
     left = max(0, -(-((g.s - 1) * g.dilation_w - g.pad_left) // g.stride_w))
     pp = top + max(g.p, (g.h - 1 + g.pad_top) // g.stride_h + 1)
@@ -166,10 +178,12 @@ def input_tables(g: Any) -> InputTables:
             at_w = [(phase_w + g.pad_left - s * g.dilation_w) // g.stride_w + left for s in along_w]
             rows.append(_table(((h // g.stride_h) * qp + w // g.stride_w) * g.k))
             out_rows.append(_table((h * g.w + w) * g.c))
-            touching = g.groups == 1 and all(b - a == 1 for a, b in zip(at_w, at_w[1:], strict=False))
+            touching = g.groups == 1 and all(b - a == 1 for a, b in pairwise(at_w))
             seg_len = kg * (len(at_w) if touching else 1)
             first_only = at_w[:1] if touching else at_w
-            cut, seg_len, passes = _passes(_table([(i * qp + j) * g.k for i in at_h for j in first_only]), max(seg_len, 1))
+            cut, seg_len, passes = _passes(
+                _table([(i * qp + j) * g.k for i in at_h for j in first_only]), max(seg_len, 1)
+            )
             segments.append(cut)
             per_pass.append(passes)
             taps.append(_table([r * g.s + s for r in along_h for s in along_w]))

@@ -1,11 +1,14 @@
-"""The register-tiled micro-kernel under convolution and dense layers: one small matrix product, kept in vector registers.
+"""The register-tiled micro-kernel under convolution and dense layers: one small matrix product, kept in
+vector registers.
 
-    C[i, j] (+)= sum over g < n_seg, l < seg_len of A[row_i + segment_g + l * a_step] * B[g * (seg_len * b_step + b_skip) + l * b_step + j]
+    C[i, j] (+)= sum over g < n_seg, l < seg_len of A[row_i + segment_g + l * a_step] * B[g * (seg_len *
+    b_step + b_skip) + l * b_step + j]
 
-for a tile of `rows` rows times `vecs` vectors. Rows of A and C and the segments are *offset tables*, so im2col needs no matrix: a row is an
-output pixel, a segment a stretch of the window that lies in one piece in the (padded) image. A scalar of A is broadcast, vectors
-of B are read in sequence. It is emitted as LLVM IR, because neither Numba nor the auto-vectoriser keeps such a tile in registers;
-the IR is generic, so that LLVM lowers it on any host, and only the tile's size is chosen by the host's features.
+for a tile of `rows` rows times `vecs` vectors. Rows of A and C and the segments are *offset tables*, so
+im2col needs no matrix: a row is an output pixel, a segment a stretch of the window that lies in one piece in
+the (padded) image. A scalar of A is broadcast, vectors of B are read in sequence. It is emitted as LLVM IR,
+because neither Numba nor the auto-vectoriser keeps such a tile in registers; the IR is generic, so that LLVM
+lowers it on any host, and only the tile's size is chosen by the host's features.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ class Isa(NamedTuple):
 
 
 def host_isa() -> Isa:
-    """The widest vectors this host has. An unknown host gets 16-byte vectors, which LLVM splits where there are none."""
+    """The widest vectors this host has. An unknown host gets 16-byte vectors, which LLVM splits where there
+    are none.
+    """
     features = llvm.get_host_cpu_features()
     if features.get("avx512f") and features.get("avx512vl"):
         return Isa("avx512", 64, 12)
@@ -116,7 +121,8 @@ def _tile(typingctx, rows, vecs, a, a0, a_rows, c, c0, c_rows, row0, segments, n
                 for i in range(n_rows):
                     scalar = broadcast(builder.load(builder.gep(starts[i], [at])))
                     for v in range(n_vecs):
-                        # "contract" alone: one fused multiply-add where the host has it, in this order of sums.
+                        # "contract" alone: one fused multiply-add where the host has it, in this order of
+                        # sums.
                         product = builder.fmul(scalar, columns[v], flags=["contract"])
                         total = builder.fadd(builder.load(tile[i][v]), product, flags=["contract"])
                         builder.store(total, tile[i][v])
@@ -130,7 +136,7 @@ def _tile(typingctx, rows, vecs, a, a0, a_rows, c, c0, c_rows, row0, segments, n
     return signature, codegen
 
 
-def _store_tile(builder, tile, c_ptr, c0, c_rows_ptr, row0, valid, accumulate, vector, element):  # type: ignore[no-untyped-def]
+def _store_tile(builder, tile, c_ptr, c0, c_rows_ptr, row0, valid, accumulate, vector, element):
     """C[rows] = or += the tile, its first `valid` columns only."""
     word, lanes = ir.IntType(64), vector.count
     size = 4 if isinstance(element, ir.FloatType) else 8
@@ -169,7 +175,7 @@ def _store_tile(builder, tile, c_ptr, c0, c_rows_ptr, row0, valid, accumulate, v
 
 
 def _tile_twin(rows, vecs, a, a0, a_rows, c, c0, c_rows, row0, segments, n_seg, seg_len, a_step, b, b0, b_step,
-               b_skip, valid, accumulate):  # type: ignore[no-untyped-def]  # fmt: skip
+               b_skip, valid, accumulate):  # fmt: skip
     """What `_tile` computes, in NumPy: runs where Numba is switched off."""
     total = np.zeros((rows, valid), c.dtype)
     steps = np.arange(seg_len)
@@ -187,8 +193,9 @@ if numba.config.DISABLE_JIT:
 
 
 @Kernel
-def multiply_rows(row0, row1, lane, args):  # type: ignore[no-untyped-def]
-    """C[row, :valid] = (or +=, with `accumulate`) A * B for the rows row0 <= row < row1 of the tables, one panel of columns.
+def multiply_rows(row0, row1, lane, args):
+    """C[row, :valid] = (or +=, with `accumulate`) A * B for the rows row0 <= row < row1 of the tables, one
+    panel of columns.
 
     Arguments
     ---------

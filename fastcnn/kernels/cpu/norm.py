@@ -11,7 +11,7 @@ from fastcnn.kernels.cpu.runtime import U, as_input
 
 
 @Kernel
-def _forward(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _forward(start, stop, lane, args):
     x, gamma, beta, running_mean, running_var, momentum, epsilon, y, mean, inv_std, sums = unpack(args)
     c = gamma.shape[0]
     rows = x.shape[0] // c
@@ -42,18 +42,30 @@ def _forward(start, stop, lane, args):  # type: ignore[no-untyped-def]
             y[U(i * c + j)] = (x[U(i * c + j)] - mean[j]) * (inv_std[j] * gamma[j]) + beta[j]
 
 
-def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, y, mean, inv_std):  # type: ignore[no-untyped-def]
+def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, y, mean, inv_std):
     """Training: normalises by the batch's statistics, saves them, and moves the running ones in place."""
     x, gamma, beta = as_input(x), as_input(gamma), as_input(beta)
     sums = np.empty(2 * gamma.size)
     launch(
-        _forward, gamma.size, 4 * x.size, x.reshape(-1), gamma, beta, running_mean, running_var, float(momentum), float(epsilon),
-        y.reshape(-1), mean, inv_std, sums,
-    )  # fmt: skip
+        _forward,
+        gamma.size,
+        4 * x.size,
+        x.reshape(-1),
+        gamma,
+        beta,
+        running_mean,
+        running_var,
+        float(momentum),
+        float(epsilon),
+        y.reshape(-1),
+        mean,
+        inv_std,
+        sums,
+    )
 
 
 @Kernel
-def _inference(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _inference(start, stop, lane, args):
     x, shift, scale, beta, y = unpack(args)
     c = shift.shape[0]
     for i in range(start, stop):
@@ -61,7 +73,7 @@ def _inference(start, stop, lane, args):  # type: ignore[no-untyped-def]
             y[U(i * c + j)] = (x[U(i * c + j)] - shift[j]) * scale[j] + beta[j]
 
 
-def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, y):  # type: ignore[no-untyped-def]
+def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, y):
     """y = gamma * (x - running_mean) / sqrt(running_var + epsilon) + beta."""
     x, beta, mean = as_input(x), as_input(beta), as_input(running_mean)
     scale = (np.asarray(gamma, np.float64) / np.sqrt(np.asarray(running_var, np.float64) + epsilon)).astype(y.dtype)
@@ -69,7 +81,7 @@ def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, y): 
 
 
 @Kernel
-def _backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _backward(start, stop, lane, args):
     x, gamma, mean, inv_std, dy, dx, dgamma, dbeta, sums = unpack(args)
     c = gamma.shape[0]
     rows = dy.shape[0] // c
@@ -94,10 +106,27 @@ def _backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
                 dx[U(i * c + j)] = gamma[j] * inv_std[j] * (dy[U(i * c + j)] - sums[j] - normal * sums[U(c + j)])
 
 
-def batchnorm_backward(x, gamma, mean, inv_std, dy, dx, dgamma, dbeta):  # type: ignore[no-untyped-def]
+def batchnorm_backward(x, gamma, mean, inv_std, dy, dx, dgamma, dbeta):
     """Gradients of the training-mode batch normalisation (Ioffe and Szegedy 2015, section 3)."""
-    x, gamma, dy, mean, inv_std = as_input(x), as_input(gamma), as_input(dy), as_input(mean), as_input(inv_std)
+    x, gamma, dy, mean, inv_std = (
+        as_input(x),
+        as_input(gamma),
+        as_input(dy),
+        as_input(mean),
+        as_input(inv_std),
+    )
     sums = np.empty(2 * gamma.size)
     launch(
-        _backward, gamma.size, 4 * x.size, x.reshape(-1), gamma, mean, inv_std, dy.reshape(-1), dx.reshape(-1), dgamma, dbeta, sums
-    )  # fmt: skip
+        _backward,
+        gamma.size,
+        4 * x.size,
+        x.reshape(-1),
+        gamma,
+        mean,
+        inv_std,
+        dy.reshape(-1),
+        dx.reshape(-1),
+        dgamma,
+        dbeta,
+        sums,
+    )

@@ -11,22 +11,31 @@ from fastcnn.kernels.cpu.runtime import U, as_input
 
 
 @Kernel
-def _max_forward(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _max_forward(start, stop, lane, args):
     x, no_bias, pool, y, argmax = unpack(args)
     image = pool.h * pool.w * pool.c
     for n in range(start, stop):
         pool_band(x, n * image, 0, pool.h, no_bias, (0, 0.0), pool, y, argmax, n)
 
 
-def maxpool2d_forward(x, geometry, y, argmax):  # type: ignore[no-untyped-def]
+def maxpool2d_forward(x, geometry, y, argmax):
     """y (N,P,Q,C), argmax of y's shape."""
     x = as_input(x)
     no_bias = np.empty(0, x.dtype)
-    launch(_max_forward, x.shape[0], x.size, x.reshape(-1), no_bias, Pool(*geometry), y.reshape(-1), argmax.reshape(-1))
+    launch(
+        _max_forward,
+        x.shape[0],
+        x.size,
+        x.reshape(-1),
+        no_bias,
+        Pool(*geometry),
+        y.reshape(-1),
+        argmax.reshape(-1),
+    )
 
 
 @Kernel
-def _max_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _max_backward(start, stop, lane, args):
     dy, argmax, g, dx = unpack(args)
     image = g.h * g.w * g.c
     for i in range(start * image, stop * image):
@@ -41,14 +50,22 @@ def _max_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
                     dx[U(first + (place // g.s * g.w + place % g.s) * g.c + c)] += dy[U(at + c)]
 
 
-def maxpool2d_backward(dy, argmax, geometry, dx):  # type: ignore[no-untyped-def]
+def maxpool2d_backward(dy, argmax, geometry, dx):
     """dx (N,H,W,C): each dy goes to its winner; overlapping windows add up."""
     dy, argmax = as_input(dy), as_input(argmax)
-    launch(_max_backward, dy.shape[0], dx.size, dy.reshape(-1), argmax.reshape(-1), Pool(*geometry), dx.reshape(-1))
+    launch(
+        _max_backward,
+        dy.shape[0],
+        dx.size,
+        dy.reshape(-1),
+        argmax.reshape(-1),
+        Pool(*geometry),
+        dx.reshape(-1),
+    )
 
 
 @Kernel
-def _average_forward(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _average_forward(start, stop, lane, args):
     x, g, y = unpack(args)
     one = y.dtype.type(1)
     for n in range(start, stop):
@@ -72,14 +89,14 @@ def _average_forward(start, stop, lane, args):  # type: ignore[no-untyped-def]
                     y[U(out + c)] *= share
 
 
-def avgpool2d_forward(x, geometry, y):  # type: ignore[no-untyped-def]
+def avgpool2d_forward(x, geometry, y):
     """y: mean over each window, of its pixels inside the image (or of all R*S with count_include_pad)."""
     x = as_input(x)
     launch(_average_forward, x.shape[0], x.size, x.reshape(-1), Pool(*geometry), y.reshape(-1))
 
 
 @Kernel
-def _average_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
+def _average_backward(start, stop, lane, args):
     dy, g, dx = unpack(args)
     image = g.h * g.w * g.c
     one = dx.dtype.type(1)
@@ -102,7 +119,7 @@ def _average_backward(start, stop, lane, args):  # type: ignore[no-untyped-def]
                             dx[U(out + c)] += dy[U(at + c)] * share
 
 
-def avgpool2d_backward(dy, geometry, dx):  # type: ignore[no-untyped-def]
+def avgpool2d_backward(dy, geometry, dx):
     """dx: each dy spread evenly over what its window averaged."""
     dy = as_input(dy)
     launch(_average_backward, dy.shape[0], dx.size, dy.reshape(-1), Pool(*geometry), dx.reshape(-1))

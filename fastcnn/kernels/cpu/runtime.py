@@ -1,11 +1,13 @@
 """How kernels are compiled and on how many threads they run: the one place with a policy on either.
 
-Threads. A kernel is a serial, nogil function over a range of items; a thin parallel driver (`launch`) gives each *lane* (thread) a
-contiguous range. `lanes()` says how many a call may use now. Numba's OpenMP layer hangs or kills a forked child, and its
-workqueue layer aborts the process when two Python threads enter it; there a kernel gets one lane, and computes the same bits.
+Threads. A kernel is a serial, nogil function over a range of items; a thin parallel driver (`launch`) gives
+each *lane* (thread) a contiguous range. `lanes()` says how many a call may use now. Numba's OpenMP layer
+hangs or kills a forked child, and its workqueue layer aborts the process when two Python threads enter it;
+there a kernel gets one lane, and computes the same bits.
 
-Compilation. `jit` is `numba.njit` with the flags all kernels share and a cache whose directory is always writable and is
-keyed by the sources of the kernels, since Numba does not notice a change in another file than the function's own.
+Compilation. `jit` is `numba.njit` with the flags all kernels share and a cache whose directory is always
+writable and is keyed by the sources of the kernels, since Numba does not notice a change in another file than
+the function's own.
 """
 
 from __future__ import annotations
@@ -15,18 +17,21 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numba
 import numpy as np
-from numba.core.caching import FunctionCache, CompileResultCacheImpl, _CacheLocator
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from threadpoolctl import ThreadpoolController
 
 # NaN and infinity keep their meaning (no nnan, no ninf): a diverging fit must be seen.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 
-# For indices: Numba wraps negative ones around, and no loop with that check runs as vectors; an unsigned index has none.
+# For indices: Numba wraps negative ones around, and no loop with that check runs as vectors; an unsigned
+# index has none.
 U = np.uintp
 
 _state = threading.local()
@@ -45,7 +50,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def max_threads(asked: int | None = None) -> int:
-    """Threads a call may use: `asked` (None or -1: all), bounded by what Numba was given (joblib's workers lower it)."""
+    """Threads a call may use: `asked` (None or -1: all), bounded by what Numba was given (joblib's workers
+    lower it).
+    """
     limit = int(numba.config.NUMBA_NUM_THREADS)
     if asked is None or asked == -1:
         return limit
@@ -65,20 +72,34 @@ def threads(asked: int | None) -> Iterator[int]:
         _state.lanes = before
 
 
+@lru_cache(maxsize=1)
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """Within the block BLAS runs on the calling thread alone: its sums must not depend on how many there are."""
+    return _thread_pools().limit(limits=1, user_api="blas")
+
+
 def lanes() -> int:
     """How many threads a kernel called now from this thread may use (one outside any `threads` block)."""
     return 1 if _forked else (getattr(_state, "lanes", None) or 1)
 
 
 def as_input(x: np.ndarray) -> np.ndarray:
-    """`x` itself where it is contiguous and writable, else a copy that is: one compiled kernel serves every caller."""
+    """`x` itself where it is contiguous and writable, else a copy that is: one compiled kernel serves every
+    caller.
+    """
     flags = x.flags
     return x if flags.c_contiguous and flags.writeable else np.array(x, order="C")
 
 
 @contextmanager
 def pool_of_threads(n: int) -> Iterator[int]:
-    """How many lanes a kernel over n items gets; while the block runs, the thread pool is its own where it must be."""
+    """How many lanes a kernel over n items gets; while the block runs, the thread pool is its own where it
+    must be.
+    """
     count = min(lanes(), n)
     if count < 2 or _layer_takes_many():
         yield count
@@ -113,7 +134,10 @@ def _find_cache_dir() -> Path | None:
     chosen = os.environ.get("FASTCNN_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR")
     candidates = [Path(chosen)] if chosen else []
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    candidates += [Path(home) / "fastcnn", Path(tempfile.gettempdir()) / f"fastcnn-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"]
+    candidates += [
+        Path(home) / "fastcnn",
+        Path(tempfile.gettempdir()) / f"fastcnn-{os.getuid() if hasattr(os, 'getuid') else 'cache'}",
+    ]
     for candidate in candidates:
         path = candidate / _sources_digest()
         try:
@@ -139,7 +163,7 @@ def cache_dir() -> Path | None:
     return _cache_dir
 
 
-class _Locator(_CacheLocator):  # type: ignore[misc]
+class _Locator(_CacheLocator):
     """Puts every kernel's compiled code into `cache_dir()`; the directory's name is the sources' stamp."""
 
     def __init__(self, py_func: Any, py_file: str) -> None:
@@ -159,11 +183,11 @@ class _Locator(_CacheLocator):  # type: ignore[misc]
         return cls(py_func, py_file) if cache_dir() is not None else None
 
 
-class _CacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = [_Locator]
+class _CacheImpl(CompileResultCacheImpl):
+    _locator_classes: ClassVar = [_Locator]
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _Cache(FunctionCache):
     _impl_class = _CacheImpl
 
 
@@ -172,7 +196,13 @@ def jit(function: Callable[..., Any] | None = None, *, parallel: bool = False, i
     if function is None:
         return lambda f: jit(f, parallel=parallel, inline=inline)
     compiled = numba.njit(
-        function, nogil=True, parallel=parallel, inline=inline, fastmath=FASTMATH, error_model="numpy", boundscheck=None
+        function,
+        nogil=True,
+        parallel=parallel,
+        inline=inline,
+        fastmath=FASTMATH,
+        error_model="numpy",
+        boundscheck=None,
     )
     if not numba.config.DISABLE_JIT and cache_dir() is not None:
         compiled._cache = _Cache(compiled.py_func)

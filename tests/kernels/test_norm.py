@@ -1,0 +1,151 @@
+"""Batch normalisation."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from fastcnn.kernels import reference
+from tests.kernels import harness
+from tests.kernels.harness import assert_close, assert_same_bits, same_bits_on_threads
+
+SHAPES = [
+    pytest.param(shape, marks=[pytest.mark.small] if shape[0] * shape[1] < 300 else [])
+    for shape in [(1, 3), (2, 1), (7, 5), (16, 17), (1000, 33), (2049, 64)]
+]
+EPSILON = 1e-3
+
+
+def arrays(shape, dtype, seed=0):
+    """x, dy, gamma, beta, running_mean, running_var."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(shape) * rng.uniform(0.5, 3, shape[1]) + rng.uniform(-3, 3, shape[1])
+    vectors = [
+        rng.uniform(0.5, 2, shape[1]),
+        *rng.standard_normal((2, shape[1])),
+        rng.uniform(0.5, 2, shape[1]),
+    ]
+    return tuple(a.astype(dtype) for a in (x, rng.standard_normal(shape), *vectors))
+
+
+@pytest.mark.small
+def test_formula(backend):
+    x, _, gamma, beta, running_mean, running_var = arrays((7, 5), np.float64)
+    y, mean, inv_std, moved_mean, moved_var = harness.batchnorm_forward(
+        backend, x, gamma, beta, running_mean, running_var, 0.9, EPSILON
+    )
+    expected = (x - x.mean(0)) / np.sqrt(x.var(0) + EPSILON) * gamma + beta
+    assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+    assert_allclose(mean, x.mean(0), rtol=1e-12)
+    assert_allclose(inv_std, 1 / np.sqrt(x.var(0) + EPSILON), rtol=1e-12)
+    assert_allclose(moved_mean, 0.9 * running_mean + 0.1 * x.mean(0), rtol=1e-12)
+    assert_allclose(moved_var, 0.9 * running_var + 0.1 * x.var(0, ddof=1), rtol=1e-12)
+    y = harness.batchnorm_inference(backend, x, gamma, beta, running_mean, running_var, EPSILON)
+    expected = (x - running_mean) / np.sqrt(running_var + EPSILON) * gamma + beta
+    assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward(backend, shape, dtype):
+    x, _, gamma, beta, *running = arrays(shape, dtype)
+    wide = [a.astype(np.float64) for a in (x, gamma, beta, *running)]
+    actual = same_bits_on_threads(
+        lambda: harness.batchnorm_forward(backend, x, gamma, beta, *running, 0.9, EPSILON)
+    )
+    expected = harness.batchnorm_forward(reference, *wide, 0.9, EPSILON)
+    inv_std, size = expected[2], abs(x).mean(axis=0, dtype=np.float64)
+    magnitudes = [
+        (abs(wide[0]) + size) * inv_std * gamma + abs(beta),
+        size,
+        inv_std * (1 + (size * inv_std) ** 2),
+        size + abs(running[0]),
+        running[1] + size**2 + expected[4],
+    ]
+    for a, b, magnitude in zip(actual, expected, magnitudes, strict=True):
+        assert_close(a, b, magnitude)
+
+    y = same_bits_on_threads(lambda: harness.batchnorm_inference(backend, x, gamma, beta, *running, EPSILON))
+    expected_y = harness.batchnorm_inference(reference, *wide, EPSILON)
+    assert_close(y, expected_y, (abs(wide[0]) + abs(running[0])) / np.sqrt(wide[4]) * gamma + abs(beta))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_backward(backend, shape, dtype):
+    x, dy, gamma, beta, *running = arrays(shape, dtype)
+    _, mean, inv_std, *_ = harness.batchnorm_forward(reference, x, gamma, beta, *running, 0.9, EPSILON)
+    wide = [a.astype(np.float64) for a in (x, gamma, mean, inv_std, dy)]
+    actual = same_bits_on_threads(lambda: harness.batchnorm_backward(backend, x, gamma, mean, inv_std, dy))
+    expected = harness.batchnorm_backward(reference, *wide)
+    x64, gamma64, mean64, inv_std64, dy64 = wide
+    normalised = (abs(x64) + abs(mean64)) * inv_std64
+    dgamma, dbeta = (abs(dy64) * normalised).sum(0), abs(dy64).sum(0)
+    dx = gamma64 * inv_std64 * (abs(dy64) + (dbeta + normalised * dgamma) / len(x))
+    for a, b, magnitude in zip(actual, expected, (dx, dgamma, dbeta), strict=True):
+        assert_close(a, b, magnitude)
+    without = harness.batchnorm_backward(backend, x, gamma, mean, inv_std, dy, want_dx=False)
+    assert_same_bits(without[1], actual[1])
+    assert_same_bits(without[2], actual[2])
+
+
+@pytest.mark.small
+def test_the_variance_survives_a_large_mean(backend):
+    rng = np.random.default_rng(0)
+    x = (1000 + rng.standard_normal((90, 2))).astype(np.float32)
+    one, zero = np.ones(2, np.float32), np.zeros(2, np.float32)
+    y, _, inv_std, *_ = harness.batchnorm_forward(backend, x, one, zero, zero, one, 0.9, 0.0)
+    assert_allclose(inv_std, 1 / x.astype(np.float64).std(0), rtol=1e-3)
+    assert_allclose(y.std(0), 1, rtol=1e-3)
+
+
+@pytest.mark.small
+def test_no_rows_move_nothing(backend, dtype):
+    x, dy, gamma, beta, *running = arrays((0, 3), dtype)
+    _, mean, inv_std, *moved = harness.batchnorm_forward(backend, x, gamma, beta, *running, 0.9, EPSILON)
+    for actual, before in zip(moved, running, strict=True):
+        assert_array_equal(actual, before)
+    harness.batchnorm_inference(backend, x, gamma, beta, *running, EPSILON)
+    _, dgamma, dbeta = harness.batchnorm_backward(backend, x, gamma, mean, inv_std, dy)
+    assert not dgamma.any() and not dbeta.any()
+
+
+@pytest.mark.small
+def test_nan_spoils_its_channel_only(backend, dtype):
+    x, dy, gamma, beta, *running = arrays((8, 3), dtype)
+    x[4, 1] = np.nan
+    y, mean, inv_std, *_ = harness.batchnorm_forward(backend, x, gamma, beta, *running, 0.9, EPSILON)
+    assert np.isnan(y[:, 1]).all() and not np.isnan(y[:, [0, 2]]).any()
+    dx, dgamma, _ = harness.batchnorm_backward(backend, x, gamma, mean, inv_std, dy)
+    assert np.isnan(dx[:, 1]).all() and np.isnan(dgamma[1]) and not np.isnan(dx[:, [0, 2]]).any()
+    y = harness.batchnorm_inference(backend, x, gamma, beta, *running, EPSILON)
+    assert_array_equal(np.isnan(y), np.isnan(x))
+
+
+@pytest.mark.small
+def test_unusual_inputs_give_the_same_bits(backend, dtype):
+    x, dy, gamma, beta, *running = arrays((6, 4), dtype)
+
+    def outputs(x, dy):
+        forward = harness.batchnorm_forward(backend, x, gamma, beta, *running, 0.9, EPSILON)
+        inference = harness.batchnorm_inference(backend, x, gamma, beta, *running, EPSILON)
+        return *forward, inference, *harness.batchnorm_backward(backend, x, gamma, forward[1], forward[2], dy)
+
+    expected = outputs(x, dy)
+    for twins in zip(harness.unusual_twins(x), harness.unusual_twins(dy), strict=True):
+        for actual, right in zip(outputs(*twins), expected, strict=True):
+            assert_close(actual, right.astype(np.float64), abs(right.astype(np.float64)) + 1)
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("shape", [(2, 1), (5, 3)])
+def test_gradients_by_central_differences(backend, shape):
+    x, dy, gamma, beta, *running = arrays(shape, np.float64, seed=3)
+
+    def loss(x=x, gamma=gamma, beta=beta):
+        y, *_ = harness.batchnorm_forward(backend, x, gamma, beta, *running, 0.9, EPSILON)
+        return float((dy * y).sum())
+
+    _, mean, inv_std, *_ = harness.batchnorm_forward(backend, x, gamma, beta, *running, 0.9, EPSILON)
+    dx, dgamma, dbeta = harness.batchnorm_backward(backend, x, gamma, mean, inv_std, dy)
+    harness.elementwise_gradient_check(lambda v: loss(x=v), x, dx)
+    harness.elementwise_gradient_check(lambda v: loss(gamma=v), gamma, dgamma)
+    harness.elementwise_gradient_check(lambda v: loss(beta=v), beta, dbeta)
+    harness.directional_gradient_check(lambda v: loss(x=v), x, dx, np.random.default_rng(1))
