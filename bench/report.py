@@ -43,9 +43,10 @@ def peers(r: dict[str, Any]) -> list[str]:
         "## Against PyTorch",
         "",
         *_about(r),
-        "conv32-3x3 / relu / pool / conv64-3x3 / relu / pool / dense128 / relu / dropout / dense10 on 28x28x1, float32, "
-        f"Adam, batch {s['batch']}, {s['threads']} threads; each side in its own process, {s['rounds']} alternating "
-        f"rounds of {s['steps']} batches, outputs and losses compared before. The ratio of a round is to PyTorch's better mode in it.",
+        "conv32-3x3 / relu / pool / conv64-3x3 / relu / pool / dense128 / relu / dropout / dense10 on 28x28x1, "
+        f"float32, Adam, batch {s['batch']}, {s['threads']} threads; each side in its own process, {s['rounds']} "
+        f"alternating rounds of {s['steps']} batches, outputs and losses compared before. The ratio of a round is to "
+        "PyTorch's better mode in it.",
         "",
         "| | fastcnn, images/s | torch contiguous | torch channels_last | ratio, median | quartiles |",
         "|---|---|---|---|---|---|",

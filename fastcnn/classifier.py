@@ -432,8 +432,7 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
             trained.classes_ = np.unique(y)
         elif not np.array_equal(np.unique(y), trained.classes_):
             raise ValueError(
-                f"warm_start=True needs the classes of the previous fit, {trained.classes_}, "
-                f"got {np.unique(y)}"
+                f"warm_start=True needs the classes of the previous fit, {trained.classes_}, got {np.unique(y)}"
             )
         data = _Images(rows, trained._encode(y), weight)
         seed = _draw_seed(self.random_state)
@@ -441,9 +440,7 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
         trained._renew_network(data, index, seed, goes_on)
         loader = trained._loader(data, index, seed)
         start = trained._history.n_iter
-        schedule = make_schedule(
-            self.learning_rate, self.learning_rate_init, self.max_iter * len(loader), len(loader)
-        )
+        schedule = make_schedule(self.learning_rate, self.learning_rate_init, self.max_iter * len(loader), len(loader))
         train(
             trained.network_,
             loader,
@@ -487,9 +484,7 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
             If the data cannot be used, or `y` has a label that is not among the classes.
         """
         if self.class_weight == "balanced":
-            raise ValueError(
-                'class_weight="balanced" needs all labels at once: give partial_fit a dict of weights'
-            )
+            raise ValueError('class_weight="balanced" needs all labels at once: give partial_fit a dict of weights')
         goes_on = self.__sklearn_is_fitted__()
         trained = self._copy_to_train(goes_on)
         _check_partial_fit_first_call(trained, classes)
@@ -576,9 +571,7 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
         if reset:
             self.image_shape_ = resolve_image_shape(self.image_shape, shape, rows.shape[1])
         if sample_weight is not None:
-            sample_weight = _check_sample_weight(
-                sample_weight, rows, dtype=np.float64, ensure_non_negative=True
-            )
+            sample_weight = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
             if not sample_weight.any():
                 raise ValueError("sample_weight is zero for every image")
         return row_contiguous(rows), y, sample_weight
@@ -789,9 +782,7 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
             if value is not None and (
                 name == "callbacks" or callable(value) or isinstance(value, np.random.RandomState)
             ):
-                warnings.warn(
-                    f"{name} cannot be stored in a file: it will be None", UserWarning, stacklevel=2
-                )
+                warnings.warn(f"{name} cannot be stored in a file: it will be None", UserWarning, stacklevel=2)
                 parameters[name] = None
         names = getattr(self, "feature_names_in_", None)
         write_model(

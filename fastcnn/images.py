@@ -41,8 +41,7 @@ def as_rows(X: Any) -> tuple[Any, ImageShape | None]:
         X = np.asarray(X)
     if X.ndim > 4:
         raise ValueError(
-            f"X of shape {tuple(X.shape)} has {X.ndim} dimensions: "
-            "expected (n, H, W), (n, H, W, C) or (n, H*W*C)"
+            f"X of shape {tuple(X.shape)} has {X.ndim} dimensions: expected (n, H, W), (n, H, W, C) or (n, H*W*C)"
         )
     if X.ndim < 3:
         return X, None
@@ -83,8 +82,7 @@ def resolve_image_shape(asked: Any, found: ImageShape | None, n_features: int) -
         assert shape is not None
         if prod(shape) != n_features:
             raise ValueError(
-                f"X has {n_features} features a row, but image_shape={asked} stands for images of "
-                f"{prod(shape)} values"
+                f"X has {n_features} features a row, but image_shape={asked} stands for images of {prod(shape)} values"
             )
     elif shape != found:
         raise ValueError(f"X has images of shape {found}, but image_shape={asked} was asked for")

@@ -92,9 +92,7 @@ CONV_CASES = (
     ConvCase("1x1 padded", 1, (3, 3, 2), 4, 1, padding=1, small=True),
     ConvCase("2x2 same: one odd pixel", 2, (4, 5, 2), 3, 2, padding="same", small=True),
     ConvCase("3x5 asymmetric", 2, (5, 6, 2), 3, (3, 5), padding=((0, 2), (1, 0)), small=True),
-    ConvCase(
-        "5x3 asymmetric, strided", 2, (6, 5, 2), 3, (5, 3), stride=2, padding=((3, 0), (0, 2)), small=True
-    ),
+    ConvCase("5x3 asymmetric, strided", 2, (6, 5, 2), 3, (5, 3), stride=2, padding=((3, 0), (0, 2)), small=True),
     ConvCase("1x4 row", 2, (3, 6, 2), 2, (1, 4), padding="same", small=True),
     ConvCase("4x1 column", 2, (6, 3, 2), 2, (4, 1), padding="same", small=True),
     ConvCase("window larger than the image", 2, (2, 3, 2), 3, 5, padding=2, small=True),
@@ -107,13 +105,9 @@ CONV_CASES = (
     ConvCase("stride (2, 1)", 2, (5, 5, 2), 3, 3, stride=(2, 1), padding=1, small=True),
     ConvCase("stride (1, 3)", 2, (4, 8, 2), 3, 3, stride=(1, 3), padding="same", small=True),
     ConvCase("dilation 2", 2, (6, 7, 2), 3, 3, padding=2, dilation=2, small=True),
-    ConvCase(
-        "dilation (1, 3)", 2, (4, 8, 2), 3, (2, 3), padding=((1, 0), (2, 1)), dilation=(1, 3), small=True
-    ),
+    ConvCase("dilation (1, 3)", 2, (4, 8, 2), 3, (2, 3), padding=((1, 0), (2, 1)), dilation=(1, 3), small=True),
     ConvCase("dilation 2, stride 2", 2, (8, 7, 2), 3, 3, stride=2, padding=1, dilation=2, small=True),
-    ConvCase(
-        "dilation 2, stride (3, 2)", 1, (9, 8, 2), 2, 3, stride=(3, 2), padding=2, dilation=2, small=True
-    ),
+    ConvCase("dilation 2, stride (3, 2)", 1, (9, 8, 2), 2, 3, stride=(3, 2), padding=2, dilation=2, small=True),
     ConvCase("groups 2", 2, (4, 5, 4), 6, 3, padding="same", groups=2, small=True),
     ConvCase("groups 3, strided, dilated", 2, (7, 6, 6), 9, 3, 2, 2, 2, groups=3, small=True),
     ConvCase("depthwise", 2, (5, 4, 5), 5, 3, padding=1, groups=5, small=True),
@@ -131,9 +125,7 @@ CONV_CASES = (
     ConvCase("5x5 dilation 2, groups 2", 2, (17, 15, 8), 20, 5, padding=4, dilation=2, groups=2),
     ConvCase("groups 4 of 8", 3, (9, 8, 32), 64, 3, padding=1, groups=4),
     ConvCase("depthwise 32", 3, (15, 14, 32), 32, 3, padding=1, groups=32),
-    ConvCase(
-        "depthwise 24, stride 2, multiplier 2", 2, (14, 15, 24), 48, 3, stride=2, padding="same", groups=24
-    ),
+    ConvCase("depthwise 24, stride 2, multiplier 2", 2, (14, 15, 24), 48, 3, stride=2, padding="same", groups=24),
     ConvCase("LeNet C1", 2, (28, 28, 1), 6, 5, padding=2, pool_size=2),
     ConvCase("LeNet C3", 2, (14, 14, 6), 16, 5, pool_size=2),
     ConvCase("seed net 1", 2, (28, 28, 1), 32, 3, padding="same", pool_size=2),

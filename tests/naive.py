@@ -71,6 +71,15 @@ def maxpool2d_forward(x, g):
     return y, argmax
 
 
+def at_argmax(x, argmax, g):
+    """The pixels of x that argmax names, (N,P,Q,C)."""
+    picked = np.zeros(argmax.shape)
+    for n, p, q, c in np.ndindex(argmax.shape):
+        i, j = dict(_window(g, p, q))[int(argmax[n, p, q, c])]
+        picked[n, p, q, c] = x[n, i, j, c]
+    return picked
+
+
 def maxpool2d_backward(dy, argmax, g):
     dx = np.zeros((len(dy), g.h, g.w, g.c))
     for n, p, q, c in np.ndindex(dy.shape):

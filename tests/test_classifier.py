@@ -109,9 +109,7 @@ def test_log_probability_stays_finite(few):
 
 
 def test_same_seed_same_bits(few):
-    first, second, other = (
-        small(random_state=s, dropout=0.2, n_jobs=n).fit(*few) for s, n in ((3, 1), (3, 2), (4, 1))
-    )
+    first, second, other = (small(random_state=s, dropout=0.2, n_jobs=n).fit(*few) for s, n in ((3, 1), (3, 2), (4, 1)))
     np.testing.assert_array_equal(first.predict_proba(few[0]), second.predict_proba(few[0]))
     assert first.loss_curve_ == second.loss_curve_ != other.loss_curve_
 
@@ -443,13 +441,9 @@ def test_early_stopping_restores_the_best(digits):
 def test_validation_split_is_stratified(few, monkeypatch):
     held = []
     validate = CNNClassifier._validate
-    monkeypatch.setattr(
-        CNNClassifier, "_validate", lambda self, data: held.append(data) or validate(self, data)
-    )
+    monkeypatch.setattr(CNNClassifier, "_validate", lambda self, data: held.append(data) or validate(self, data))
     X, y = few
-    clf = small(early_stopping=True, validation_fraction=0.2).fit(
-        X, y == 3, sample_weight=np.arange(300) + 1.0
-    )
+    clf = small(early_stopping=True, validation_fraction=0.2).fit(X, y == 3, sample_weight=np.arange(300) + 1.0)
     assert clf.t_ == 2 * 240
     assert len(held) == 2
     assert abs(held[0].labels.mean() - (y == 3).mean()) < 0.02
@@ -599,9 +593,7 @@ def test_partial_fit_with_class_weight(few):
     X, y = few
     weights = {False: 1.0, True: 3.0}
     by_class = small(class_weight=weights, scale=None).partial_fit(X, y > 4, classes=[False, True])
-    by_sample = small(scale=None).partial_fit(
-        X, y > 4, classes=[False, True], sample_weight=1.0 + 2 * (y > 4)
-    )
+    by_sample = small(scale=None).partial_fit(X, y > 4, classes=[False, True], sample_weight=1.0 + 2 * (y > 4))
     np.testing.assert_array_equal(by_class.predict_proba(X), by_sample.predict_proba(X))
 
 

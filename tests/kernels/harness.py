@@ -27,21 +27,24 @@ class Outputs:
         self._guarded = []
         return self
 
-    def __call__(self, shape, dtype):
+    def __call__(self, shape, dtype, wanted=True):
+        """An array to write to; of size zero where it is not wanted, and then nothing may be written there."""
         dtype = np.dtype(dtype)
         guard, fill = (FLOAT_GUARD, np.nan) if dtype.kind == "f" else (INT_GUARD, INT_GUARD + 1)
         size = int(np.prod(shape))
         whole = np.full(size + 2 * GUARD, guard, dtype)
         inner = whole[GUARD : GUARD + size]
+        if not wanted:
+            self._guarded.append((whole, guard))
+            return inner[:0].reshape((0,) * len(shape))
         inner[...] = fill
-        self._guarded.append((whole, guard))
+        self._guarded += [(whole[:GUARD], guard), (whole[GUARD + size :], guard)]
         return inner.reshape(shape)
 
     def __exit__(self, exception, *_):
         if exception is None:
-            for whole, guard in self._guarded:
-                assert (whole[:GUARD] == guard).all(), "a kernel wrote before the start of an output"
-                assert (whole[-GUARD:] == guard).all(), "a kernel wrote past the end of an output"
+            for around, guard in self._guarded:
+                assert (around == guard).all(), "a kernel wrote outside of its outputs"
 
 
 def none(ndim, dtype):
@@ -94,9 +97,7 @@ def unusual_twins(array):
     """The same values, in a read-only array and in one that is not contiguous."""
     read_only = array.copy()
     read_only.flags.writeable = False
-    wide = np.full(
-        (*array.shape[:-1], 2 * array.shape[-1]), np.nan if array.dtype.kind == "f" else 0, array.dtype
-    )
+    wide = np.full((*array.shape[:-1], 2 * array.shape[-1]), np.nan if array.dtype.kind == "f" else 0, array.dtype)
     wide[..., ::2] = array
     backwards = np.asfortranarray(array)[::-1].copy(order="F")[::-1]
     return read_only, wide[..., ::2], backwards
@@ -149,9 +150,7 @@ def _backward_scratch(backend, g, pool, n, dtype, out):
 def conv2d_forward(backend, x, weight, bias, g):
     with Outputs() as out:
         y = out((len(x), g.p, g.q, g.k), x.dtype)
-        backend.conv2d_forward(
-            x, weight, bias, g, y, _forward_scratch(backend, g, _no_pool(g), len(x), x.dtype, out)
-        )
+        backend.conv2d_forward(x, weight, bias, g, y, _forward_scratch(backend, g, _no_pool(g), len(x), x.dtype, out))
     return y
 
 
@@ -165,8 +164,8 @@ def conv2d_backward_input(backend, dy, weight, g):
 
 def conv2d_backward_weight(backend, x, dy, g, wants=(True, True)):
     with Outputs() as out:
-        dw = out((g.r, g.s, g.c // g.groups, g.k), dy.dtype) if wants[0] else out((0,) * 4, dy.dtype)
-        db = out((g.k,), dy.dtype) if wants[1] else out((0,), dy.dtype)
+        dw = out((g.r, g.s, g.c // g.groups, g.k), dy.dtype, wants[0])
+        db = out((g.k,), dy.dtype, wants[1])
         scratch = _backward_scratch(backend, g, _no_pool(g), len(dy), dy.dtype, out)
         backend.conv2d_backward_weight(x, dy, g, dw, db, scratch)
     return dw, db
@@ -178,9 +177,7 @@ def conv2d_block_forward(backend, x, weight, bias, g, activation, pool, want_arg
         shape = (len(x), pool.p, pool.q, g.k)
         y = out(shape, x.dtype)
         pooled = pool.r * pool.s > 1 or pool.stride_h * pool.stride_w > 1
-        argmax = (
-            out(shape, argmax_dtype(pool)) if pooled and want_argmax else out((0,) * 4, argmax_dtype(pool))
-        )
+        argmax = out(shape, argmax_dtype(pool), pooled and want_argmax)
         scratch = _forward_scratch(backend, g, pool, len(x), x.dtype, out)
         backend.conv2d_block_forward(x, weight, bias, g, activation, pool, y, argmax, scratch)
     return y, argmax
@@ -189,9 +186,9 @@ def conv2d_block_forward(backend, x, weight, bias, g, activation, pool, want_arg
 def conv2d_block_backward(backend, x, weight, y, argmax, dy, g, activation, pool, wants=(True, True, True)):
     """dx, dw, db."""
     with Outputs() as out:
-        dx = out((len(dy), g.h, g.w, g.c), dy.dtype) if wants[0] else out((0,) * 4, dy.dtype)
-        dw = out((g.r, g.s, g.c // g.groups, g.k), dy.dtype) if wants[1] else out((0,) * 4, dy.dtype)
-        db = out((g.k,), dy.dtype) if wants[2] else out((0,), dy.dtype)
+        dx = out((len(dy), g.h, g.w, g.c), dy.dtype, wants[0])
+        dw = out((g.r, g.s, g.c // g.groups, g.k), dy.dtype, wants[1])
+        db = out((g.k,), dy.dtype, wants[2])
         scratch = _backward_scratch(backend, g, pool, len(dy), dy.dtype, out)
         before = dy.copy()
         backend.conv2d_block_backward(x, weight, y, argmax, dy, g, activation, pool, dx, dw, db, scratch)
@@ -215,9 +212,9 @@ def dense_backward(backend, x, weight, y, dy, activation=IDENTITY, wants=(True, 
     """dx, dw, db."""
     (n, n_in), n_out = x.shape, weight.shape[1]
     with Outputs() as out:
-        dx = out(x.shape, x.dtype) if wants[0] else out((0,) * 2, x.dtype)
-        dw = out(weight.shape, x.dtype) if wants[1] else out((0,) * 2, x.dtype)
-        db = out((n_out,), x.dtype) if wants[2] else out((0,), x.dtype)
+        dx = out(x.shape, x.dtype, wants[0])
+        dw = out(weight.shape, x.dtype, wants[1])
+        db = out((n_out,), x.dtype, wants[2])
         scratch = out((backend.dense_backward_scratch(n, n_in, n_out, x.dtype, runtime.lanes()),), x.dtype)
         before = dy.copy()
         backend.dense_backward(x, weight, y, dy, activation, dx, dw, db, scratch)
@@ -233,7 +230,7 @@ def maxpool2d_forward(backend, x, g, want_argmax=True):
     with Outputs() as out:
         shape = (len(x), g.p, g.q, g.c)
         y = out(shape, x.dtype)
-        argmax = out(shape, argmax_dtype(g)) if want_argmax else out((0,) * 4, argmax_dtype(g))
+        argmax = out(shape, argmax_dtype(g), want_argmax)
         backend.maxpool2d_forward(x, g, y, argmax)
     return y, argmax
 
@@ -325,7 +322,7 @@ def batchnorm_inference(backend, x, gamma, beta, running_mean, running_var, epsi
 def batchnorm_backward(backend, x, gamma, mean, inv_std, dy, want_dx=True):
     """dx, dgamma, dbeta."""
     with Outputs() as out:
-        dx = out(x.shape, x.dtype) if want_dx else out((0,) * 2, x.dtype)
+        dx = out(x.shape, x.dtype, want_dx)
         dgamma, dbeta = out(gamma.shape, x.dtype), out(gamma.shape, x.dtype)
         backend.batchnorm_backward(x, gamma, mean, inv_std, dy, dx, dgamma, dbeta)
     return dx, dgamma, dbeta
@@ -342,6 +339,6 @@ def softmax_cross_entropy(backend, logits, labels, weights, smoothing, want_dlog
     """losses, dlogits."""
     with Outputs() as out:
         losses = out(labels.shape, logits.dtype)
-        dlogits = out(logits.shape, logits.dtype) if want_dlogits else out((0,) * 2, logits.dtype)
+        dlogits = out(logits.shape, logits.dtype, want_dlogits)
         backend.softmax_cross_entropy(logits, labels, weights, smoothing, losses, dlogits)
     return losses, dlogits

@@ -70,9 +70,7 @@ def test_activation(backend, shape, name, dtype):
     expected = np.array([naive.activate(float(v), act) for v in x.ravel()]).reshape(shape)
     assert_close(y, expected, x.astype(np.float64), tolerance=8)
     dx = same_bits_on_threads(lambda: harness.activation_backward(backend, y, dy, act))
-    expected = np.array([naive.slope(float(v), act) for v in x.ravel()]).reshape(shape) * dy.astype(
-        np.float64
-    )
+    expected = np.array([naive.slope(float(v), act) for v in x.ravel()]).reshape(shape) * dy.astype(np.float64)
     assert_close(dx, expected, dy, tolerance=16)
 
 

@@ -48,9 +48,7 @@ def test_formula(backend):
 def test_forward(backend, shape, dtype):
     x, _, gamma, beta, *running = arrays(shape, dtype)
     wide = [a.astype(np.float64) for a in (x, gamma, beta, *running)]
-    actual = same_bits_on_threads(
-        lambda: harness.batchnorm_forward(backend, x, gamma, beta, *running, 0.9, EPSILON)
-    )
+    actual = same_bits_on_threads(lambda: harness.batchnorm_forward(backend, x, gamma, beta, *running, 0.9, EPSILON))
     expected = harness.batchnorm_forward(reference, *wide, 0.9, EPSILON)
     inv_std, size = expected[2], abs(x).mean(axis=0, dtype=np.float64)
     magnitudes = [

@@ -64,7 +64,8 @@ def load(content, tmp_path):
     "parameters",
     [
         {},
-        {"batch_norm": True, "dtype": "float64", "scale": "unit"},
+        {"batch_norm": True, "scale": "unit"},
+        {"dtype": "float64"},
         {
             "layers": [Conv2D(4, (3, 1), padding=((1, 0), (0, 2))), MaxPool2D(), GlobalAvgPool2D()],
             "scale": None,
@@ -148,9 +149,7 @@ def test_what_is_no_value_is_left_out(digits, tmp_path):
 def test_other_programs_can_read_it(saved, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(saved[1])
     with safe_open(tmp_path / "model.safetensors", "numpy") as file:
-        np.testing.assert_array_equal(
-            file.get_tensor("network.0.weight"), saved[0].network_.params["0.weight"]
-        )
+        np.testing.assert_array_equal(file.get_tensor("network.0.weight"), saved[0].network_.params["0.weight"])
         assert json.loads(file.metadata()["fastcnn"])["image_shape"] == [8, 8, 1]
 
 

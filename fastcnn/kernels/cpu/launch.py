@@ -142,8 +142,10 @@ def _compiled_address(function: Any, signature: tuple[Any, ...]) -> int:
 class Kernel:
     """A kernel `function(start, stop, lane, args)`, compiled for each tuple of argument types it meets."""
 
+    exact = False
+
     def __init__(self, function: Callable[..., None]) -> None:
-        self.function = jit(function)
+        self.function = jit(function, exact=self.exact)
         self.__doc__, self.__name__ = function.__doc__, function.__name__
         self._addresses: dict[Any, int] = {}
 
@@ -156,6 +158,12 @@ class Kernel:
             address = _compiled_address(self.function, (types.int64, types.int64, types.int64, kind))
             self._addresses[key] = address
         return address
+
+
+class ExactKernel(Kernel):
+    """A kernel whose sums keep the order they are written in."""
+
+    exact = True
 
 
 _driver_address = 0

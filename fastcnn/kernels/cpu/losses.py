@@ -6,33 +6,34 @@ import math
 
 import numpy as np
 
-from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
+from fastcnn.kernels.cpu.launch import ExactKernel, Kernel, launch, unpack
 from fastcnn.kernels.cpu.runtime import U, as_input, jit
 
 
-@jit
-def _softmax_row(x, at, n, out):
-    """out[at:at+n] = softmax of x[at:at+n]; the logarithm of the sum of exponentials."""
+@jit(exact=True)
+def _row_maximum(x, at, n):
+    """The largest of x[at:at+n]; NaN if there is one."""
     top = x[U(at)]
     for j in range(1, n):
         v = x[U(at + j)]
         if v > top or v != v:
             top = v
-    total = x[U(at)] - x[U(at)]
-    for j in range(n):
-        e = math.exp(x[U(at + j)] - top)
-        out[U(at + j)] = e
-        total += e
-    for j in range(n):
-        out[U(at + j)] /= total
-    return top + math.log(total)
+    return top
 
 
 @Kernel
 def _softmax(start, stop, lane, args):
     logits, n_classes, proba = unpack(args)
     for i in range(start, stop):
-        _softmax_row(logits, i * n_classes, n_classes, proba)
+        at = i * n_classes
+        top = _row_maximum(logits, at, n_classes)
+        total = top - top
+        for j in range(n_classes):
+            e = math.exp(logits[U(at + j)] - top)
+            proba[U(at + j)] = e
+            total += e
+        for j in range(n_classes):
+            proba[U(at + j)] /= total
 
 
 def softmax(logits, proba):
@@ -41,23 +42,31 @@ def softmax(logits, proba):
     launch(_softmax, logits.shape[0], 16 * logits.size, logits.reshape(-1), logits.shape[1], proba.reshape(-1))
 
 
-@Kernel
+@ExactKernel
 def _cross_entropy(start, stop, lane, args):
     logits, labels, weights, smoothing, scale, n_classes, losses, dlogits = unpack(args)
     for i in range(start, stop):
         at, label = i * n_classes, labels[U(i)]
-        log_sum = _softmax_row(logits, at, n_classes, dlogits)
-        loss = log_sum - logits[U(at + label)]
-        if smoothing > 0:
-            total = logits[U(at)] - logits[U(at)]
-            for j in range(n_classes):
-                total += log_sum - logits[U(at + j)]
-            loss = (1 - smoothing) * loss + smoothing / n_classes * total
-        losses[U(i)] = weights[U(i)] * loss
-        factor = weights[U(i)] * scale
+        top = _row_maximum(logits, at, n_classes)
+        total = top - top
         for j in range(n_classes):
-            dlogits[U(at + j)] = factor * (dlogits[U(at + j)] - smoothing / n_classes)
-        dlogits[U(at + label)] -= factor * (1 - smoothing)
+            total += math.exp(logits[U(at + j)] - top)
+        log_total = math.log(total)
+        if losses.shape[0]:
+            # (top - logit) first, and exactly so: added to a large top, the logarithm would be lost.
+            loss = (top - logits[U(at + label)]) + log_total
+            if smoothing > 0:
+                others = top - top
+                for j in range(n_classes):
+                    others += (top - logits[U(at + j)]) + log_total
+                loss = (1 - smoothing) * loss + smoothing / n_classes * others
+            losses[U(i)] = weights[U(i)] * loss
+        if dlogits.shape[0]:
+            factor = weights[U(i)] * scale
+            for j in range(n_classes):
+                proba = math.exp(logits[U(at + j)] - top) / total
+                dlogits[U(at + j)] = factor * (proba - smoothing / n_classes)
+            dlogits[U(at + label)] -= factor * (1 - smoothing)
 
 
 def softmax_cross_entropy(logits, labels, weights, smoothing, losses, dlogits):

@@ -16,6 +16,9 @@ def _forward(start, stop, lane, args):
     c = gamma.shape[0]
     rows = x.shape[0] // c
     if rows == 0:
+        for j in range(start, stop):
+            mean[j] = 0
+            inv_std[j] = 0
         return
     # Two passes in float64: the variance of a channel far from zero stays right in float32.
     for j in range(start, stop):
@@ -94,8 +97,10 @@ def _backward(start, stop, lane, args):
             sums[j] += d
             sums[U(c + j)] += d * ((x[U(i * c + j)] - mean[j]) * inv_std[j])
     for j in range(start, stop):
-        dbeta[j] = sums[j]
-        dgamma[j] = sums[U(c + j)]
+        if dbeta.shape[0]:
+            dbeta[j] = sums[j]
+        if dgamma.shape[0]:
+            dgamma[j] = sums[U(c + j)]
     if dx.shape[0] and rows:
         for j in range(start, stop):
             sums[j] /= rows

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
 from fastcnn.kernels.cpu.runtime import U, as_input
 
@@ -83,7 +85,8 @@ def _sum_squares(start, stop, lane, args):
     x, out = unpack(args)
     total = 0.0
     for i in range(x.shape[0]):
-        total += x[U(i)] * x[U(i)]
+        v = np.float64(x[U(i)])
+        total += v * v
     out[0] = total
 
 

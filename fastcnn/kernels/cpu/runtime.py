@@ -191,19 +191,12 @@ class _Cache(FunctionCache):
     _impl_class = _CacheImpl
 
 
-def jit(function: Callable[..., Any] | None = None, *, parallel: bool = False, inline: str = "never") -> Any:
-    """Compile a kernel: nogil, the shared fast-math flags, cached where a directory can be written."""
+def jit(function: Callable[..., Any] | None = None, *, parallel: bool = False, exact: bool = False) -> Any:
+    """Compile a kernel: nogil, the shared fast-math flags (none if `exact`), cached where a directory can be written."""
     if function is None:
-        return lambda f: jit(f, parallel=parallel, inline=inline)
-    compiled = numba.njit(
-        function,
-        nogil=True,
-        parallel=parallel,
-        inline=inline,
-        fastmath=FASTMATH,
-        error_model="numpy",
-        boundscheck=None,
-    )
+        return lambda f: jit(f, parallel=parallel, exact=exact)
+    fastmath = set() if exact else FASTMATH
+    compiled = numba.njit(function, nogil=True, parallel=parallel, fastmath=fastmath, error_model="numpy")
     if not numba.config.DISABLE_JIT and cache_dir() is not None:
         compiled._cache = _Cache(compiled.py_func)
     return compiled

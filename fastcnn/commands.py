@@ -1,0 +1,381 @@
+"""What the commands `fastcnn train`, `evaluate`, `predict` and `info` do; `cli` reads the command line.
+
+Slow imports wait until they are needed: `info` reads a file and needs no compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Sequence
+from math import inf, prod
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+import fastcnn
+
+if TYPE_CHECKING:
+    from fastcnn.classifier import CNNClassifier
+    from fastcnn.layers import Layer
+
+__all__ = ["evaluate", "info", "predict", "train"]
+
+Data = tuple[np.ndarray, np.ndarray]  # images and labels
+
+_BUILT_IN = {"fashion-mnist": "Fashion-MNIST", "digits": "scikit-learn's digits"}
+_HELD_OUT = 7  # one image in so many is a test image where a data set has none of its own
+_MIXED_UP = 5  # pairs of classes that `evaluate` shows
+_SMALL = 10_000  # training images; with fewer, mini-batches are smaller and epochs more
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+class _Source(NamedTuple):
+    """A data set by name or path, before any of it is read."""
+
+    name: str
+    kind: str  # "fashion-mnist", "digits", "idx" (a folder of IDX files) or "images" (a folder for each class)
+    has_test: bool  # whether it comes with test images
+
+    @property
+    def title(self) -> str:
+        return _BUILT_IN.get(self.name, self.name)
+
+
+def _find_source(name: str) -> _Source:
+    if name in _BUILT_IN:
+        return _Source(name, name, has_test=name == "fashion-mnist")
+    folder = Path(name)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{name}: no such folder, nor is it the name of a data set ({', '.join(_BUILT_IN)})")
+    idx = [path.name for path in folder.iterdir() if re.search(r"[-.]idx[13]-ubyte(\.gz)?$", path.name)]
+    if idx:
+        return _Source(name, "idx", has_test=any("t10k-" in file or "test-" in file for file in idx))
+    return _Source(name, "images", has_test=(folder / "train").is_dir() and (folder / "test").is_dir())
+
+
+def _load(
+    source: _Source,
+    part: str,
+    image_size: tuple[int, int] | None = None,
+    color: bool | None = None,
+    named: bool = True,
+) -> Data:
+    """The images of `part`, "train" or "test"; all there are if the source has no test images.
+
+    Labels are the classes' names, where there are any, unless not `named`. Folders of pictures alone are read
+    at an `image_size` and in `color`.
+    """
+    from fastcnn import datasets
+
+    if source.kind == "idx":
+        X, y = datasets.load_idx_folder(source.name, part if source.has_test else "train")
+        return X, y
+    if source.kind == "images":
+        return datasets.load_image_folder(Path(source.name, part * source.has_test), image_size, color)
+    if source.kind == "digits":
+        data: Any = datasets.load_digits_images(return_X_y=False)
+    else:
+        data = datasets.fetch_fashion_mnist(part, return_X_y=False)
+    return data.data, np.array(data.target_names)[data.target] if named else data.target
+
+
+def _hold_out(source: _Source, X: np.ndarray, y: np.ndarray) -> tuple[Data, Data]:
+    """Training and test images: each class in both by the same share, and the same images each time."""
+    from sklearn.model_selection import train_test_split
+
+    classes, counts = np.unique(y, return_counts=True)
+    if counts.min() < 2:
+        raise ValueError(
+            f"{source.name}: expected two images or more of each class, as one is kept for the test; "
+            f"found one of {str(classes[counts.argmin()])!r}"
+        )
+    size = max(-(-len(y) // _HELD_OUT), len(classes))
+    training, test = train_test_split(np.arange(len(y)), test_size=size, stratify=y, random_state=0)
+    return (X[training], y[training]), (X[test], y[test])
+
+
+def _load_training(name: str | None, image_size: tuple[int, int] | None) -> tuple[_Source, Data, Data]:
+    """The data set `name`, or the best there is: its training and its test images."""
+    source = _find_source(name or "fashion-mnist")
+    if image_size and source.kind != "images":
+        raise ValueError(f"--image-size is for folders of pictures, which {source.title} is not")
+    try:
+        training = X, y = _load(source, "train", image_size)
+    except OSError:
+        if name:
+            raise
+        _say("note", "Fashion-MNIST is not on disk and cannot be downloaded: using scikit-learn's digits instead")
+        return _load_training("digits", None)
+    if not source.has_test:
+        return source, *_hold_out(source, X, y)
+    # Test pictures are made like the training pictures.
+    return source, training, _load(source, "test", X.shape[1:3], X.ndim == 4)
+
+
+# --------------------------------------------------------------------------------------------------------------- train
+
+
+class _Watch:
+    """The callback that keeps what is reported after training."""
+
+    def __init__(self) -> None:
+        self.speeds: list[float] = []
+        self.seconds = 0.0
+        self.reason = ""
+
+    def on_epoch_end(self, info: Any) -> None:
+        self.speeds.append(info.images_per_second)
+        self.seconds += info.seconds
+
+    def on_fit_end(self, history: Any) -> None:
+        self.reason = history.reason
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train a classifier, test it, save it."""
+    if args.save:
+        _check_writable(Path(args.save))
+    source, (X, y), (X_test, y_test) = _load_training(args.data, args.image_size)
+    _say("data", f"{source.title}: {len(X):,} training images of {_shape(X.shape[1:])}, {len(np.unique(y))} classes")
+    kept = "its own" if source.has_test else f"one in {_HELD_OUT} of each class, always the same, not trained on"
+    _say("test data", f"{len(X_test):,} images: {kept}")
+
+    watch = _Watch()
+    clf = _new_classifier(args, small=len(X) < _SMALL, watch=watch)
+    _say("training", f"{_count(clf.max_iter, 'epoch')} in mini-batches of {clf.batch_size}, seed {args.seed}")
+    with warnings.catch_warnings():  # what is to be said of it is said below
+        warnings.filterwarnings("ignore", "Training (diverged|interrupted)|Maximum iterations")
+        clf.fit(X, y)
+    interrupted = watch.reason == "interrupted"
+    if not clf.n_iter_:
+        if interrupted:
+            raise KeyboardInterrupt
+        raise ValueError("training diverged in its first epoch: a lower --learning-rate may help")
+    if watch.reason in ("interrupted", "diverged"):
+        text = f"training {watch.reason} in epoch {clf.n_iter_ + 1}; what was learnt is kept"
+        print(f"fastcnn: warning: {text}", file=sys.stderr)
+
+    print()
+    _say("test accuracy", f"{clf.score(X_test, y_test):.4f}")
+    _say("training time", f"{watch.seconds:.1f} s for {_count(clf.n_iter_, 'epoch')}")
+    _say("speed", f"{median(watch.speeds):,.0f} images/s (median of the epochs)")
+    _say("parameters", f"{clf.network_.n_params:,}")
+    if args.save:
+        clf.set_params(callbacks=None, verbose=False, n_jobs=None)  # of this run, not of the model
+        clf.save(args.save)
+        _say("saved to", f"{args.save} ({_megabytes(args.save)})")
+    else:
+        _say("not saved", "--save FILE keeps the model")
+    return 130 if interrupted else 0
+
+
+def _new_classifier(args: argparse.Namespace, small: bool, watch: _Watch) -> CNNClassifier:
+    asked: dict[str, Any] = {
+        "max_iter": args.epochs or (30 if small else None),
+        "batch_size": args.batch_size or (32 if small else None),
+        "layers": [layer for item in args.layers for layer in item] or None,
+        "learning_rate_init": args.learning_rate,
+        "learning_rate": args.schedule,
+        "solver": args.solver,
+        "dropout": args.dropout,
+        "augment": args.augment,
+        "validation_fraction": args.validation_fraction,
+        "early_stopping": args.early_stopping or args.validation_fraction is not None,
+    }
+    # Without early stopping, the epochs that were asked for are done.
+    patience = {} if asked["early_stopping"] else {"n_iter_no_change": inf}
+    return fastcnn.CNNClassifier(
+        **{name: value for name, value in asked.items() if value is not None},
+        **patience,
+        random_state=args.seed,
+        n_jobs=args.threads,
+        callbacks=[watch],
+        verbose=not args.quiet,
+    )
+
+
+def _check_writable(path: Path) -> None:
+    """Better now than after the training."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder, expected a file to save the model to")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder to save the model in")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path.parent}: no permission to save the model there")
+
+
+# ------------------------------------------------------------------------------------------------------------ evaluate
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Accuracy on test images: of all, of each class, and what is taken for what."""
+    clf = _load_classifier(args)
+    source = _find_source(args.data or _data_of(clf, args.model))
+    named = clf.classes_.dtype.kind in "UO"
+    X, y = _load(source, "test", *_picture_format(clf, args.model), named=named)
+    which = "its test images" if source.has_test else "all images"
+    if not source.has_test and (args.held_out or source.kind == "digits"):
+        _, (X, y) = _hold_out(source, X, y)
+        which = f"the one in {_HELD_OUT} that `fastcnn train` keeps for the test"
+    if named:
+        y = y.astype(str)
+    if unknown := sorted(set(y.tolist()) - set(clf.classes_.tolist()), key=str):
+        raise ValueError(f"{source.name} has the class {unknown[0]!r}, which the model does not know: {_classes(clf)}")
+    predicted = clf.predict(X)
+    _say("model", args.model)
+    _say("data", f"{source.title}: {len(X):,} images, {which}")
+    _say("accuracy", f"{np.mean(predicted == y):.4f}")
+    print()
+    n_classes = len(clf.classes_)
+    pairs = np.searchsorted(clf.classes_, y) * n_classes + np.searchsorted(clf.classes_, predicted)
+    confusion = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+    _print_confusion(confusion, [str(name) for name in clf.classes_.tolist()])
+    return 0
+
+
+def _print_confusion(confusion: np.ndarray, names: Sequence[str]) -> None:
+    """`confusion[i, j]`: images of class i taken for class j."""
+    totals = confusion.sum(axis=1)
+    rows = [
+        (name, f"{total:,}", f"{right / total:.4f}" if total else "-")
+        for name, total, right in zip(names, totals, confusion.diagonal(), strict=True)
+    ]
+    _print_table(("class", "images", "accuracy"), rows, "<>>")
+    wrong = confusion - np.diag(confusion.diagonal())
+    places = np.argsort(-wrong, axis=None, kind="stable")[:_MIXED_UP]
+    mixed_up = [(int(i), int(j)) for i, j in zip(*np.unravel_index(places, wrong.shape), strict=True) if wrong[i, j]]
+    if mixed_up:
+        rows = [
+            (f"{names[i]} -> {names[j]}", f"{wrong[i, j]:,}", f"{wrong[i, j] / totals[i]:.1%}") for i, j in mixed_up
+        ]
+        print()
+        _print_table(("most often mixed up", "images", "of the class"), rows, "<>>")
+
+
+def _data_of(clf: CNNClassifier, path: str) -> str:
+    """The data set that comes with fastcnn and has the model's images."""
+    sizes = {(28, 28, 1): "fashion-mnist", (8, 8, 1): "digits"}
+    if clf.image_shape_ in sizes and clf.classes_.dtype.kind == "U":  # as `train` has them: names
+        return sizes[clf.image_shape_]
+    height, width, _ = clf.image_shape_
+    raise ValueError(f"{path}: name the data to evaluate on ({len(clf.classes_)} classes, images of {height}x{width})")
+
+
+def _load_classifier(args: argparse.Namespace) -> CNNClassifier:
+    clf = fastcnn.CNNClassifier.load(args.model)
+    clf.network_.n_jobs = args.threads
+    return clf
+
+
+def _picture_format(clf: CNNClassifier, path: str) -> tuple[tuple[int, int], bool]:
+    """What `load_image` is to make of pictures: (H, W), and whether in colour."""
+    height, width, channels = clf.image_shape_
+    if channels not in (1, 3):
+        raise ValueError(f"{path}: a model for images of {channels} channels, but pictures have 1 or 3")
+    return (height, width), channels == 3
+
+
+# ------------------------------------------------------------------------------------------------------------- predict
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Name what is on pictures."""
+    from fastcnn.datasets import load_image
+
+    clf = _load_classifier(args)
+    size, color = _picture_format(clf, args.model)
+    images = np.stack([load_image(path, size, color) for path in args.images])
+    proba = clf.predict_proba(255 - images if args.invert else images)
+    best = np.argsort(-proba, axis=1, kind="stable")[:, : args.top]
+    # For each image: its name, then class and probability by turns.
+    rows = [
+        (path, *(text for j in order for text in (str(clf.classes_[j]), f"{row[j]:.3f}")))
+        for path, row, order in zip(args.images, proba, best, strict=True)
+    ]
+    _print_table(("image", *("class", "probability") * best.shape[1]), rows, "<" + "<>" * best.shape[1])
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------- info
+
+
+def info(args: argparse.Namespace) -> int:
+    """What a model file holds."""
+    from fastcnn.persistence import read_model
+
+    model = read_model(args.model)
+    height, width, channels = model.image_shape
+    kind = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
+    settings, history = model.parameters, model.history
+    scaling = ", ".join(f"(pixel - {a:.4g}) / {b:.4g}" for a, b in zip(model.offset, model.scale, strict=True))
+    _say("model", f"{args.model} ({_megabytes(args.model)})")
+    _say("written by", f"fastcnn {model.version}; this is fastcnn {fastcnn.__version__}")
+    _say("images", f"{height}x{width}, {kind}")
+    _say("scaling", scaling)
+    _say("classes", f"{len(model.classes)}: {', '.join(map(str, model.classes.tolist()))}")
+    _say("trained", f"{_count(history.n_iter, 'epoch')}, {history.t:,} images, lowest loss {history.best_loss:.4f}")
+    names = ("solver", "learning_rate_init", "learning_rate", "batch_size", "random_state")
+    _say("settings", ", ".join(f"{name}={settings[name]}" for name in names if name in settings))
+    _say("numbers", model.dtype)
+    print()
+    shape: tuple[int, ...] = model.image_shape
+    rows, total = [("", "images", _shape(shape), "")], 0
+    for i, layer in enumerate(model.layers):
+        sizes = layer.param_shapes(shape).items()
+        count = sum(prod(size) for name, size in sizes if not name.startswith("running_"))
+        shape = layer.output_shape(shape)
+        rows.append((str(i), _short(layer), _shape(shape), f"{count:,}" if count else ""))
+        total += count
+    rows.append(("", "all", "", f"{total:,}"))
+    _print_table(("", "layer", "output", "parameters"), rows, "><>>")
+    return 0
+
+
+def _short(layer: Layer) -> str:
+    """A layer with those fields only that are not at their defaults."""
+    from dataclasses import fields
+
+    values = [(f, getattr(layer, f.name)) for f in fields(layer)]  # type: ignore[arg-type]
+    shown = ", ".join(f"{f.name}={value!r}" for f, value in values if value != f.default)
+    return f"{type(layer).__name__}({shown})"
+
+
+# -------------------------------------------------------------------------------------------------------------- output
+
+
+def _say(name: str, text: str) -> None:
+    indented = textwrap.wrap(text, 100, subsequent_indent=" " * 15, break_long_words=False, break_on_hyphens=False)
+    print(f"{name:<15}" + "\n".join(indented), flush=True)
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> None:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + "s" * (n != 1)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _classes(clf: CNNClassifier) -> str:
+    text = ", ".join(map(str, clf.classes_.tolist()))
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _megabytes(path: str) -> str:
+    return f"{os.path.getsize(path) / 1e6:.2f} MB"
