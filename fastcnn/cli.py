@@ -160,6 +160,7 @@ def _make_parser() -> _Parser:
     def add(name: str, summary: str, epilog: str = "") -> _Parser:
         command: _Parser = commands.add_parser(name, help=summary, description=summary, epilog=epilog)
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        command.set_defaults(fail=command.error)
         return command
 
     _add_train(add("train", "Train a classifier on images.", _TRAIN_EPILOG))
@@ -318,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     if args.command == "train" and args.layers and args.dropout is not None:
-        parser.error("--dropout does nothing beside --layers: put dropout:RATE among the layers")
+        args.fail("--dropout does nothing beside --layers: put dropout:RATE among the layers")
     module = "doctor" if args.command == "doctor" else "commands"
     try:
         with warnings.catch_warnings():

@@ -146,8 +146,8 @@ def train(args: argparse.Namespace) -> int:
         _check_writable(Path(args.save))
     source, (X, y), (X_test, y_test) = _load_training(args.data, args.image_size)
     _say("data", f"{source.title}: {len(X):,} training images of {_shape(X.shape[1:])}, {len(np.unique(y))} classes")
-    kept = "its own" if source.has_test else f"one in {_HELD_OUT} of each class, always the same, not trained on"
-    _say("test data", f"{len(X_test):,} images: {kept}")
+    kept = "that come with it" if source.has_test else f"kept back, one in {_HELD_OUT} of each class, always the same"
+    _say("test data", f"{len(X_test):,} images {kept}")
 
     watch = _Watch()
     clf = _new_classifier(args, small=len(X) < _SMALL, watch=watch)
@@ -167,7 +167,8 @@ def train(args: argparse.Namespace) -> int:
     print()
     _say("test accuracy", f"{clf.score(X_test, y_test):.4f}")
     _say("training time", f"{watch.seconds:.1f} s for {_count(clf.n_iter_, 'epoch')}")
-    _say("speed", f"{median(watch.speeds):,.0f} images/s (median of the epochs)")
+    speed = float(f"{median(watch.speeds):.3g}")  # more digits would be noise
+    _say("speed", f"{speed:,.0f} images/s (median of the epochs)")
     _say("parameters", f"{clf.network_.n_params:,}")
     if args.save:
         clf.set_params(callbacks=None, verbose=False, n_jobs=None)  # of this run, not of the model

@@ -30,7 +30,7 @@ def doctor(args: argparse.Namespace) -> int:
                 raise
             failed.append(name)
             text = f"FAILED: {type(error).__name__}: {' '.join(str(error).split())}"
-        print(f"{name:<17}{text}", flush=True)
+        print(f"{name:<19}{text}", flush=True)
     print()
     if failed:
         print(f"something is wrong: {', '.join(failed)}")
@@ -139,7 +139,8 @@ def _compiled_code() -> str:
         return "no folder can be written: every process compiles anew (set FASTCNN_CACHE_DIR to a writable one)"
     sizes = [entry.stat().st_size for entry in os.scandir(path) if entry.is_file()]
     chosen = os.environ.get("FASTCNN_CACHE_DIR")
-    note = "" if not chosen or path.parent.samefile(chosen) else f"; FASTCNN_CACHE_DIR={chosen} cannot be used"
+    elsewhere = chosen and os.path.abspath(chosen) != os.path.abspath(path.parent)
+    note = f"; FASTCNN_CACHE_DIR={chosen} cannot be used" if elsewhere else ""
     return f"{path} (writable, {len(sizes):,} files, {sum(sizes) / 1e6:.1f} MB){note}"
 
 
@@ -202,7 +203,9 @@ def _self_check() -> str:
         raise ArithmeticError(f"loss {loss:.6f}, expected {expected_loss:.6f}; gradients are off by {error:.1e}")
     if any(serial.params[name].tobytes() != value.tobytes() for name, value in network.params.items()):
         raise ArithmeticError("one thread and several do not give the same bits")
-    return f"a training step is right (gradients within {error:.0e}, any number of threads), {seconds:.1f} s"
+    return (
+        f"a training step is right (gradients within {error:.0e}, any number of threads), ready after {seconds:.1f} s"
+    )
 
 
 _CHECKS = {

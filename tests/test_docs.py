@@ -1,0 +1,162 @@
+"""What the documentation says is so: its examples run, and the files and commands it names exist."""
+
+import contextlib
+import doctest
+import io
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/convolution.md")
+
+
+def blocks(page, language):
+    """The fenced code of one language on a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def run(code):
+    """The names that `code` leaves, and what it prints."""
+    names, printed = {"__name__": "example"}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "example", "exec"), names)
+    return names, printed.getvalue()
+
+
+@pytest.fixture
+def small_data(monkeypatch, tmp_path):
+    """A few digits in place of every data set, and a folder of one's own to write to."""
+    import sklearn.datasets
+
+    digits = sklearn.datasets.load_digits()
+    for name in ("data", "images", "target"):
+        digits[name] = digits[name][:300]
+
+    def load_digits(return_X_y=False):
+        return (digits.data, digits.target) if return_X_y else digits
+
+    def fetch_fashion_mnist(subset):
+        part = slice(0, 240) if subset == "train" else slice(240, 300)
+        return digits.images[part].astype(np.uint8), digits.target[part]
+
+    monkeypatch.setattr("sklearn.datasets.load_digits", load_digits)
+    monkeypatch.setattr("fastcnn.datasets.fetch_fashion_mnist", fetch_fashion_mnist)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# ------------------------------------------------------------------------------------------------------------- examples
+
+
+def test_readme_examples(small_data):
+    search, save, layers, network = (run(code) for code in blocks("README.md", "python"))
+
+    names, _ = search
+    assert names["search"].best_params_ in [{"cnnclassifier__conv_channels": c} for c in [(16,), (16, 32)]]
+    assert names["search"].score(names["X_test"], names["y_test"]) > 0.3
+
+    names, printed = save
+    assert (small_data / "model.safetensors").is_file()
+    assert float(printed.split()[-1]) == names["clf"].score(names["X_test"], names["y_test"])
+    assert printed.count("epoch") == names["clf"].max_iter
+
+    names, _ = layers
+    assert names["clf"].network_.layers[:-1] == tuple(names["layers"])
+    assert 1 <= names["clf"].best_iter_ <= names["clf"].n_iter_ == len(names["clf"].validation_scores_)
+
+    names, printed = network
+    assert names["losses"][-1] < names["losses"][0]
+    assert names["y"].shape == (32, 10) and names["dx"].shape == names["x"].shape
+    assert "conv2d+bias+relu+maxpool2d" in printed
+
+
+@pytest.mark.small
+def test_convolution_page():
+    text = "\n".join(blocks("docs/convolution.md", "pycon"))
+    test = doctest.DocTestParser().get_doctest(text, {}, "convolution.md", "docs/convolution.md", 0)
+    out = io.StringIO()
+    results = doctest.DocTestRunner(verbose=False).run(test, out=out.write)
+    assert results.attempted > 20
+    assert not results.failed, out.getvalue()
+    assert "[[4 3 4]\n [2 4 3]\n [2 3 4]]" in text
+
+
+@pytest.mark.small
+def test_contributing_examples(monkeypatch):
+    # The cache is keyed by the sources of the package, which do not change with the example.
+    monkeypatch.setattr("fastcnn.kernels.cpu.runtime.cache_dir", lambda: None)
+    (_, layer), (kernel, _) = (run(code) for code in blocks("CONTRIBUTING.md", "python"))
+    assert layer.split() == "(4, 4, 4) (3, 3, 1, 4)".split()
+    np.testing.assert_array_equal(kernel["y"], np.full((2, 3), 2, np.float32))
+
+
+def test_the_plan_in_architecture():
+    from fastcnn import Network
+    from fastcnn.layers import Conv2D, Dense, Dropout, MaxPool2D, ReLU
+
+    (shown,) = re.findall(r"^```\n(plan: .*?)^```$", (ROOT / "docs/architecture.md").read_text("utf-8"), re.M | re.S)
+    net = Network([Conv2D(8), ReLU(), MaxPool2D(2), Dropout(0.25), Dense(10)], (8, 8, 1), random_state=0, n_jobs=1)
+    net.train_step(np.zeros((32, 8, 8, 1), np.float32), np.zeros(32, np.int64))
+
+    def as_on_every_machine(text):
+        # Scratch depends on the host's vectors, and with it the sums.
+        return [line for line in text.strip().splitlines() if not re.search(" scratch |arena|sum of", line)]
+
+    assert as_on_every_machine(shown) == as_on_every_machine(net.plan.describe())
+
+
+# --------------------------------------------------------------------------------------------------- names that are used
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text("utf-8")):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.is_file(), f"{page}: {link}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings], link
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page):
+    named = re.findall(r"`((?:fastcnn|tests|bench|docs)/[\w./]*\w)`", (ROOT / page).read_text("utf-8"))
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+@pytest.mark.small
+def test_every_module_is_in_the_house():
+    house = blocks("docs/architecture.md", "")[0]
+    modules = {path.name for path in (ROOT / "fastcnn").rglob("*.py*") if path.suffix in (".py", ".pyx")}
+    on_the_map = set(re.findall(r"[\w]+\.pyx?\b", house))
+    assert "conv.py" in on_the_map
+    of_one_room = {path.name for path in (ROOT / "fastcnn/persistence").glob("*.py")}
+    assert modules - of_one_room - {"__init__.py", "__main__.py"} <= on_the_map
+    assert on_the_map <= modules | {path.name for path in (ROOT / "tests").rglob("*.py")}
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_exist(page):
+    from fastcnn import cli
+
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    lines = "".join(blocks(page, "sh")).splitlines()
+    inline = re.findall(r"`((?:make|fastcnn) [a-z][^`]*)`", (ROOT / page).read_text("utf-8"))
+    for line in [*lines, *inline]:
+        program, *arguments = shlex.split(line, comments=True)
+        if program == "make":
+            assert arguments[0] in targets, line
+        elif program == "fastcnn" and arguments != ["COMMAND", "--help"]:
+            cli._make_parser().parse_args(arguments)
+        else:
+            assert program == "fastcnn" or (ROOT / program).is_file(), line
