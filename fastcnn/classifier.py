@@ -105,10 +105,10 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
     solver : {"adam", "adamw", "sgd"}, default="adam"
         The optimiser. "adamw" is Adam with decoupled weight decay.
 
-    learning_rate_init : float, default=0.001
+    learning_rate_init : float, default=0.003
         The learning rate at the start; the highest for ``learning_rate="onecycle"``.
 
-    learning_rate : {"constant", "cosine", "onecycle", "step"}, default="cosine"
+    learning_rate : {"constant", "cosine", "onecycle", "step"}, default="onecycle"
         The learning rate over the `max_iter` epochs: constant; down to 0 on half a cosine; up and down to
         nearly 0; a tenth after half of the epochs and again after three quarters. `partial_fit` keeps
         `learning_rate_init`.
@@ -325,8 +325,8 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
         scale="standardize",
         augment=None,
         solver="adam",
-        learning_rate_init=1e-3,
-        learning_rate="cosine",
+        learning_rate_init=3e-3,
+        learning_rate="onecycle",
         momentum=0.9,
         nesterovs_momentum=True,
         beta_1=0.9,

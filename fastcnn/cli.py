@@ -214,11 +214,11 @@ def _add_train(command: _Parser) -> None:
     training.add_argument(
         "--batch-size", type=_count, metavar="N", help="default: 128, or 32 for fewer than 10,000 training images"
     )
-    training.add_argument("--learning-rate", type=_positive, metavar="RATE", help="at its highest (default: 0.001)")
+    training.add_argument("--learning-rate", type=_positive, metavar="RATE", help="at its highest (default: 0.003)")
     training.add_argument(
         "--schedule",
         choices=("constant", "cosine", "onecycle", "step"),
-        help="of the learning rate (default: cosine)",
+        help="of the learning rate (default: onecycle)",
     )
     training.add_argument("--solver", choices=("adam", "adamw", "sgd"), help="the optimiser (default: adam)")
     training.add_argument(

@@ -192,7 +192,7 @@ class _Cache(FunctionCache):
 
 
 def jit(function: Callable[..., Any] | None = None, *, parallel: bool = False, exact: bool = False) -> Any:
-    """Compile a kernel: nogil, the shared fast-math flags (none if `exact`), cached where a directory can be written."""
+    """Compile a kernel: nogil, the shared fast-math flags (none if `exact`), cached where possible."""
     if function is None:
         return lambda f: jit(f, parallel=parallel, exact=exact)
     fastmath = set() if exact else FASTMATH
