@@ -109,7 +109,7 @@ def test_the_plan_in_architecture():
     assert as_on_every_machine(shown) == as_on_every_machine(net.plan.describe())
 
 
-# --------------------------------------------------------------------------------------------------- names that are used
+# ------------------------------------------------------------------------------------------------ names that are used
 
 
 @pytest.mark.small
