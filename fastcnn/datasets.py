@@ -46,9 +46,7 @@ H. Xiao, K. Rasul, R. Vollgraf (2017), arXiv:1708.07747. MIT licence. github.com
 _MAX_DOWNLOAD = 1 << 26  # bytes; the largest file is 47 MB even before compression
 
 
-def fetch_fashion_mnist(
-    subset: str = "train", return_X_y: bool = True, data_home: StrPath | None = None
-) -> Data:
+def fetch_fashion_mnist(subset: str = "train", return_X_y: bool = True, data_home: StrPath | None = None) -> Data:
     """Load Fashion-MNIST, downloading it (30 MB) where it is not on disk yet.
 
     Each file is looked for in `data_home`, in its sub-folder ``fashion-mnist`` and where Debian's package
@@ -140,9 +138,7 @@ def _show_progress(response: Any, name: str) -> AbstractContextManager[Any]:
 
 
 # train-images-idx3-ubyte.gz, t10k-labels.idx1-ubyte, emnist-letters-test-images-idx3-ubyte.gz ...
-_IDX_NAME = re.compile(
-    r"(?P<prefix>|.*[-_.])(?P<part>train|t10k|test)-(?P<kind>images|labels)[-.]idx[13]-ubyte(\.gz)?"
-)
+_IDX_NAME = re.compile(r"(?P<prefix>|.*[-_.])(?P<part>train|t10k|test)-(?P<kind>images|labels)[-.]idx[13]-ubyte(\.gz)?")
 _NDIM = {"images": 3, "labels": 1}
 
 
@@ -238,9 +234,7 @@ def _read_idx(path: Path, ndim: int, sha256: str | None = None) -> np.ndarray:
             header = stream.read(size)
             if header[:4] != magic or len(header) < size:
                 found = header.hex(" ", -4) or "an empty file"
-                raise ValueError(
-                    f"{path}: expected an IDX header {magic.hex()} ... ({size} bytes), found {found}"
-                )
+                raise ValueError(f"{path}: expected an IDX header {magic.hex()} ... ({size} bytes), found {found}")
             shape = tuple(int.from_bytes(header[i : i + 4], "big") for i in range(4, size, 4))
             if 0 in shape:
                 raise ValueError(f"{path}: expected at least one element, found the shape {shape}")
@@ -346,9 +340,7 @@ def load_image_folder(
     return X, np.array([file.parent.name for file in files])
 
 
-def load_image(
-    path: StrPath, image_shape: tuple[int, int] | None = None, color: bool | None = None
-) -> np.ndarray:
+def load_image(path: StrPath, image_shape: tuple[int, int] | None = None, color: bool | None = None) -> np.ndarray:
     """Load one picture as uint8, (H, W) or (H, W, 3); parameters and errors as in `load_image_folder`.
 
     The camera's orientation tag is applied, transparency is dropped, 16-bit grey keeps its upper 8 bits, grey

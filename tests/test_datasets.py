@@ -97,9 +97,7 @@ def test_idx_folder_result_is_writable_and_one_part_is_enough(tmp_path):
     X, y = load_idx_folder(tmp_path, "test")
     X[0] = 0
     y[0] = 0
-    with pytest.raises(
-        FileNotFoundError, match=r"train-images-idx3-ubyte and train-labels.*found t10k-images"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"train-images-idx3-ubyte and train-labels.*found t10k-images"):
         load_idx_folder(tmp_path)
 
 
@@ -140,9 +138,7 @@ def test_idx_folder_with_two_sets_names_both(tmp_path):
 def test_idx_folder_counts_and_sizes_must_agree(tmp_path):
     arrays = make_arrays()
     write_set(tmp_path / "counts", arrays | {("train", "labels"): np.zeros(4, np.uint8)})
-    with pytest.raises(
-        ValueError, match=r"train-images-idx3-ubyte holds 5 images, .*train-labels.* 4 labels"
-    ):
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte holds 5 images, .*train-labels.* 4 labels"):
         load_idx_folder(tmp_path / "counts")
     write_set(tmp_path / "sizes", arrays | {("test", "images"): np.zeros((3, 4, 5), np.uint8)})
     with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte: expected shape \(4, 6\), found \(4, 5\)"):
@@ -333,9 +329,7 @@ def test_fashion_damaged_file_is_named(tmp_path, small_fashion, server, gz):
     pixels = small_fashion["train", "images"].copy()
     pixels[2, 3, 4] ^= 1
     write_set(tmp_path / "home", small_fashion | {("train", "images"): pixels}, gz=gz)
-    with pytest.raises(
-        ValueError, match=r"home.train-images-idx3-ubyte.*: damaged .*expected SHA-256 \w{64}"
-    ):
+    with pytest.raises(ValueError, match=r"home.train-images-idx3-ubyte.*: damaged .*expected SHA-256 \w{64}"):
         fetch_fashion_mnist()
     assert server.asked == []
 

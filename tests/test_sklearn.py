@@ -27,6 +27,7 @@ SMALL = {
     "dense_units": (16,),
     "dropout": 0.0,
     "learning_rate_init": 5e-3,
+    "learning_rate": "cosine",
     "batch_size": 32,
     "max_iter": 6,
     "random_state": 0,

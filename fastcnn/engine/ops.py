@@ -191,11 +191,21 @@ class Op:
 
     Attributes
     ----------
-    kind : "conv2d", "dense", "bias", "activation", "maxpool2d", "avgpool2d", "batchnorm", "dropout" or
-    "flatten" in_shape, out_shape : shapes without the batch axis geometry : of a convolution or pooling, else
-    None params : names of the layer's parameters it reads ("weight", "bias", ...) activation : for kind
-    "activation" rate : of dropout momentum, epsilon : of batch normalisation layer : place of its layer in
-    the list; set when a network lowers its layers
+    kind : str
+        "conv2d", "dense", "bias", "activation", "maxpool2d", "avgpool2d", "batchnorm", "dropout" or "flatten".
+    in_shape, out_shape : tuple of int
+        Shapes without the batch axis.
+    geometry : ConvGeometry, PoolGeometry or None
+    params : tuple of str
+        Names of the layer's parameters it reads ("weight", "bias", ...).
+    activation : Activation
+        For kind "activation".
+    rate : float
+        Of dropout.
+    momentum, epsilon : float
+        Of batch normalisation.
+    layer : int
+        Place of its layer in the list; set when a network lowers its layers.
     """
 
     kind: str

@@ -7,6 +7,9 @@ C-contiguous, of one float dtype (float32 or float64) unless stated, images chan
 zero is not wanted and not computed** (the input gradient of the first layer, the bias gradient of a layer
 without bias); a `bias` of size zero is no bias.
 
+Besides these functions a backend has `threads(n)`, a context that says how many threads the calls within may use,
+and `max_threads(n)`, that number as it will be. Batch normalisation takes a few vectors of C sums for itself.
+
 Alphabet: N batch, H W input, C channels in, K channels out, R S window, P Q output; gradients are dx dw db
 dy. `activation` is an `Activation` (code: 0 identity, 1 relu, 2 elu, 3 tanh; alpha), and its gradient is
 taken from its *output* y: relu y > 0; elu y > 0 ? 1 : y + alpha; tanh 1 - y^2. `pool` is a `PoolGeometry`

@@ -70,9 +70,7 @@ class RandomShift:
     max_shift: int | tuple[int, int] = 2
 
     def __post_init__(self) -> None:
-        pair = (
-            self.max_shift if isinstance(self.max_shift, (tuple, list)) else (self.max_shift, self.max_shift)
-        )
+        pair = self.max_shift if isinstance(self.max_shift, (tuple, list)) else (self.max_shift, self.max_shift)
         if len(pair) != 2 or any(not isinstance(s, Integral) or not 0 <= s < 2**31 for s in pair):
             raise ValueError(
                 f"RandomShift: max_shift must be an int >= 0 or a pair of them (vertical, horizontal), "
@@ -147,9 +145,7 @@ def check_augment(augment: Sequence[Augmentation] | Augmentation | None) -> tupl
     return tuple(sorted(given, key=lambda item: _KINDS.index(type(item))))
 
 
-def draw(
-    augment: tuple[Augmentation, ...], rng: np.random.Generator, m: int, height: int, width: int
-) -> Draws:
+def draw(augment: tuple[Augmentation, ...], rng: np.random.Generator, m: int, height: int, width: int) -> Draws:
     """Draw what happens to each of ``m`` images; ``augment`` is what ``check_augment`` returned."""
     draws = Draws(np.zeros(m, np.uint8), np.zeros((m, 2), np.int64), np.zeros((m, 4), np.int64))
     for item in augment:

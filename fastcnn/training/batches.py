@@ -136,8 +136,7 @@ class BatchBuilder:
         shape = (m, *self.image_shape)
         if out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
             raise ValueError(
-                f"out must be a C-contiguous {self.dtype} array of shape {shape}, "
-                f"got {out.dtype} of shape {out.shape}"
+                f"out must be a C-contiguous {self.dtype} array of shape {shape}, got {out.dtype} of shape {out.shape}"
             )
         target = out.reshape(m, self._values_per_image)
         if self._in_place:
@@ -146,9 +145,7 @@ class BatchBuilder:
             outside = (rows < 0) | (rows >= self.n_images)  # indexing would take -1 for the last image
             if outside.any():
                 raise IndexError(f"index {rows[outside][0]} is not one of {self.n_images} images")
-            source = (
-                self._images[rows].astype(self._source_dtype, order="C").reshape(m, self._values_per_image)
-            )
+            source = self._images[rows].astype(self._source_dtype, order="C").reshape(m, self._values_per_image)
             rows = np.arange(m)
         if self.augment and rng_key is not None:
             height, width, _ = self.image_shape

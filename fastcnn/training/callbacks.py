@@ -98,9 +98,7 @@ class LiveProgress(Callback):
             transient=True,
         )
         steps = (info.max_iter - info.start_epoch) * info.n_batches
-        self._task = self._bar.add_task(
-            _epoch_label(info.start_epoch + 1, info.max_iter), total=steps, status=""
-        )
+        self._task = self._bar.add_task(_epoch_label(info.start_epoch + 1, info.max_iter), total=steps, status="")
         self._bar.start()
 
     def on_batch_end(self, info: BatchInfo) -> None:

@@ -75,9 +75,7 @@ class Optimizer(ABC):
             If it is bound already (two networks would mix their moments) or `n_decay` exceeds `n_params`.
         """
         if self._shape is not None:
-            raise ValueError(
-                f"this {type(self).__name__} belongs to another network: make a new one for each"
-            )
+            raise ValueError(f"this {type(self).__name__} belongs to another network: make a new one for each")
         if not 0 <= n_decay <= n_params:
             raise ValueError(f"n_decay must be between 0 and n_params={n_params}, got {n_decay}")
         self._shape, self._dtype, self._n_decay = (int(n_params),), np.dtype(dtype), int(n_decay)

@@ -11,9 +11,7 @@ SCHEDULES = ("constant", "cosine", "onecycle", "step")
 Schedule = Callable[[int], float]
 
 
-def make_schedule(
-    name: str, learning_rate_init: float, total_steps: int, steps_per_epoch: int = 1
-) -> Schedule:
+def make_schedule(name: str, learning_rate_init: float, total_steps: int, steps_per_epoch: int = 1) -> Schedule:
     """The schedule called `name`, over `total_steps` steps.
 
     Parameters

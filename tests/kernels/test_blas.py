@@ -44,9 +44,7 @@ def test_beta_zero_does_not_read_out(k):
 
 def test_shapes_that_do_not_fit_are_named():
     for a, b, out in [((2, 3), (4, 5), (2, 5)), ((2, 3), (3, 5), (2, 4)), ((2, 3), (3, 5), (3, 5))]:
-        with pytest.raises(
-            ValueError, match=rf"{a[0]}, {a[1]}.*{b[0]}, {b[1]}.*{out[0]}, {out[1]}".replace("(", "")
-        ):
+        with pytest.raises(ValueError, match=rf"{a[0]}, {a[1]}.*{b[0]}, {b[1]}.*{out[0]}, {out[1]}".replace("(", "")):
             _blas.gemm(np.ones(a), np.ones(b), np.ones(out))
 
 

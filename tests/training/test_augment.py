@@ -80,9 +80,7 @@ def test_draws_stay_inside(height, width, m, share, ratio, seed):
 
 def test_probabilities_and_coverage():
     rng = np.random.default_rng(0)
-    draws = draw(
-        check_augment([RandomHorizontalFlip(0.25), RandomShift(2), RandomErasing(0.5)]), rng, 20000, 28, 28
-    )
+    draws = draw(check_augment([RandomHorizontalFlip(0.25), RandomShift(2), RandomErasing(0.5)]), rng, 20000, 28, 28)
     assert abs(draws.flip.mean() - 0.25) < 0.02
     assert_array_equal(np.unique(draws.shift), [-2, -1, 0, 1, 2])
     erased = draws.erase[draws.erase[:, 2] > 0]

@@ -44,9 +44,7 @@ def test_every_dtype_and_form_gives_the_formula(dtype, flat, out_dtype):
     images = images_of(dtype)
     mean, inv_std = np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.25, 2.0])
     index = [3, 0, 11, 3]
-    builder = BatchBuilder(
-        images.reshape(12, -1) if flat else images, (5, 4, 3), mean, inv_std, dtype=out_dtype
-    )
+    builder = BatchBuilder(images.reshape(12, -1) if flat else images, (5, 4, 3), mean, inv_std, dtype=out_dtype)
     expected = ((images[index].astype(np.float64) - mean) * inv_std).astype(out_dtype)
     assert_array_equal(built(builder, index), expected)
 
@@ -183,9 +181,7 @@ def test_epochs_repeat_and_differ(threaded):
 
 def test_rows_choose_a_part():
     rows = np.array([7, 2, 5])
-    loader = BatchLoader(
-        BatchBuilder(images_of(np.uint8), (5, 4, 3), 0, 1), np.arange(12), None, 2, True, rows=rows
-    )
+    loader = BatchLoader(BatchBuilder(images_of(np.uint8), (5, 4, 3), 0, 1), np.arange(12), None, 2, True, rows=rows)
     for epoch in range(3):
         order = np.concatenate([batch.y for batch in loader.epoch(epoch)])
         assert_array_equal(np.sort(order), [2, 5, 7])

@@ -169,9 +169,7 @@ def test_going_on_is_as_training_in_one_go():
     expected = train(whole, Loader(), schedule=schedule, max_iter=5)
     loader, seen = Loader(), Recorder()
     history = train(parts, loader, schedule=schedule, max_iter=2)
-    again = train(
-        parts, loader, schedule=schedule, max_iter=3, start_epoch=2, history=history, callbacks=[seen]
-    )
+    again = train(parts, loader, schedule=schedule, max_iter=3, start_epoch=2, history=history, callbacks=[seen])
     assert again is history
     assert history.loss_curve == expected.loss_curve
     assert (history.n_iter, history.t, history.best_iter) == (5, 200, 5)
@@ -211,9 +209,7 @@ class TestStopping:
 
     def test_validation_without_early_stopping_stops_nothing_and_restores_nothing(self):
         network, seen = SoftmaxRegression(), Recorder()
-        history = fit(
-            network, max_iter=4, validate=scores_of(0.9, 0.3, 0.2, 0.1), n_iter_no_change=2, callbacks=[seen]
-        )
+        history = fit(network, max_iter=4, validate=scores_of(0.9, 0.3, 0.2, 0.1), n_iter_no_change=2, callbacks=[seen])
         assert history.reason == "max_iter"
         assert (history.best_iter, history.best_score) == (4, 0.9)
         assert [info.validation_score for info in seen.epochs] == [0.9, 0.3, 0.2, 0.1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastcnn.kernels.cpu.epilogue import band_epilogue, gradient_before
-from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
+from fastcnn.kernels.cpu.launch import ExactKernel, Kernel, launch, unpack
 from fastcnn.kernels.cpu.runtime import U, as_input, jit
 
 
@@ -26,30 +26,49 @@ def bias_forward(x, bias, y):
     launch(_add_bias, x.shape[0], x.size, x.reshape(-1), bias, y.reshape(-1))
 
 
-@Kernel
+@ExactKernel
 def _sum_columns(start, stop, lane, args):
     """Columns, not rows, are cut into lanes: each is summed in one order."""
-    dy, rows, db = unpack(args)
+    dy, rows, sums, db = unpack(args)
     c = db.shape[0]
     for j in range(start, stop):
-        db[j] = 0
-    for row in range(rows):
+        sums[U(j)] = 0
+    whole = rows - rows % 8
+    for row in range(0, whole, 8):
+        at = row * c
         for j in range(start, stop):
-            db[j] += dy[U(row * c + j)]
+            a, b = at + j, at + 4 * c + j
+            upper = (dy[U(a)] + dy[U(a + c)]) + (dy[U(a + 2 * c)] + dy[U(a + 3 * c)])
+            lower = (dy[U(b)] + dy[U(b + c)]) + (dy[U(b + 2 * c)] + dy[U(b + 3 * c)])
+            sums[U(j)] += upper + lower
+    for row in range(whole, rows):
+        for j in range(start, stop):
+            sums[U(j)] += dy[U(row * c + j)]
+    for j in range(start, stop):
+        db[U(j)] = sums[U(j)]
 
 
 def bias_backward(dy, db):
     """db (C,) = sum of dy (rows,C) over the rows, in an order that does not depend on the thread count."""
     dy = as_input(dy)
-    launch(_sum_columns, db.shape[0], dy.size, dy.reshape(-1), dy.shape[0], db)
+    launch(_sum_columns, db.shape[0], dy.size, dy.reshape(-1), dy.shape[0], np.empty(db.size), db)
 
 
 @Kernel
 def _activate(start, stop, lane, args):
     x, no_bias, act, y = unpack(args)
-    for i in range(start, stop):
-        y[U(i)] = x[U(i)]
-    band_epilogue(y, start, stop - start, 1, no_bias, act)
+    if act[0] == 1:
+        zero = y.dtype.type(0)
+        for i in range(start, stop):
+            v = x[U(i)]
+            y[U(i)] = zero if v <= zero else v
+        return
+    # In pieces that stay in the first-level cache between the copy and what is done to it in place.
+    for first in range(start, stop, 1024):
+        last = min(first + 1024, stop)
+        for i in range(first, last):
+            y[U(i)] = x[U(i)]
+        band_epilogue(y, first, last - first, 1, no_bias, act)
 
 
 def activation_forward(x, activation, y):
@@ -104,8 +123,10 @@ def dropout_forward(x, rate, state, y, mask):
 @Kernel
 def _drop_backward(start, stop, lane, args):
     dy, mask, scale, dx = unpack(args)
+    zero = scale - scale
     for i in range(start, stop):
-        dx[U(i)] = dy[U(i)] * scale if mask[U(i)] else 0
+        v = dy[U(i)] * scale  # of every element: a load under a condition would keep the loop from vectors
+        dx[U(i)] = v if mask[U(i)] != 0 else zero
 
 
 def dropout_backward(dy, mask, rate, dx):

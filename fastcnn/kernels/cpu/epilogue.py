@@ -7,10 +7,9 @@ here are monotonic, so the pool comes first and the activation sees only the win
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
+from fastcnn.kernels.cpu.exponential import expm1, tanh
 from fastcnn.kernels.cpu.lowering import has_pool
 from fastcnn.kernels.cpu.runtime import U, jit
 
@@ -20,30 +19,30 @@ is_pooled = jit(has_pool)
 @jit
 def band_epilogue(y, start, pixels, k, bias, act):
     """y = activation(y + bias) over `pixels` rows of k channels, in place. `act` is (code, alpha)."""
-    code = act[0]
+    code, zero = act[0], y.dtype.type(0)
     if bias.shape[0]:
         for i in range(pixels):
             at = start + i * k
             if code == 1:
                 for j in range(k):
-                    v = y[U(at + j)] + bias[j]
-                    y[U(at + j)] = 0 if v <= 0 else v
+                    v = y[U(at + j)] + bias[U(j)]
+                    y[U(at + j)] = zero if v <= zero else v
             else:
                 for j in range(k):
                     y[U(at + j)] += bias[j]
     elif code == 1:
         for i in range(start, start + pixels * k):
             v = y[U(i)]
-            y[U(i)] = 0 if v <= 0 else v
+            y[U(i)] = zero if v <= zero else v
     if code == 2:
         alpha = y.dtype.type(act[1])
         for i in range(start, start + pixels * k):
             v = y[U(i)]
-            if v <= 0:
-                y[U(i)] = alpha * math.expm1(v)
+            low = alpha * expm1(zero if v > zero else v)
+            y[U(i)] = v if v > zero else low
     elif code == 3:
         for i in range(start, start + pixels * k):
-            y[U(i)] = math.tanh(y[U(i)])
+            y[U(i)] = tanh(y[U(i)])
 
 
 @jit
@@ -62,31 +61,51 @@ def pool_band(z, band0, p0, p1, bias, act, pool, y, argmax, n):
                 _pool_2x2(z, first, first + pool.w * k, k, y, argmax, out, want_argmax)
                 continue
             top, left = row * pool.stride_h - pool.pad_top, column * pool.stride_w - pool.pad_left
-            fresh = True
-            for r in range(max(0, -top), min(pool.r, pool.h - top)):
-                for s in range(max(0, -left), min(pool.s, pool.w - left)):
-                    at = band0 + ((top + r - p0) * pool.w + left + s) * k
-                    place = r * pool.s + s
-                    if fresh:
-                        for j in range(k):
-                            y[U(out + j)] = z[U(at + j)]
-                        if want_argmax:
-                            for j in range(k):
-                                argmax[U(out + j)] = place
-                    elif want_argmax:
-                        for j in range(k):
-                            v, best = z[U(at + j)], y[U(out + j)]
-                            if (v > best) | (v != v):
-                                y[U(out + j)] = v
-                                argmax[U(out + j)] = place
-                    else:
-                        for j in range(k):
-                            v = z[U(at + j)]
-                            if v > y[U(out + j)] or v != v:
-                                y[U(out + j)] = v
-                    fresh = False
+            r0, r1 = max(0, -top), min(pool.r, pool.h - top)
+            s0, s1 = max(0, -left), min(pool.s, pool.w - left)
+            corner = band0 + ((top - p0) * pool.w + left) * k
+            at, place = corner + (r0 * pool.w + s0) * k, np.int32(r0 * pool.s + s0)
+            for j in range(k):
+                y[U(out + j)] = z[U(at + j)]
+            if want_argmax:
+                for j in range(k):
+                    argmax[U(out + j)] = place
+            for r in range(r0, r1):
+                for s in range(s0, s1, 3):
+                    t, u = min(s + 1, s1 - 1), min(s + 2, s1 - 1)
+                    row_at, row_place = corner + r * pool.w * k, r * pool.s
+                    _fold_3(
+                        z, row_at + s * k, row_at + t * k, row_at + u * k,
+                        np.int32(row_place + s), np.int32(row_place + t), np.int32(row_place + u),
+                        k, y, argmax, out, want_argmax,
+                    )  # fmt: skip
     start = (n * pool.p + row0) * pool.q * k
     band_epilogue(y, start, max(row1 - row0, 0) * pool.q, k, bias, act)
+
+
+@jit
+def _fold_3(z, at_a, at_b, at_c, place_a, place_b, place_c, k, y, argmax, out, want_argmax):
+    """The winner so far against three more taps of a row (a tap may come twice). One tap at a time would be
+    "store if it wins", a conditional store, which runs far slower than a chain of selects.
+    """
+    if want_argmax:
+        for j in range(k):
+            best, place = y[U(out + j)], np.int32(argmax[U(out + j)])
+            a, b, c = z[U(at_a + j)], z[U(at_b + j)], z[U(at_c + j)]
+            wins = (a > best) | (a != a)
+            best, place = a if wins else best, place_a if wins else place
+            wins = (b > best) | (b != b)
+            best, place = b if wins else best, place_b if wins else place
+            wins = (c > best) | (c != c)
+            y[U(out + j)] = c if wins else best
+            argmax[U(out + j)] = place_c if wins else place
+    else:
+        for j in range(k):
+            best = y[U(out + j)]
+            a, b, c = z[U(at_a + j)], z[U(at_b + j)], z[U(at_c + j)]
+            best = a if (a > best) | (a != a) else best
+            best = b if (b > best) | (b != b) else best
+            y[U(out + j)] = c if (c > best) | (c != c) else best
 
 
 @jit

@@ -1,7 +1,7 @@
 """How kernels are called: by address, over lanes.
 
 A kernel is a serial function `kernel(start, stop, lane, args)` over a range of items; `args` points to a
-tuple, which the kernel takes apart with `unpack(args)`. `launch(kernel, n, *args)` cuts n items into one
+tuple, which the kernel takes apart with `unpack(args)`. `launch(kernel, n, work, *args)` cuts n items into one
 contiguous range for each lane (thread) and calls it in parallel where the runtime allows that, and serially,
 with the same result, where it does not.
 
@@ -151,7 +151,7 @@ class Kernel:
 
     def address(self, args: tuple[Any, ...]) -> int:
         """Where the code for arguments of these types lies."""
-        key = tuple([getattr(arg, "dtype", None) for arg in args])
+        key = tuple([(arg.dtype, arg.ndim) if isinstance(arg, np.ndarray) else type(arg) for arg in args])
         address = self._addresses.get(key)
         if address is None:
             kind = types.CPointer(numba.typeof(args))

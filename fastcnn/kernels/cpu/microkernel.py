@@ -61,7 +61,7 @@ def panel_width(itemsize: int) -> int:
 @intrinsic(prefer_literal=True)
 def _tile(typingctx, rows, vecs, a, a0, a_rows, c, c0, c_rows, row0, segments, n_seg, seg_len, a_step, b, b0, b_step,
           b_skip, valid, accumulate):  # fmt: skip
-    """`rows` and `vecs` are literals; the rest as `multiply_tile` documents."""
+    """`rows` and `vecs` are literals; the rest as `multiply_rows` documents."""
     if not isinstance(rows, types.IntegerLiteral) or not isinstance(vecs, types.IntegerLiteral):
         return None
     integers = (a0, c0, row0, n_seg, seg_len, a_step, b0, b_step, b_skip, valid)

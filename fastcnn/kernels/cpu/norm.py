@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
+from fastcnn.kernels.cpu.launch import ExactKernel, Kernel, launch, unpack
 from fastcnn.kernels.cpu.runtime import U, as_input
 
 
-@Kernel
+@ExactKernel
 def _forward(start, stop, lane, args):
     x, gamma, beta, running_mean, running_var, momentum, epsilon, y, mean, inv_std, sums = unpack(args)
     c = gamma.shape[0]
@@ -21,17 +21,31 @@ def _forward(start, stop, lane, args):
             inv_std[j] = 0
         return
     # Two passes in float64: the variance of a channel far from zero stays right in float32.
+    # Four rows at a time: the running sums are then loaded and stored a quarter as often.
+    whole = rows - rows % 4
     for j in range(start, stop):
-        sums[j] = 0
-    for i in range(rows):
+        sums[U(j)] = 0
+    for i in range(0, whole, 4):
         for j in range(start, stop):
-            sums[j] += x[U(i * c + j)]
+            at = i * c + j
+            upper = np.float64(x[U(at)]) + np.float64(x[U(at + c)])
+            lower = np.float64(x[U(at + 2 * c)]) + np.float64(x[U(at + 3 * c)])
+            sums[U(j)] += upper + lower
+    for i in range(whole, rows):
+        for j in range(start, stop):
+            sums[U(j)] += x[U(i * c + j)]
     for j in range(start, stop):
-        sums[j] /= rows
+        sums[U(j)] /= rows
         sums[U(c + j)] = 0
-    for i in range(rows):
+    for i in range(0, whole, 4):
         for j in range(start, stop):
-            d = x[U(i * c + j)] - sums[j]
+            at, center = i * c + j, sums[U(j)]
+            d0, d1 = x[U(at)] - center, x[U(at + c)] - center
+            d2, d3 = x[U(at + 2 * c)] - center, x[U(at + 3 * c)] - center
+            sums[U(c + j)] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+    for i in range(whole, rows):
+        for j in range(start, stop):
+            d = x[U(i * c + j)] - sums[U(j)]
             sums[U(c + j)] += d * d
     for j in range(start, stop):
         variance = sums[U(c + j)] / rows
@@ -42,7 +56,7 @@ def _forward(start, stop, lane, args):
         running_var[j] = momentum * running_var[j] + (1 - momentum) * unbiased
     for i in range(rows):
         for j in range(start, stop):
-            y[U(i * c + j)] = (x[U(i * c + j)] - mean[j]) * (inv_std[j] * gamma[j]) + beta[j]
+            y[U(i * c + j)] = (x[U(i * c + j)] - mean[U(j)]) * (inv_std[U(j)] * gamma[U(j)]) + beta[U(j)]
 
 
 def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, y, mean, inv_std):
@@ -83,32 +97,45 @@ def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, y):
     launch(_inference, x.shape[0], x.size, x.reshape(-1), mean, scale, beta, y.reshape(-1))
 
 
-@Kernel
+@ExactKernel
 def _backward(start, stop, lane, args):
     x, gamma, mean, inv_std, dy, dx, dgamma, dbeta, sums = unpack(args)
     c = gamma.shape[0]
-    rows = dy.shape[0] // c
+    rows, kind = dy.shape[0] // c, dx.dtype.type
+    whole = rows - rows % 4
     for j in range(start, stop):
-        sums[j] = 0
+        sums[U(j)] = 0
         sums[U(c + j)] = 0
-    for i in range(rows):
+    for i in range(0, whole, 4):
         for j in range(start, stop):
-            d = dy[U(i * c + j)]
-            sums[j] += d
-            sums[U(c + j)] += d * ((x[U(i * c + j)] - mean[j]) * inv_std[j])
+            at, center = i * c + j, mean[U(j)]
+            d0, d1 = np.float64(dy[U(at)]), np.float64(dy[U(at + c)])
+            d2, d3 = np.float64(dy[U(at + 2 * c)]), np.float64(dy[U(at + 3 * c)])
+            sums[U(j)] += (d0 + d1) + (d2 + d3)
+            upper = d0 * (x[U(at)] - center) + d1 * (x[U(at + c)] - center)
+            lower = d2 * (x[U(at + 2 * c)] - center) + d3 * (x[U(at + 3 * c)] - center)
+            sums[U(c + j)] += upper + lower
+    for i in range(whole, rows):
+        for j in range(start, stop):
+            d = np.float64(dy[U(i * c + j)])
+            sums[U(j)] += d
+            sums[U(c + j)] += d * (x[U(i * c + j)] - mean[U(j)])
     for j in range(start, stop):
+        sums[U(c + j)] *= inv_std[U(j)]
         if dbeta.shape[0]:
             dbeta[j] = sums[j]
         if dgamma.shape[0]:
             dgamma[j] = sums[U(c + j)]
     if dx.shape[0] and rows:
+        # dx = slope * (dy - mean of dy - (x - mean) * pull)
         for j in range(start, stop):
-            sums[j] /= rows
-            sums[U(c + j)] /= rows
+            sums[U(j)] /= rows
+            sums[U(c + j)] *= inv_std[U(j)] / rows
         for i in range(rows):
             for j in range(start, stop):
-                normal = (x[U(i * c + j)] - mean[j]) * inv_std[j]
-                dx[U(i * c + j)] = gamma[j] * inv_std[j] * (dy[U(i * c + j)] - sums[j] - normal * sums[U(c + j)])
+                slope, level, pull = gamma[U(j)] * inv_std[U(j)], kind(sums[U(j)]), kind(sums[U(c + j)])
+                center = x[U(i * c + j)] - mean[U(j)]
+                dx[U(i * c + j)] = slope * (dy[U(i * c + j)] - level - center * pull)
 
 
 def batchnorm_backward(x, gamma, mean, inv_std, dy, dx, dgamma, dbeta):

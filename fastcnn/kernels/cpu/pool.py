@@ -9,6 +9,8 @@ from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
 from fastcnn.kernels.cpu.lowering import Pool
 from fastcnn.kernels.cpu.runtime import U, as_input
 
+SMALL_WINDOW = 16  # taps up to which looking at each is faster than going to the winner's place
+
 
 @Kernel
 def _max_forward(start, stop, lane, args):
@@ -38,13 +40,25 @@ def maxpool2d_forward(x, geometry, y, argmax):
 def _max_backward(start, stop, lane, args):
     dy, argmax, g, dx = unpack(args)
     image = g.h * g.w * g.c
-    for i in range(start * image, stop * image):
-        dx[U(i)] = 0
+    zero = dx.dtype.type(0)
+    small = g.r * g.s <= SMALL_WINDOW
     for n in range(start, stop):
+        for i in range(n * image, (n + 1) * image):
+            dx[U(i)] = zero
         for p in range(g.p):
             for q in range(g.q):
                 at = ((n * g.p + p) * g.q + q) * g.c
-                first = n * image + ((p * g.stride_h - g.pad_top) * g.w + q * g.stride_w - g.pad_left) * g.c
+                top, left = p * g.stride_h - g.pad_top, q * g.stride_w - g.pad_left
+                first = n * image + (top * g.w + left) * g.c
+                if small:
+                    # A select for each tap runs as vectors; a scatter does not.
+                    for r in range(max(0, -top), min(g.r, g.h - top)):
+                        for s in range(max(0, -left), min(g.s, g.w - left)):
+                            place, to = argmax.dtype.type(r * g.s + s), first + (r * g.w + s) * g.c
+                            for c in range(g.c):
+                                v = dy[U(at + c)]
+                                dx[U(to + c)] += v if argmax[U(at + c)] == place else zero
+                    continue
                 for c in range(g.c):
                     place = np.int64(argmax[U(at + c)])
                     dx[U(first + (place // g.s * g.w + place % g.s) * g.c + c)] += dy[U(at + c)]

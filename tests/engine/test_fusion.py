@@ -1,0 +1,44 @@
+"""Which chains become one kernel."""
+
+import pytest
+
+from fastcnn.engine.fusion import fuse_ops, single_ops
+from fastcnn.layers import AvgPool2D, BatchNorm, Conv2D, Dense, Dropout, Flatten, MaxPool2D, ReLU, Tanh
+
+pytestmark = pytest.mark.small
+
+
+def lower(layers, shape=(8, 8, 2)):
+    ops = []
+    for layer in layers:
+        ops += layer.lower(shape)
+        shape = layer.output_shape(shape)
+    return ops
+
+
+@pytest.mark.parametrize(
+    ("layers", "labels"),
+    [
+        ([Conv2D(4), ReLU(), MaxPool2D()], ["conv2d+bias+relu+maxpool2d"]),
+        ([Conv2D(4), MaxPool2D(), ReLU()], ["conv2d+bias+maxpool2d+relu"]),
+        ([Conv2D(4, use_bias=False), Tanh(), MaxPool2D(3, 2)], ["conv2d+tanh+maxpool2d"]),
+        ([Conv2D(4), Conv2D(4, activation="elu")], ["conv2d+bias", "conv2d+bias+elu"]),
+        ([Conv2D(4, use_bias=False), AvgPool2D()], ["conv2d", "avgpool2d"]),
+        ([Conv2D(4, use_bias=False), BatchNorm(), ReLU()], ["conv2d", "batchnorm", "relu"]),
+        ([Conv2D(4), Dropout(0.1), MaxPool2D()], ["conv2d+bias", "dropout", "maxpool2d"]),
+        ([Flatten(), Dense(5, activation="relu"), Dense(3)], ["flatten", "dense+bias+relu", "dense+bias"]),
+        ([ReLU(), MaxPool2D()], ["relu", "maxpool2d"]),
+    ],
+)
+def test_longest_chain_first(layers, labels):
+    ops = lower(layers)
+    groups = fuse_ops(ops, lambda kernel: True)
+    assert [group.label for group in groups] == labels
+    assert [op for group in groups for op in group.ops] == ops
+
+
+def test_only_what_the_backend_has():
+    ops = lower([Conv2D(4, activation="relu"), MaxPool2D(), Dense(3)])
+    groups = fuse_ops(ops, lambda kernel: kernel == "dense_forward")
+    assert [group.label for group in groups] == ["conv2d", "bias", "relu", "maxpool2d", "flatten", "dense+bias"]
+    assert [group.label for group in single_ops(ops)] == [op.label for op in ops]

@@ -1,0 +1,340 @@
+"""Whole chains: gradients, fused against unfused, backends, threads, copies, errors."""
+
+import copy
+import multiprocessing
+import pickle
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastcnn import Network
+from fastcnn.kernels.cpu import launch
+from fastcnn.layers import (
+    ELU,
+    AvgPool2D,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2D,
+    MaxPool2D,
+    ReLU,
+    Tanh,
+)
+from fastcnn.training.optimizers import SGD, Adam, AdamW
+
+DEVICES = ("cpu", "reference")
+SEED_NET = [
+    Conv2D(32, activation="relu"), MaxPool2D(), Conv2D(64), ReLU(), MaxPool2D(), Flatten(),
+    Dense(128, activation="relu"), Dropout(0.4), Dense(10),
+]  # fmt: skip
+CHAINS = {
+    "lenet": ([Conv2D(3, 5, activation="tanh"), AvgPool2D(), Conv2D(4, 3, padding="valid"), Tanh(), AvgPool2D(),
+               Dense(7, activation="tanh"), Dense(3)], (12, 12, 1)),
+    "norm": ([Conv2D(4, 3, 2, use_bias=False), BatchNorm(), ReLU(), Conv2D(4, groups=4), ELU(0.7), GlobalAvgPool2D(),
+              Dense(3)], (9, 7, 2)),
+    "overlap": ([Conv2D(5, (3, 2), dilation=(1, 2), padding=((2, 1), (0, 3))), ELU(), MaxPool2D(3, 2, 1),
+                 Conv2D(3, 1, activation="relu"), MaxPool2D(2, 1), Flatten(), Dense(4)], (8, 7, 3)),
+    "dense": ([BatchNorm(), Dense(9, activation="elu"), Dense(5, use_bias=False), ReLU(), Dense(3)], (6,)),
+}  # fmt: skip
+
+
+def batch(shape, n=4, seed=0, dtype=np.float64):
+    return np.random.default_rng(seed).standard_normal((n, *shape)).astype(dtype)
+
+
+def randomize(net, seed=1):
+    """Parameters away from special values: no bias is zero, no gamma one."""
+    rng = np.random.default_rng(seed)
+    scale = {name: 1 / np.sqrt(max(np.prod(p.shape[:-1]), 1)) for name, p in net.params.items()}
+    values = {name: rng.standard_normal(p.shape) * scale[name] for name, p in net.params.items()}
+    net.load_params({n: np.abs(v) + 0.5 if n.endswith("running_var") else v for n, v in values.items()})
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", CHAINS)
+def test_gradients_against_central_differences(name, device):
+    layers, shape = CHAINS[name]
+    net = Network(layers, shape, dtype="float64", device=device, random_state=0)
+    randomize(net)
+    x = batch(shape)
+    dy = batch(net.output_shape, seed=2)
+    net.forward(x, training=True)
+    dx = net.backward(dy)
+    grads = {key: value.copy() for key, value in net.grads.items()}
+    state = {key: value.copy() for key, value in net.params.items()}
+
+    def value(params, x):
+        net.load_params(params)
+        return float((net.forward(x, training=True) * dy).sum())
+
+    rng, h = np.random.default_rng(3), 1e-6
+    for key, gradient in [*grads.items(), ("x", dx)]:
+        for _ in range(2):
+            direction = rng.standard_normal(gradient.shape)
+            up, down = ({k: v.copy() for k, v in state.items()} for _ in range(2))
+            x_up, x_down = x, x
+            if key == "x":
+                x_up, x_down = x + h * direction, x - h * direction
+            else:
+                up[key] += h * direction
+                down[key] -= h * direction
+            measured = (value(up, x_up) - value(down, x_down)) / (2 * h)
+            np.testing.assert_allclose((gradient * direction).sum(), measured, rtol=1e-5, atol=1e-7, err_msg=key)
+
+
+@st.composite
+def chains(draw):
+    shape = (draw(st.integers(3, 9)), draw(st.integers(3, 9)), draw(st.integers(1, 4)))
+    layers, now = [], shape
+    for _ in range(draw(st.integers(1, 5))):
+        kind = draw(st.sampled_from(["conv", "conv", "max", "avg", "act", "norm"]))
+        if kind == "conv":
+            groups = draw(st.sampled_from([1, now[2]]))
+            layer = Conv2D(
+                groups * draw(st.integers(1, 5)), (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+                stride=draw(st.integers(1, 2)), padding=draw(st.sampled_from(["same", 1, ((2, 0), (1, 1))])),
+                groups=groups, use_bias=draw(st.booleans()), activation=draw(st.sampled_from([None, "relu", "elu", "tanh"])),
+            )  # fmt: skip
+        elif kind in ("max", "avg"):
+            pool = MaxPool2D if kind == "max" else AvgPool2D
+            layer = pool(draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.sampled_from(["same", "valid"])))
+        else:
+            layer = draw(st.sampled_from([ReLU(), ELU(0.6), Tanh()])) if kind == "act" else BatchNorm()
+        try:
+            after = layer.output_shape(now)
+        except ValueError:
+            continue
+        layers.append(layer)
+        now = after
+    layers += [Flatten(), Dense(draw(st.integers(1, 9)), activation=draw(st.sampled_from([None, "tanh"])))]
+    return layers, shape
+
+
+@settings(max_examples=60)
+@given(chains(), st.integers(1, 3))
+def test_random_chains_fused_unfused_and_reference_agree(chain, n):
+    layers, shape = chain
+    x = batch(shape, n)
+    results = []
+    for device, fuse in (("reference", False), ("reference", True), ("cpu", False), ("cpu", True)):
+        net = Network(layers, shape, dtype="float64", device=device, fuse=fuse, random_state=0)
+        randomize(net)
+        still = net.forward(x)
+        y = net.forward(x, training=True)
+        dx = net.backward(batch(net.output_shape, n, seed=5))
+        results.append([still, y, dx, *net.grads.values(), *net.params.values()])
+    for other in results[1:]:
+        for ours, expected in zip(other, results[0], strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("optimizer", [Adam, AdamW, SGD])
+def test_same_bits_for_every_thread_count_and_run(optimizer):
+    x, labels = batch((28, 28, 1), 96, dtype=np.float32), np.arange(96) % 10
+    results = []
+    for n_jobs in (1, 2, 2):
+        net = Network(SEED_NET, (28, 28, 1), n_jobs=n_jobs, random_state=7, optimizer=optimizer(clip_norm=5.0))
+        losses = [net.train_step(x, labels, np.linspace(0.5, 2, 96)) for _ in range(3)]
+        results.append([np.array(losses), net.forward(x), *(p.copy() for p in net.params.values())])
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_small_steps_too_have_the_same_bits(monkeypatch):
+    monkeypatch.setattr(launch, "SMALL", 0)  # everything goes parallel
+    layers, shape = CHAINS["norm"]
+    results = []
+    for n_jobs in (1, 2):
+        net = Network(layers, shape, n_jobs=n_jobs, random_state=0)
+        losses = [net.train_step(batch(shape, 9), np.arange(9) % 3) for _ in range(4)]
+        results.append([losses, *(p.tolist() for p in net.params.values())])
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_alexnet_learns_a_handful_of_images():
+    layers = [
+        Conv2D(96, 11, 4, padding="valid", activation="relu"), MaxPool2D(3, 2),
+        Conv2D(256, 5, activation="relu"), MaxPool2D(3, 2),
+        Conv2D(384, activation="relu"), Conv2D(384, activation="relu"), Conv2D(256, activation="relu"),
+        MaxPool2D(3, 2), Flatten(), Dropout(0.5), Dense(4096, activation="relu"), Dropout(0.5),
+        Dense(4096, activation="relu"), Dense(10),
+    ]  # fmt: skip
+    net = Network(layers, (227, 227, 3), random_state=0, optimizer=Adam(learning_rate=1e-4))
+    assert [group.out_shape for group in net._groups if group.find("maxpool2d")] == [
+        (27, 27, 96),
+        (13, 13, 256),
+        (6, 6, 256),
+    ]
+    x, labels = batch((227, 227, 3), 4, dtype=np.float32), np.arange(4)
+    losses = [net.train_step(x, labels) for _ in range(6)]
+    assert np.isfinite(losses).all() and min(losses[3:]) < 0.7 * losses[0]
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_of_any_size(device):
+    layers, shape = CHAINS["overlap"]
+    net = Network(layers, shape, dtype="float64", device=device, random_state=0)
+    x = batch(shape, 5)
+    whole = net.forward(x)
+    np.testing.assert_allclose(np.concatenate([net.forward(x[i : i + 1]) for i in range(5)]), whole, rtol=1e-10)
+    assert net.forward(x[:0]).shape == (0, 4)
+    assert net.train_step(x[:0], np.zeros(0, int)) == 0.0
+    net.forward(x[:0], training=True)
+    assert net.backward(np.zeros((0, 4))).shape == (0, *shape)
+    assert all((g == 0).all() for g in net.grads.values())
+
+
+@pytest.mark.small
+def test_any_input_layout():
+    layers, shape = CHAINS["lenet"]
+    net = Network(layers, shape, random_state=0)
+    x = batch(shape, 6)
+    expected = net.forward(x)
+    read_only = x.copy()
+    read_only.flags.writeable = False
+    wide = np.zeros((6, 12, 12, 3))
+    wide[..., 1:2] = x
+    for other in (read_only, np.asfortranarray(x), wide[..., 1:2], x.tolist()):
+        np.testing.assert_array_equal(net.forward(other), expected)
+
+
+@pytest.mark.small
+def test_nan_is_seen():
+    layers, shape = CHAINS["lenet"]
+    net = Network(layers, shape, random_state=0)
+    x = batch(shape)
+    x[1, 3, 3] = np.nan
+    assert np.isnan(net.forward(x)[1]).all() and np.isfinite(net.forward(x)[0]).all()
+    assert np.isnan(net.train_step(x, np.zeros(4, int)))
+
+
+def test_the_loss_goes_down():
+    net = Network(SEED_NET, (28, 28, 1), random_state=0)
+    x, labels = batch((28, 28, 1), 64), np.arange(64) % 10
+    losses = [net.train_step(x, labels) for _ in range(25)]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.small
+def test_errors_name_what_is_wrong_and_change_nothing():
+    net = Network([Conv2D(2), Dense(3)], (4, 4, 1), random_state=0)
+    before = {name: value.copy() for name, value in net.params.items()}
+    x = batch((4, 4, 1))
+    wrong = {name: value + 1 for name, value in before.items()}
+    with pytest.raises(ValueError, match=r"missing parameters: 0\.bias"):
+        net.load_params({k: v for k, v in wrong.items() if k != "0.bias"})
+    with pytest.raises(ValueError, match=r"unknown parameters: 9\.weight"):
+        net.load_params(wrong | {"9.weight": np.zeros(2)})
+    with pytest.raises(ValueError, match=r"1\.bias has shape \(4,\), expected \(3,\)"):
+        net.load_params(wrong | {"1.bias": np.zeros(4)})
+    with pytest.raises(ValueError, match=r"x has shape \(4, 4, 4, 2\), expected \(n, 4, 4, 1\)"):
+        net.forward(np.zeros((4, 4, 4, 2)))
+    with pytest.raises(ValueError, match="label 3 is out of range: expected 0 to 2"):
+        net.train_step(x, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="labels must be 4 integers"):
+        net.train_step(x, [0.0, 1.0, 2.0, 0.0])
+    with pytest.raises(ValueError, match="sample_weight has shape"):
+        net.train_step(x, [0, 1, 2, 0], np.ones(3))
+    with pytest.raises(ValueError, match=r"backward\(\) needs a forward"):
+        net.backward(np.zeros((4, 3)))
+    net.forward(x, training=True)
+    with pytest.raises(ValueError, match=r"dy has shape \(4, 2\), expected \(4, 3\)"):
+        net.backward(np.zeros((4, 2)))
+    for name, value in net.params.items():
+        np.testing.assert_array_equal(value, before[name])
+    for make, message in [
+        (lambda: Network([Conv2D(2), "relu"], (4, 4, 1)), "layer 1 is 'relu'"),
+        (lambda: Network([MaxPool2D(5)], (4, 4, 1)), "layer 0, MaxPool2D.*does not fit"),
+        (lambda: Network([Dense(2)], (4, 0, 1)), "input_shape must be"),
+        (lambda: Network([Dense(2)], (4,), dtype="float16"), "dtype must be"),
+        (lambda: Network([Dense(2)], (4,), device="cuda"), "no backend 'cuda'"),
+        (lambda: Network([Dense(2)], (4,), n_jobs=0), "n_jobs must be"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
+def test_copies_go_on_with_the_same_bits(clone):
+    net = Network(
+        [Conv2D(3, activation="relu"), MaxPool2D(), Dropout(0.3), BatchNorm(), Dense(3)], (6, 6, 1), random_state=0
+    )
+    x, labels = batch((6, 6, 1), 6), np.arange(6) % 3
+    net.train_step(x, labels)
+    twin = clone(net)
+    for _ in range(3):
+        assert net.train_step(x, labels) == twin.train_step(x, labels)
+    for name, value in net.params.items():
+        np.testing.assert_array_equal(value, twin.params[name])
+
+
+def test_threads_share_a_network():
+    net = Network(SEED_NET, (28, 28, 1), random_state=0)
+    xs = [batch((28, 28, 1), 8 + i, seed=i) for i in range(6)]
+    expected = [net.predict_proba(x) for x in xs]
+    found: list = [None] * len(xs)
+
+    def work(i):
+        for _ in range(10):
+            found[i] = net.predict_proba(xs[i])
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(xs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def _train_in_child(net, x, labels, queue):
+    queue.put([net.train_step(x, labels) for _ in range(3)])
+
+
+@pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+def test_a_forked_child_trains_with_the_same_bits():
+    net = Network(SEED_NET, (28, 28, 1), random_state=0, n_jobs=2)
+    x, labels = batch((28, 28, 1), 64), np.arange(64) % 10
+    net.train_step(x, labels)  # the thread pool is up before the fork
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=_train_in_child, args=(net, x, labels, queue))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert queue.get() == [net.train_step(x, labels) for _ in range(3)]
+
+
+def test_pytorch_agrees():
+    torch = pytest.importorskip("torch")
+    net = Network(
+        [Conv2D(4, activation="relu"), MaxPool2D(), Flatten(), Dense(3)], (6, 6, 2), dtype="float64", random_state=0
+    )
+    twin = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten(),
+        torch.nn.Linear(36, 3),
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        twin[0].weight.copy_(torch.from_numpy(net.params["0.weight"].transpose(3, 2, 0, 1)))
+        twin[0].bias.copy_(torch.from_numpy(net.params["0.bias"]))
+        dense = net.params["3.weight"].reshape(3, 3, 4, 3).transpose(2, 0, 1, 3).reshape(36, 3)
+        twin[4].weight.copy_(torch.from_numpy(dense.T.copy()))
+        twin[4].bias.copy_(torch.from_numpy(net.params["3.bias"]))
+    x, dy = batch((6, 6, 2)), batch((3,), seed=2)
+    theirs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
+    y = twin(theirs)
+    y.backward(torch.from_numpy(dy))
+    np.testing.assert_allclose(net.forward(x, training=True), y.detach().numpy(), rtol=1e-10)
+    np.testing.assert_allclose(net.backward(dy), theirs.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(net.grads["0.weight"], twin[0].weight.grad.numpy().transpose(2, 3, 1, 0), rtol=1e-9)

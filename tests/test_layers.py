@@ -1,0 +1,102 @@
+"""Layer specs: shapes, parameters, values that compare, and JSON."""
+
+import json
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastcnn.layers import (
+    ELU,
+    AvgPool2D,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2D,
+    MaxPool2D,
+    ReLU,
+    Tanh,
+    from_dict,
+    to_dict,
+)
+
+pytestmark = pytest.mark.small
+
+SPECS = [
+    Conv2D(8),
+    Conv2D(6, (3, 5), stride=2, padding=((0, 1), (2, 3)), dilation=(1, 2), groups=2, use_bias=False, activation="elu"),
+    MaxPool2D(3, 2, 1),
+    AvgPool2D((2, 3), padding="same", count_include_pad=True),
+    GlobalAvgPool2D(),
+    Flatten(),
+    Dense(10, activation="tanh"),
+    Dropout(0.25),
+    BatchNorm(0.9, 1e-5),
+    ReLU(),
+    ELU(0.5),
+    Tanh(),
+]
+
+
+@pytest.mark.parametrize(
+    ("layer", "in_shape", "out_shape", "params"),
+    [
+        (Conv2D(32), (28, 28, 1), (28, 28, 32), {"weight": (3, 3, 1, 32), "bias": (32,)}),
+        (Conv2D(6, 5, padding="valid", use_bias=False), (32, 32, 3), (28, 28, 6), {"weight": (5, 5, 3, 6)}),
+        (Conv2D(8, 3, stride=2, groups=4), (7, 9, 4), (4, 5, 8), {"weight": (3, 3, 1, 8), "bias": (8,)}),
+        (Conv2D(2, 3, padding=2, dilation=2), (5, 5, 1), (5, 5, 2), {"weight": (3, 3, 1, 2), "bias": (2,)}),
+        (MaxPool2D(), (7, 7, 3), (3, 3, 3), {}),
+        (MaxPool2D(3, 2), (55, 55, 96), (27, 27, 96), {}),
+        (AvgPool2D(2, padding="same"), (7, 7, 3), (4, 4, 3), {}),
+        (GlobalAvgPool2D(), (7, 5, 3), (3,), {}),
+        (Flatten(), (7, 5, 3), (105,), {}),
+        (Dense(10), (105,), (10,), {"weight": (105, 10), "bias": (10,)}),
+        (Dense(10, use_bias=False), (7, 5, 3), (10,), {"weight": (105, 10)}),
+        (BatchNorm(), (4, 4, 3), (4, 4, 3), {n: (3,) for n in ("weight", "bias", "running_mean", "running_var")}),
+        (Dropout(0.1), (9,), (9,), {}),
+    ],
+)
+def test_shapes(layer, in_shape, out_shape, params):
+    assert layer.output_shape(in_shape) == out_shape
+    assert layer.param_shapes(in_shape) == params
+
+
+@pytest.mark.parametrize("layer", SPECS, ids=str)
+def test_specs_are_values(layer):
+    assert from_dict(json.loads(json.dumps(to_dict(layer)))) == layer
+    again = pickle.loads(pickle.dumps(layer))
+    assert again == layer and hash(again) == hash(layer)
+
+
+@given(filters=st.integers(1, 40), kernel=st.integers(1, 7), stride=st.integers(1, 4), size=st.integers(1, 20))
+def test_same_padding_gives_the_ceiling(filters, kernel, stride, size):
+    p, q, k = Conv2D(filters, kernel, stride).output_shape((size, size, 2))
+    assert (p, q, k) == (-(-size // stride), -(-size // stride), filters)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Conv2D(0), "filters must be a positive int, got 0"),
+        (lambda: Conv2D(True), "filters must be a positive int"),
+        (lambda: Conv2D(4, kernel_size=(3, 0)), "kernel_size must be an int >= 1 or a pair"),
+        (lambda: Conv2D(4, activation="softmax"), "activation must be None or one of"),
+        (lambda: Dropout(1.0), r"rate must be in \[0, 1\), got 1.0"),
+        (lambda: BatchNorm(epsilon=0), "epsilon must be positive"),
+        (lambda: ELU(-1), "alpha must be positive"),
+        (lambda: Conv2D(4, padding="full").output_shape((5, 5, 1)), "padding must be"),
+        (lambda: Conv2D(4, groups=3).output_shape((5, 5, 2)), "groups=3 must divide"),
+        (lambda: Conv2D(4, 7, padding="valid").output_shape((5, 5, 1)), "7x7 .* does not fit into an image of 5x5"),
+        (lambda: MaxPool2D(2, padding=2).output_shape((5, 5, 1)), "nothing but padding"),
+        (lambda: MaxPool2D().output_shape((9,)), r"takes images \(H, W, C\)"),
+        (lambda: from_dict({"layer": "Lambda"}), "unknown layer 'Lambda'"),
+        (lambda: from_dict({"layer": "Dense", "width": 3}), "Dense has no field 'width'"),
+        (lambda: from_dict({"layer": "Dense"}), "Dense: .*units"),
+    ],
+)
+def test_what_is_wrong_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
