@@ -44,7 +44,9 @@ def versions(*packages: str) -> dict[str, str]:
 def save(name: str, result: dict[str, Any]) -> Path:
     """Write `result`, with the machine and the command, to bench/results/<name>.json."""
     RESULTS.mkdir(exist_ok=True)
-    command = f"python -m {sys.modules['__main__'].__spec__.name} {' '.join(sys.argv[1:])}".strip()
+    # Paths of one machine tell nothing on another.
+    words = ["PATH" if os.sep in word else word for word in sys.argv[1:]]
+    command = " ".join(["python -m", sys.modules["__main__"].__spec__.name, *words])
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"command": command, "cpu": cpu_name(), **result}, indent=1) + "\n")
     return path

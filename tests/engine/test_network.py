@@ -99,7 +99,8 @@ def chains(draw):
             layer = Conv2D(
                 groups * draw(st.integers(1, 5)), (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
                 stride=draw(st.integers(1, 2)), padding=draw(st.sampled_from(["same", 1, ((2, 0), (1, 1))])),
-                groups=groups, use_bias=draw(st.booleans()), activation=draw(st.sampled_from([None, "relu", "elu", "tanh"])),
+                groups=groups, use_bias=draw(st.booleans()),
+                activation=draw(st.sampled_from([None, "relu", "elu", "tanh"])),
             )  # fmt: skip
         elif kind in ("max", "avg"):
             pool = MaxPool2D if kind == "max" else AvgPool2D

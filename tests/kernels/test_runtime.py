@@ -1,0 +1,98 @@
+"""Threads and the cache of compiled code: each risky case in a process of its own, with a time limit."""
+
+import os
+import subprocess
+import sys
+
+import numba
+import pytest
+
+from fastcnn.kernels.cpu import runtime
+
+LIMIT = int(numba.config.NUMBA_NUM_THREADS)
+
+TRAIN = """
+import threading
+import numpy as np
+from fastcnn import Network
+from fastcnn.layers import Conv2D, Dense, MaxPool2D
+
+def train(seed):
+    net = Network([Conv2D(16, activation="relu"), MaxPool2D(), Dense(3)], (16, 16, 4), random_state=seed, n_jobs=2)
+    x = np.random.default_rng(seed).standard_normal((64, 16, 16, 4))
+    return [net.train_step(x, np.arange(64) % 3) for _ in range(15)]
+"""
+
+
+def run(code, **environment):
+    """Run `code` in a new Python; its standard output."""
+    env = os.environ | environment
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.small
+def test_thread_counts():
+    assert runtime.max_threads() == runtime.max_threads(-1) == LIMIT
+    assert runtime.max_threads(1) == 1 and runtime.max_threads(10_000) == LIMIT
+    with pytest.raises(ValueError, match="n_jobs must be a positive int, -1 or None, got 0"):
+        runtime.max_threads(0)
+
+
+@pytest.mark.small
+def test_threads_are_given_back():
+    assert runtime.lanes() == 1
+    with runtime.threads(None):
+        assert runtime.lanes() == LIMIT
+        with pytest.raises(KeyError), runtime.threads(1):
+            assert runtime.lanes() == 1
+            raise KeyError
+        assert runtime.lanes() == LIMIT
+    assert runtime.lanes() == 1
+
+
+def test_two_threads_under_workqueue_do_not_abort():
+    code = (
+        TRAIN
+        + """
+alone = [train(0), train(1)]
+found = [None, None]
+def work(i):
+    found[i] = train(i)
+workers = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+for worker in workers: worker.start()
+for worker in workers: worker.join()
+import numba
+print(numba.threading_layer(), found == alone)
+"""
+    )
+    assert run(code, NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2") == "workqueue True"
+
+
+def test_without_a_home_to_write_to(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    code = TRAIN + "from fastcnn.kernels.cpu import runtime; print(runtime.cache_dir(), len(train(0)))"
+    nowhere = {"FASTCNN_CACHE_DIR": str(blocked), "NUMBA_CACHE_DIR": "", "XDG_CACHE_HOME": str(blocked)}
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    where, steps = run(code, **nowhere, TMPDIR=str(temporary)).split()
+    assert where.startswith(str(temporary)) and steps == "15"
+
+
+def test_the_cache_is_read_by_the_next_process(tmp_path):
+    code = (
+        TRAIN
+        + """
+train(0)
+from fastcnn.kernels.cpu import conv
+stats = conv._forward_images.function.stats
+print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+    )
+    assert run(code, FASTCNN_CACHE_DIR=str(tmp_path)) == "0 1"
+    files = sorted(path.name for path in tmp_path.rglob("*"))
+    assert run(code, FASTCNN_CACHE_DIR=str(tmp_path)) == "1 0"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == files
+    assert runtime._sources_digest() in files
