@@ -640,7 +640,12 @@ def test_as_a_module():
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a child process")
 def test_control_c_keeps_what_was_learnt(tmp_path):
     path = tmp_path / "model"
-    command = [sys.executable, "-m", "fastcnn", "train", "digits", *TINY, "--epochs", "1000000", "--save", str(path)]
+    # A suite that runs in the background hands down an ignored SIGINT, with which Python raises no KeyboardInterrupt.
+    listening = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('fastcnn', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", listening, "train", "digits", *TINY, "--epochs", "1000000", "--save", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not process.stdout.readline().startswith("epoch"):
             assert process.poll() is None

@@ -17,9 +17,17 @@ import numpy as np
 
 from fastcnn.kernels.cpu.epilogue import band_epilogue, is_pooled, pool_band, scatter_gradient
 from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
-from fastcnn.kernels.cpu.lowering import Conv, Pool, forward_tables, has_pool, input_tables, weight_tables
+from fastcnn.kernels.cpu.lowering import Pool, forward_tables, has_pool, input_tables, weight_tables
 from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
-from fastcnn.kernels.cpu.runtime import U, as_input, jit
+from fastcnn.kernels.cpu.packing import (
+    fill_zero,
+    pack_backward,
+    pack_forward,
+    pack_panel,
+    pad_image,
+    transpose_image,
+)
+from fastcnn.kernels.cpu.runtime import U, as_input
 
 CHUNKS = 16  # at most; of images, each with a weight gradient of its own
 CHUNK_BYTES = 1 << 26  # that all of them together may take
@@ -102,90 +110,13 @@ def _operations(g: Any, n: int) -> int:
     return int(n * g.p * g.q * g.k * (1 + g.r * g.s * (g.c // g.groups) // 8))
 
 
-# ------------------------------------------------------------------------------------------------------------- packing
-
-
-@jit
-def _pack_forward(weight, g, width, packed):
-    """(R,S,C/G,K) -> [group][panel][r, s, c][column], columns past the last channel zero."""
-    cg, kg = g.c // g.groups, g.k // g.groups
-    depth = g.r * g.s * cg
-    at = 0
-    for group in range(g.groups):
-        for first in range(0, kg, width):
-            valid = min(width, kg - first)
-            for row in range(depth):
-                start = row * g.k + group * kg + first
-                for j in range(valid):
-                    packed[U(at + j)] = weight[U(start + j)]
-                for j in range(valid, width):
-                    packed[U(at + j)] = 0
-                at += width
-
-
-@jit
-def _pack_backward(weight, g, t, width, packed):
-    """(R,S,C/G,K) -> [phase][group][panel][tap, k][column c], columns past the last channel zero."""
-    cg, kg = g.c // g.groups, g.k // g.groups
-    at = 0
-    for phase in range(t.seg_lens.shape[0]):
-        for group in range(g.groups):
-            for first in range(0, cg, width):
-                valid = min(width, cg - first)
-                for place in range(t.tap_starts[phase], t.tap_starts[phase + 1]):
-                    start = (t.taps[place] * cg + first) * g.k + group * kg
-                    for k in range(kg):
-                        for j in range(valid):
-                            packed[U(at + k * width + j)] = weight[U(start + j * g.k + k)]
-                        for j in range(valid, width):
-                            packed[U(at + k * width + j)] = 0
-                    at += kg * width
-
-
-@jit
-def _pad_image(x, x0, h, w, c, out, out0, top, left, wp):
-    """Copy one image into the middle of a zeroed padded one."""
-    for i in range(h):
-        source, target = x0 + i * w * c, out0 + ((top + i) * wp + left) * c
-        for j in range(w * c):
-            out[U(target + j)] = x[U(source + j)]
-
-
-@jit
-def _transpose_image(x, x0, g, hp, wp, out, out0):
-    """One image (H,W,C) into the middle of a zeroed (C,HP,WP): the weight gradient sums along pixels, so
-    these must touch.
-    """
-    for i in range(g.h):
-        for j in range(g.w):
-            source, target = x0 + (i * g.w + j) * g.c, out0 + (i + g.pad_top) * wp + j + g.pad_left
-            for c in range(g.c):
-                out[U(target + c * hp * wp)] = x[U(source + c)]
-
-
-@jit
-def _pack_panel(dz, start, p, q, k, pitch, width, panel0):
-    """One panel of columns of the padded gradient -> [pixel][column], in the same scratch."""
-    for row in range(p):
-        for column in range(q):
-            source, target = start + (row * pitch + column) * k, panel0 + (row * q + column) * width
-            for j in range(width):
-                dz[U(target + j)] = dz[U(source + j)]
-
-
-@jit
-def _fill_zero(out, start, stop):
-    for i in range(start, stop):
-        out[U(i)] = 0
-
-
 # ------------------------------------------------------------------------------------------------------------- forward
 
 
 @Kernel
 def _pack_forward_kernel(start, stop, lane, args):
     weight, g, width, scratch = unpack(args)
-    _pack_forward(weight, g, width, scratch)
+    pack_forward(weight, g, width, scratch)
 
 
 @Kernel
@@ -199,11 +130,11 @@ def _forward_images(start, stop, lane, args):
     image0 = packed_size + lane * lane_size
     band0 = image0 + image_size
     if t.padded:
-        _fill_zero(scratch, image0, image0 + image_size)
+        fill_zero(scratch, image0, image0 + image_size)
     for n in range(start, stop):
         source, source0 = x, n * g.h * g.w * g.c
         if t.padded:
-            _pad_image(x, source0, g.h, g.w, g.c, scratch, image0, g.pad_top, g.pad_left, t.wp)
+            pad_image(x, source0, g.h, g.w, g.c, scratch, image0, g.pad_top, g.pad_left, t.wp)
             source, source0 = scratch, image0
         for p0 in range(0, g.p, band_rows):
             p1 = min(p0 + band_rows, g.p)
@@ -241,7 +172,7 @@ def _forward_images(start, stop, lane, args):
 def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax, scratch):
     """y = maxpool(activation(conv(x) + bias)), the pre-pool values never stored; argmax as y's shape."""
     x, weight, bias = as_input(x), as_input(weight), as_input(bias)
-    g, size = Conv(*geometry), y.itemsize
+    g, size = geometry, y.itemsize
     image = _image(geometry) if forward_tables(geometry).padded else 0
     band_rows = _band_rows(geometry, pool)
     band = _round(band_rows * g.q * g.k) if has_pool(pool) else 0
@@ -283,17 +214,17 @@ def _backward_chunks(start, stop, lane, args):
     panel0 = dz0 + gradient_size
     c_panels = (cg + width - 1) // width
     # The borders of a lane's padded images are zero, and stay so.
-    _fill_zero(scratch, image0, image0 + image_size + gradient_size)
-    _fill_zero(scratch, packed_size + start * partial_size, packed_size + stop * partial_size)
+    fill_zero(scratch, image0, image0 + image_size + gradient_size)
+    fill_zero(scratch, packed_size + start * partial_size, packed_size + stop * partial_size)
     for n in range(n_images * start // chunks, n_images * stop // chunks):
         partial0 = packed_size + ((n + 1) * chunks - 1) // n_images * partial_size
         scatter_gradient(dy, y, argmax, n, act, pool, scratch, dz_start, it.qp, partial0 + depth * g.k)
         if want_dw:
-            _transpose_image(x, n * g.h * g.w * g.c, g, ft.hp, ft.wp, scratch, image0)
+            transpose_image(x, n * g.h * g.w * g.c, g, ft.hp, ft.wp, scratch, image0)
             for group in range(g.groups):
                 source0 = image0 + group * cg * ft.hp * ft.wp
                 for first in range(0, kg, width):
-                    _pack_panel(scratch, dz_start + group * kg + first, g.p, g.q, g.k, it.qp, width, panel0)
+                    pack_panel(scratch, dz_start + group * kg + first, g.p, g.q, g.k, it.qp, width, panel0)
                     for p0 in range(0, g.p, wt.per_pass):
                         tile = (
                             scratch, source0, wt.rows, scratch, partial0 + group * kg + first, wt.out_rows,
@@ -322,7 +253,7 @@ def _backward_chunks(start, stop, lane, args):
 @Kernel
 def _pack_backward_kernel(start, stop, lane, args):
     weight, g, t, width, scratch = unpack(args)
-    _pack_backward(weight, g, t, width, scratch)
+    pack_backward(weight, g, t, width, scratch)
 
 
 @Kernel
@@ -340,7 +271,7 @@ def _merge_chunks(start, stop, lane, args):
 def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch):
     """dx, dw, db of the block from the gradient dy of its output y. dy is not changed."""
     x, weight, y, argmax, dy = as_input(x), as_input(weight), as_input(y), as_input(argmax), as_input(dy)
-    g, size, n, width = Conv(*geometry), dy.itemsize, dy.shape[0], panel_width(dy.itemsize)
+    g, size, n, width = geometry, dy.itemsize, dy.shape[0], panel_width(dy.itemsize)
     chunks, packed, partial = _chunks(n, g, size), _round(_packed_backward(g, size)), _partial(g)
     layout = (
         n, chunks, packed, partial, _image(geometry), _gradient_image(geometry, size), _gradient_panel(g, size)

@@ -15,28 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-class Conv(NamedTuple):
-    """The fields of a convolution's geometry, as this backend compiles them."""
-
-    h: int
-    w: int
-    c: int
-    k: int
-    r: int
-    s: int
-    p: int
-    q: int
-    stride_h: int
-    stride_w: int
-    pad_top: int
-    pad_left: int
-    pad_bottom: int
-    pad_right: int
-    dilation_h: int
-    dilation_w: int
-    groups: int
-
-
 class Pool(NamedTuple):
     """The fields of a pool geometry, as this backend compiles them."""
 

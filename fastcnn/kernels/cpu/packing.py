@@ -1,0 +1,79 @@
+"""Copies into the layouts that the micro-kernel reads: weights in panels, images padded or with channels first."""
+
+from __future__ import annotations
+
+from fastcnn.kernels.cpu.runtime import U, jit
+
+
+@jit
+def pack_forward(weight, g, width, packed):
+    """(R,S,C/G,K) -> [group][panel][r, s, c][column], columns past the last channel zero."""
+    cg, kg = g.c // g.groups, g.k // g.groups
+    depth = g.r * g.s * cg
+    at = 0
+    for group in range(g.groups):
+        for first in range(0, kg, width):
+            valid = min(width, kg - first)
+            for row in range(depth):
+                start = row * g.k + group * kg + first
+                for j in range(valid):
+                    packed[U(at + j)] = weight[U(start + j)]
+                for j in range(valid, width):
+                    packed[U(at + j)] = 0
+                at += width
+
+
+@jit
+def pack_backward(weight, g, t, width, packed):
+    """(R,S,C/G,K) -> [phase][group][panel][tap, k][column c], columns past the last channel zero."""
+    cg, kg = g.c // g.groups, g.k // g.groups
+    at = 0
+    for phase in range(t.seg_lens.shape[0]):
+        for group in range(g.groups):
+            for first in range(0, cg, width):
+                valid = min(width, cg - first)
+                for place in range(t.tap_starts[phase], t.tap_starts[phase + 1]):
+                    start = (t.taps[place] * cg + first) * g.k + group * kg
+                    for k in range(kg):
+                        for j in range(valid):
+                            packed[U(at + k * width + j)] = weight[U(start + j * g.k + k)]
+                        for j in range(valid, width):
+                            packed[U(at + k * width + j)] = 0
+                    at += kg * width
+
+
+@jit
+def pad_image(x, x0, h, w, c, out, out0, top, left, wp):
+    """Copy one image into the middle of a zeroed padded one."""
+    for i in range(h):
+        source, target = x0 + i * w * c, out0 + ((top + i) * wp + left) * c
+        for j in range(w * c):
+            out[U(target + j)] = x[U(source + j)]
+
+
+@jit
+def transpose_image(x, x0, g, hp, wp, out, out0):
+    """One image (H,W,C) into the middle of a zeroed (C,HP,WP): the weight gradient sums along pixels, so
+    these must touch.
+    """
+    for i in range(g.h):
+        for j in range(g.w):
+            source, target = x0 + (i * g.w + j) * g.c, out0 + (i + g.pad_top) * wp + j + g.pad_left
+            for c in range(g.c):
+                out[U(target + c * hp * wp)] = x[U(source + c)]
+
+
+@jit
+def pack_panel(dz, start, p, q, k, pitch, width, panel0):
+    """One panel of columns of the padded gradient -> [pixel][column], in the same scratch."""
+    for row in range(p):
+        for column in range(q):
+            source, target = start + (row * pitch + column) * k, panel0 + (row * q + column) * width
+            for j in range(width):
+                dz[U(target + j)] = dz[U(source + j)]
+
+
+@jit
+def fill_zero(out, start, stop):
+    for i in range(start, stop):
+        out[U(i)] = 0
