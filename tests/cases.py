@@ -133,6 +133,22 @@ CONV_CASES = (
     ConvCase("1x1 bottleneck", 2, (14, 14, 64), 33, 1),
 )
 
+# 3x3 windows whose channels fill panels of any host, so that Winograd's algorithm can take them.
+WINOGRAD_CASES = (
+    ConvCase("one tile", 1, (4, 4, 32), 32, 3, padding="same", small=True),
+    ConvCase("no images", 0, (5, 4, 32), 32, 3, padding="same", small=True),
+    ConvCase("one pixel", 2, (1, 1, 32), 32, 3, padding="same"),
+    ConvCase("valid, odd sizes", 3, (7, 5, 32), 64, 3, small=True),
+    ConvCase("asymmetric padding", 2, (6, 9, 64), 32, 3, padding=((2, 0), (0, 3))),
+    ConvCase("wide padding", 2, (3, 4, 32), 32, 3, padding=4),
+    ConvCase("seed net 2", 5, (14, 14, 32), 64, 3, padding="same"),
+    ConvCase("more images than a block", 37, (12, 12, 64), 64, 3, padding="same"),
+    ConvCase("more channels than a pass", 2, (6, 6, 416), 32, 3, padding="same"),
+    ConvCase("more filters than a pass", 2, (6, 6, 32), 416, 3, padding="same"),
+    ConvCase("wide rows", 2, (5, 131, 32), 32, 3, padding="same"),
+    ConvCase("one large image", 1, (75, 61, 32), 32, 3, padding="same"),
+)
+
 POOL_CASES = (
     PoolCase("2x2", 2, (4, 6, 3), 2, small=True),
     PoolCase("2x2 of odd sizes", 2, (5, 7, 3), 2, small=True),

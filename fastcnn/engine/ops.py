@@ -17,7 +17,11 @@ ACTIVATIONS = ("identity", "relu", "elu", "tanh")
 
 
 class ConvGeometry(NamedTuple):
-    """Sizes of one 2-D convolution: (N, H, W, C) * (R, S, C/groups, K) -> (N, P, Q, K)."""
+    """Sizes of one 2-D convolution: (N, H, W, C) * (R, S, C/groups, K) -> (N, P, Q, K).
+
+    `winograd` says how it is computed: 0 directly, m by Winograd's algorithm in tiles of m x m outputs. A plan
+    asks the backend.
+    """
 
     h: int
     w: int
@@ -36,6 +40,7 @@ class ConvGeometry(NamedTuple):
     dilation_h: int
     dilation_w: int
     groups: int
+    winograd: int = 0
 
 
 class PoolGeometry(NamedTuple):

@@ -43,12 +43,15 @@ class Buffer:
 
 
 class Step(NamedTuple):
-    """One kernel call: what it stands for, the kernel's name, the kernel, its arguments."""
+    """One kernel call: what it stands for, the kernel's name, the kernel, its arguments, the algorithm where
+    there are several.
+    """
 
     label: str
     name: str
     kernel: Callable[..., None]
     args: tuple[Any, ...]
+    how: str = ""
 
 
 class Emitter:
@@ -64,9 +67,11 @@ class Emitter:
         grads: Mapping[str, np.ndarray],
         dropout_states: Mapping[int, np.ndarray],
         training: bool,
+        winograd: bool,
     ) -> None:
         self.kernels, self.batch, self.dtype, self.lanes = kernels, batch, dtype, lanes
         self.params, self.grads, self.dropout_states, self.training = params, grads, dropout_states, training
+        self.winograd = winograd
         self.steps: list[Step] = []
 
     def buffer(self, name: str, shape: Shape, kind: str, dtype: Any = None) -> Buffer:
@@ -82,8 +87,8 @@ class Emitter:
         """An output that is not wanted, or a bias that is not there."""
         return np.empty((0,) * ndim, dtype or self.dtype)
 
-    def step(self, label: str, name: str, *args: Any) -> None:
-        self.steps.append(Step(label, name, getattr(self.kernels, name), args))
+    def step(self, label: str, name: str, *args: Any, how: str = "") -> None:
+        self.steps.append(Step(label, name, getattr(self.kernels, name), args, how))
 
     def param(self, group: Group, kind: str, name: str) -> np.ndarray:
         op = group.find(kind)
@@ -98,25 +103,28 @@ Backward = Callable[[Buffer, "Buffer | np.ndarray"], None]  # (dy, dx or an unwa
 
 
 def _emit_conv2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:
-    g = group.head.geometry
+    g: Any = group.head.geometry
+    if e.winograd:
+        g = g._replace(winograd=e.kernels.conv2d_algorithm(g, e.dtype))
+    how = f"winograd F({g.winograd}x{g.winograd}, 3x3)" if g.winograd else "direct"
     weight, dw = e.param(group, "conv2d", "weight"), e.grad(group, "conv2d", "weight") if e.training else None
     if len(group.ops) == 1:
-        pool: PoolGeometry = identity_pool(g.p, g.q, g.k)  # type: ignore[union-attr]
+        pool: PoolGeometry = identity_pool(g.p, g.q, g.k)
         forward = e.scratch(name, e.kernels.conv2d_forward_scratch(g, pool, e.batch, e.dtype, e.lanes))
-        e.step(name, "conv2d_forward", x, weight, e.none(1), g, y, forward)
+        e.step(name, "conv2d_forward", x, weight, e.none(1), g, y, forward, how=how)
 
         def backward_single(dy: Buffer, dx: Buffer | np.ndarray) -> None:
             size = e.kernels.conv2d_backward_scratch(g, pool, e.batch, e.dtype, e.lanes)
-            e.step(name, "conv2d_backward_weight", x, dy, g, dw, e.none(1), e.scratch(name, size))
+            e.step(name, "conv2d_backward_weight", x, dy, g, dw, e.none(1), e.scratch(name, size), how=how)
             if isinstance(dx, Buffer):
-                e.step(name, "conv2d_backward_input", dy, weight, g, dx, e.scratch(name, size))
+                e.step(name, "conv2d_backward_input", dy, weight, g, dx, e.scratch(name, size), how=how)
 
         return backward_single
 
     act = group.find("activation")
     pooling = group.find("maxpool2d")
     activation = act.activation if act else IDENTITY
-    pool = pooling.geometry if pooling else identity_pool(g.p, g.q, g.k)  # type: ignore[union-attr,assignment]
+    pool = pooling.geometry if pooling else identity_pool(g.p, g.q, g.k)  # type: ignore[assignment]
     argmax: Any = e.none(4, np.uint8)
     if pooling and e.training:
         argmax = e.batched(f"{name} argmax", pooling.out_shape, "workspace", argmax_dtype(pool))
@@ -124,13 +132,13 @@ def _emit_conv2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> B
         argmax = e.none(4, argmax_dtype(pool))
     bias = e.param(group, "bias", "bias")
     forward = e.scratch(name, e.kernels.conv2d_forward_scratch(g, pool, e.batch, e.dtype, e.lanes))
-    e.step(name, "conv2d_block_forward", x, weight, bias, g, activation, pool, y, argmax, forward)
+    e.step(name, "conv2d_block_forward", x, weight, bias, g, activation, pool, y, argmax, forward, how=how)
 
     def backward(dy: Buffer, dx: Buffer | np.ndarray) -> None:
         scratch = e.scratch(name, e.kernels.conv2d_backward_scratch(g, pool, e.batch, e.dtype, e.lanes))
         db = e.grad(group, "bias", "bias")
         args = (x, weight, y, argmax, dy, g, activation, pool, dx, dw, db, scratch)
-        e.step(name, "conv2d_block_backward", *args)
+        e.step(name, "conv2d_block_backward", *args, how=how)
 
     return backward
 
@@ -255,29 +263,30 @@ class Plan:
 
     def __init__(
         self, mode: str, batch: int, steps: tuple[Step, ...], n_forward: int, buffers: Mapping[Buffer, np.ndarray],
-        ends: Mapping[str, np.ndarray | None], arena_bytes: int,
+        ends: Mapping[str, np.ndarray | None], arena_bytes: int, record: Callable[..., Callable[[], None]],
     ) -> None:  # fmt: skip
         self.mode, self.batch, self.buffers, self.arena_bytes = mode, batch, buffers, arena_bytes
         self.forward_steps, self.backward_steps = steps[:n_forward], steps[n_forward:]
         self.input, self.output = ends["input"], ends["output"]
         self.output_grad, self.input_grad = ends["output_grad"], ends["input_grad"]
+        self._forward, self._backward = (
+            record([(step.kernel, step.args) for step in part]) for part in (self.forward_steps, self.backward_steps)
+        )
 
     def forward(self) -> None:
         """`input` -> `output`."""
-        for _, _, kernel, args in self.forward_steps:
-            kernel(*args)
+        self._forward()
 
     def backward(self) -> None:
         """`output_grad` -> the parameters' gradients (and `input_grad` where the mode has it)."""
-        for _, _, kernel, args in self.backward_steps:
-            kernel(*args)
+        self._backward()
 
     def describe(self) -> str:
         """What was fused, which kernel runs each step, and the bytes of every buffer, as text."""
         lines = [f"plan: {self.mode}, batch {self.batch}", ""]
         for title, steps in (("forward", self.forward_steps), ("backward", self.backward_steps)):
             if steps:
-                lines += [title, *(f"  {step.label:<36} {step.name}" for step in steps)]
+                lines += [title, *(f"  {step.label:<36} {step.name:<24} {step.how}".rstrip() for step in steps)]
         lines += ["", f"{'buffer':<38} {'kind':<10} {'shape':<22} {'dtype':<8} {'bytes':>12}"]
         for buffer in self.buffers:
             shape = "x".join(map(str, buffer.shape))
@@ -300,15 +309,17 @@ def compile_plan(
     params: Mapping[str, np.ndarray],
     grads: Mapping[str, np.ndarray],
     dropout_states: Mapping[int, np.ndarray],
+    winograd: bool = True,
 ) -> Plan:
     """Bind `groups` to kernels and memory for batches of `batch` samples of `in_shape`.
 
-    `mode`: "inference"; "training" (no gradient of the input is computed); "training_dx" (it is).
+    `mode`: "inference"; "training" (no gradient of the input is computed); "training_dx" (it is). `winograd`:
+    let the backend choose Winograd's algorithm where its rule says that it is faster.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
     training = mode != "inference"
-    e = Emitter(kernels, batch, dtype, lanes, params, grads, dropout_states, training)
+    e = Emitter(kernels, batch, dtype, lanes, params, grads, dropout_states, training, winograd)
 
     x = first = e.batched("input", tuple(in_shape), "activation")
     emitted: list[tuple[Group, str, Buffer, Buffer, Backward | None]] = []
@@ -387,7 +398,7 @@ def _bind(e: Emitter, mode: str, n_forward: int, ends: Mapping[str, Buffer | Non
 
     steps = tuple(step._replace(args=tuple(bound(arg) for arg in step.args)) for step in e.steps)
     arrays = {name: bound(end) for name, end in ends.items()}
-    return Plan(mode, e.batch, steps, n_forward, views, arrays, total)
+    return Plan(mode, e.batch, steps, n_forward, views, arrays, total, e.kernels.record)
 
 
 def aligned_empty(size: int, alignment: int = 64) -> np.ndarray:

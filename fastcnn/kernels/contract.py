@@ -8,7 +8,9 @@ zero is not wanted and not computed** (the input gradient of the first layer, th
 without bias); a `bias` of size zero is no bias.
 
 Besides these functions a backend has `threads(n)`, a context that says how many threads the calls within may use,
-and `max_threads(n)`, that number as it will be. Batch normalisation takes a few vectors of C sums for itself.
+`max_threads(n)`, that number as it will be, and `record(calls)`, which makes one function of a list of (kernel,
+arguments): a plan's steps, over arrays that stay where they are. Batch normalisation takes a few vectors of C
+sums for itself.
 
 Alphabet: N batch, H W input, C channels in, K channels out, R S window, P Q output; gradients are dx dw db
 dy. `activation` is an `Activation` (code: 0 identity, 1 relu, 2 elu, 3 tanh; alpha), and its gradient is
@@ -20,6 +22,10 @@ equals wins; NaN wins over everything. Max-pooling pads with minus infinity.
 
 # ruff: noqa: E704
 # mypy: disable-error-code="no-untyped-def"
+
+
+def conv2d_algorithm(geometry, dtype):
+    """The value for `geometry.winograd` that is fastest in this backend, decided by the shapes alone."""
 
 
 def conv2d_forward_scratch(geometry, pool, n, dtype, lanes):

@@ -1,6 +1,7 @@
 """All kernels of the CPU, under the names of `fastcnn.kernels.contract`."""
 
 from fastcnn.kernels.cpu.conv import (
+    conv2d_algorithm,
     conv2d_backward_input,
     conv2d_backward_scratch,
     conv2d_backward_weight,
@@ -23,6 +24,7 @@ from fastcnn.kernels.cpu.elementwise import (
     dropout_backward,
     dropout_forward,
 )
+from fastcnn.kernels.cpu.launch import record
 from fastcnn.kernels.cpu.losses import softmax, softmax_cross_entropy
 from fastcnn.kernels.cpu.norm import batchnorm_backward, batchnorm_forward, batchnorm_inference
 from fastcnn.kernels.cpu.optimizers import adam_update, sgd_update, sum_squares
@@ -45,6 +47,7 @@ __all__ = [
     "batchnorm_inference",
     "bias_backward",
     "bias_forward",
+    "conv2d_algorithm",
     "conv2d_backward_input",
     "conv2d_backward_scratch",
     "conv2d_backward_weight",
@@ -61,6 +64,7 @@ __all__ = [
     "max_threads",
     "maxpool2d_backward",
     "maxpool2d_forward",
+    "record",
     "sgd_update",
     "softmax",
     "softmax_cross_entropy",

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fastcnn.kernels.cpu.epilogue import band_epilogue, is_pooled, pool_band, scatter_gradient
+from fastcnn.kernels.cpu.epilogue import activate_address, pool_address, scatter_address
 from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.lowering import Pool, forward_tables, has_pool, input_tables, weight_tables
 from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
@@ -28,6 +28,13 @@ from fastcnn.kernels.cpu.packing import (
     transpose_image,
 )
 from fastcnn.kernels.cpu.runtime import U, as_input
+from fastcnn.kernels.cpu.winograd import (
+    backward_scratch,
+    forward_scratch,
+    winograd_backward,
+    winograd_forward,
+    winograd_tile,
+)
 
 CHUNKS = 16  # at most; of images, each with a weight gradient of its own
 CHUNK_BYTES = 1 << 26  # that all of them together may take
@@ -73,9 +80,16 @@ def _chunks(n: int, g: Any, itemsize: int) -> int:
     return max(1, min(n, CHUNKS, CHUNK_BYTES // partial))
 
 
+def conv2d_algorithm(geometry: Any, dtype: Any) -> int:
+    """The `winograd` of the geometry that is fastest here: by a rule of shapes, never by the clock."""
+    return winograd_tile(geometry, np.dtype(dtype).itemsize)
+
+
 def conv2d_forward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes: int) -> int:
     """Elements: packed weights, then for each lane a padded image and a band."""
     size = np.dtype(dtype).itemsize
+    if geometry.winograd and n:
+        return forward_scratch(geometry, pool, size, lanes)
     band = _round(_band_rows(geometry, pool) * geometry.q * geometry.k) if has_pool(pool) else 0
     return _round(_packed_forward(geometry, size)) + lanes * (_image(geometry) + band)
 
@@ -85,6 +99,8 @@ def conv2d_backward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes:
     gradient and a panel of it.
     """
     g, size = geometry, np.dtype(dtype).itemsize
+    if geometry.winograd and n:
+        return backward_scratch(geometry, n, size, lanes)
     return (
         _round(_packed_backward(g, size))
         + _chunks(n, g, size) * _partial(g)
@@ -121,12 +137,13 @@ def _pack_forward_kernel(start, stop, lane, args):
 
 @Kernel
 def _forward_images(start, stop, lane, args):
-    x, bias, y, argmax, scratch, layout, width, multiply, g, act, pool, t = unpack(args)
+    x, bias, y, argmax, scratch, layout, width, kernels, g, act, pool, t = unpack(args)
+    multiply, activate, pool_rows = kernels  # pool_rows: 0 where there is no pooling
     packed_size, lane_size, image_size, band_rows = layout
     kg, cg = g.k // g.groups, g.c // g.groups
     panel_size = g.r * g.s * cg * width
     panels = (kg + width - 1) // width
-    pooled = is_pooled(pool)
+    pooled = pool_rows != 0
     image0 = packed_size + lane * lane_size
     band0 = image0 + image_size
     if t.padded:
@@ -164,14 +181,17 @@ def _forward_images(start, stop, lane, args):
                         )
                         call(multiply, p0 * g.q, p1 * g.q, lane, tile)
             if pooled:
-                pool_band(scratch, band0, p0, p1, bias, act, pool, y, argmax, n)
+                call(pool_rows, p0, p1, lane, (scratch, band0, g.q, n, activate, bias, act, pool, y, argmax))
             else:
-                band_epilogue(y, target0 + p0 * g.q * g.k, (p1 - p0) * g.q, g.k, bias, act)
+                call(activate, (n * g.p + p0) * g.q, (n * g.p + p1) * g.q, lane, (y, g.k, bias, act))
 
 
 def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax, scratch):
     """y = maxpool(activation(conv(x) + bias)), the pre-pool values never stored; argmax as y's shape."""
     x, weight, bias = as_input(x), as_input(weight), as_input(bias)
+    if geometry.winograd and len(x):
+        winograd_forward(x, weight, bias, geometry, activation, pool, y, argmax, scratch)
+        return
     g, size = geometry, y.itemsize
     image = _image(geometry) if forward_tables(geometry).padded else 0
     band_rows = _band_rows(geometry, pool)
@@ -190,7 +210,11 @@ def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax,
         scratch,
         layout,
         width,
-        multiply_rows_address(y.dtype),
+        (
+            multiply_rows_address(y.dtype),
+            activate_address(y.dtype),
+            pool_address(y.dtype, argmax.dtype) if has_pool(pool) else 0,
+        ),
         g,
         tuple(activation),
         Pool(*pool),
@@ -203,9 +227,10 @@ def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax,
 
 @Kernel
 def _backward_chunks(start, stop, lane, args):
-    x, y, argmax, dy, dx, scratch, layout, width, wants, multiply, g, act, pool, ft, wt, it = unpack(args)
+    x, y, argmax, dy, dx, scratch, layout, width, wants, kernels, g, act, pool, ft, wt, it = unpack(args)
     n_images, chunks, packed_size, partial_size, image_size, gradient_size, panel_size = layout
     want_dx, want_dw = wants
+    multiply, scatter = kernels
     kg, cg = g.k // g.groups, g.c // g.groups
     depth = g.r * g.s * cg
     image0 = packed_size + chunks * partial_size + lane * (image_size + gradient_size + panel_size)
@@ -218,7 +243,8 @@ def _backward_chunks(start, stop, lane, args):
     fill_zero(scratch, packed_size + start * partial_size, packed_size + stop * partial_size)
     for n in range(n_images * start // chunks, n_images * stop // chunks):
         partial0 = packed_size + ((n + 1) * chunks - 1) // n_images * partial_size
-        scatter_gradient(dy, y, argmax, n, act, pool, scratch, dz_start, it.qp, partial0 + depth * g.k)
+        gradient = (dy, y, argmax, act, pool, scratch, dz_start, it.qp, partial0 + depth * g.k)
+        call(scatter, n, n + 1, lane, gradient)
         if want_dw:
             transpose_image(x, n * g.h * g.w * g.c, g, ft.hp, ft.wp, scratch, image0)
             for group in range(g.groups):
@@ -271,6 +297,9 @@ def _merge_chunks(start, stop, lane, args):
 def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch):
     """dx, dw, db of the block from the gradient dy of its output y. dy is not changed."""
     x, weight, y, argmax, dy = as_input(x), as_input(weight), as_input(y), as_input(argmax), as_input(dy)
+    if geometry.winograd and len(dy):
+        winograd_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch)
+        return
     g, size, n, width = geometry, dy.itemsize, dy.shape[0], panel_width(dy.itemsize)
     chunks, packed, partial = _chunks(n, g, size), _round(_packed_backward(g, size)), _partial(g)
     layout = (
@@ -292,7 +321,7 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
         layout,
         width,
         (dx.size > 0, dw.size > 0),
-        multiply_rows_address(dy.dtype),
+        (multiply_rows_address(dy.dtype), scatter_address(dy.dtype, argmax.dtype)),
         g,
         tuple(activation),
         Pool(*pool),

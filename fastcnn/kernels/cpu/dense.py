@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from fastcnn.kernels.cpu._blas import gemm
-from fastcnn.kernels.cpu.epilogue import band_epilogue, gradient_before
-from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
+from fastcnn.kernels.cpu.epilogue import activate_address, activate_rows, gradient_before
+from fastcnn.kernels.cpu.launch import Kernel, call, launch, on_host, unpack
 from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
 from fastcnn.kernels.cpu.runtime import U, as_input, one_blas_thread
 
@@ -49,7 +49,7 @@ def dense_backward_scratch(n: int, n_in: int, n_out: int, dtype: Any, lanes: int
 
 @Kernel
 def _forward_rows(start, stop, lane, args):
-    x, weight, bias, y, scratch, sizes, width, multiply, act, x_rows, y_rows, segment = unpack(args)
+    x, weight, bias, y, scratch, sizes, width, multiply, activate, act, x_rows, y_rows, segment = unpack(args)
     n_in, n_out = sizes
     block0 = lane * DEPTH * width
     for first in range(0, n_out, width):
@@ -80,13 +80,13 @@ def _forward_rows(start, stop, lane, args):
                 k0 > 0,
             )
             call(multiply, start, stop, lane, tile)
-    band_epilogue(y, start * n_out, stop - start, n_out, bias, act)
+    call(activate, start, stop, lane, (y, n_out, bias, act))
 
 
-@Kernel
-def _finish_rows(start, stop, lane, args):
-    y, n_out, bias, act = unpack(args)
-    band_epilogue(y, start * n_out, stop - start, n_out, bias, act)
+def _gemms(*products):
+    with one_blas_thread():
+        for a, b, out, *transposed in products:
+            gemm(a, b, out, *transposed)
 
 
 def dense_forward(x, weight, bias, activation, y, scratch):
@@ -94,9 +94,8 @@ def dense_forward(x, weight, bias, activation, y, scratch):
     x, weight, bias = as_input(x), as_input(weight), as_input(bias)
     n, (n_in, n_out) = x.shape[0], weight.shape
     if weight.size >= BLAS_WEIGHTS:
-        with one_blas_thread():
-            gemm(x, weight, y)
-        launch(_finish_rows, n, y.size, y.reshape(-1), n_out, bias, tuple(activation))
+        on_host(lambda: _gemms((x, weight, y)))
+        launch(activate_rows, n, y.size, y.reshape(-1), n_out, bias, tuple(activation))
         return
     launch(
         _forward_rows,
@@ -110,6 +109,7 @@ def dense_forward(x, weight, bias, activation, y, scratch):
         (n_in, n_out),
         panel_width(y.itemsize),
         multiply_rows_address(y.dtype),
+        activate_address(y.dtype),
         tuple(activation),
         _offsets(n, n_in),
         _offsets(n, n_out),
@@ -119,8 +119,12 @@ def dense_forward(x, weight, bias, activation, y, scratch):
 
 @Kernel
 def _gradient_rows(start, stop, lane, args):
-    y, dy, act, n_out, dz = unpack(args)
+    y, dy, act, sizes, dz = unpack(args)
+    n, n_out, width = sizes
     gradient_before(y, dy, start * n_out, stop * n_out, act, dz)
+    if stop == n:
+        for i in range(n * n_out, n * n_out + width):
+            dz[U(i)] = 0
 
 
 @Kernel
@@ -184,17 +188,14 @@ def dense_backward(x, weight, y, dy, activation, dx, dw, db, scratch):
     x, weight, y, dy = as_input(x), as_input(weight), as_input(y), as_input(dy)
     n, (n_in, n_out) = x.shape[0], weight.shape
     width, multiply, sizes = panel_width(dy.itemsize), multiply_rows_address(dy.dtype), (n, n_in, n_out)
-    scratch[n * n_out : n * n_out + width] = 0
-    launch(_gradient_rows, n, n * n_out, y.reshape(-1), dy.reshape(-1), tuple(activation), n_out, scratch)
+    launch(_gradient_rows, n, n * n_out, y.reshape(-1), dy.reshape(-1), tuple(activation), (n, n_out, width), scratch)
     if db.size:
         launch(_bias_columns, n_out, n * n_out, scratch, n, n_out, db)
     if weight.size >= BLAS_WEIGHTS:
         dz = scratch[: n * n_out].reshape(n, n_out)
-        with one_blas_thread():
-            if dw.size:
-                gemm(x, dz, dw, trans_a=True)
-            if dx.size:
-                gemm(dz, weight, dx, trans_b=True)
+        products = [(x, dz, dw, True, False)] if dw.size else []
+        products += [(dz, weight, dx, False, True)] if dx.size else []
+        on_host(lambda: _gemms(*products))
         return
     if dw.size:
         launch(

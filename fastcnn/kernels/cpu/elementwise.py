@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastcnn.kernels.cpu.epilogue import band_epilogue, gradient_before
-from fastcnn.kernels.cpu.launch import ExactKernel, Kernel, launch, unpack
+from fastcnn.kernels.cpu.epilogue import activate_address, gradient_before
+from fastcnn.kernels.cpu.launch import ExactKernel, Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.runtime import U, as_input, jit
 
 
@@ -56,7 +56,7 @@ def bias_backward(dy, db):
 
 @Kernel
 def _activate(start, stop, lane, args):
-    x, no_bias, act, y = unpack(args)
+    x, no_bias, act, y, activate = unpack(args)
     if act[0] == 1:
         zero = y.dtype.type(0)
         for i in range(start, stop):
@@ -68,13 +68,14 @@ def _activate(start, stop, lane, args):
         last = min(first + 1024, stop)
         for i in range(first, last):
             y[U(i)] = x[U(i)]
-        band_epilogue(y, first, last - first, 1, no_bias, act)
+        call(activate, first, last, lane, (y, 1, no_bias, act))
 
 
 def activation_forward(x, activation, y):
     """y = activation(x), any one shape."""
     x = as_input(x)
-    launch(_activate, x.size, x.size, x.reshape(-1), np.empty(0, x.dtype), tuple(activation), y.reshape(-1))
+    no_bias, activate = np.empty(0, x.dtype), activate_address(x.dtype)
+    launch(_activate, x.size, x.size, x.reshape(-1), no_bias, tuple(activation), y.reshape(-1), activate)
 
 
 @Kernel

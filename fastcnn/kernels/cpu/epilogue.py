@@ -1,8 +1,8 @@
 """What a convolution's output goes through while it is hot: bias, activation, max-pooling, and their
 gradients.
 
-Inlined loops over one band or one image; channels are innermost, so that they run as vectors. Activations
-here are monotonic, so the pool comes first and the activation sees only the winners.
+Kernels over one band or one image, called by address; channels are innermost, so that their loops run as
+vectors. Activations here are monotonic, so the pool comes first and the activation sees only the winners.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import numpy as np
 
 from fastcnn.kernels.cpu.exponential import expm1, tanh
-from fastcnn.kernels.cpu.lowering import has_pool
+from fastcnn.kernels.cpu.launch import Kernel, address_for, call, empty, unpack
+from fastcnn.kernels.cpu.lowering import Pool, has_pool
 from fastcnn.kernels.cpu.runtime import U, jit
 
-is_pooled = jit(has_pool)
+_is_pooled = jit(has_pool)
 
 
-@jit
-def band_epilogue(y, start, pixels, k, bias, act):
-    """y = activation(y + bias) over `pixels` rows of k channels, in place. `act` is (code, alpha)."""
+@Kernel
+def activate_rows(start, stop, lane, args):
+    """y = activation(y + bias) over the rows start..stop of k channels, in place. `act` is (code, alpha)."""
+    y, k, bias, act = unpack(args)
+    pixels, start = stop - start, start * k
     code, zero = act[0], y.dtype.type(0)
     if bias.shape[0]:
         for i in range(pixels):
@@ -45,9 +48,13 @@ def band_epilogue(y, start, pixels, k, bias, act):
             y[U(i)] = tanh(y[U(i)])
 
 
-@jit
-def pool_band(z, band0, p0, p1, bias, act, pool, y, argmax, n):
-    """Pool the convolution's rows p0 <= p < p1 (at z[band0:]) into image n of y, then bias and activation."""
+@Kernel
+def pool_rows(start, stop, lane, args):
+    """Pool the convolution's rows start..stop (at z[band0:], `pitch` pixels long) into image n of y, then bias
+    and activation.
+    """
+    z, band0, pitch, n, activate, bias, act, pool, y, argmax = unpack(args)
+    p0, p1 = start, stop
     k, want_argmax = pool.c, argmax.shape[0] > 0
     row0 = (p0 + pool.stride_h - 1) // pool.stride_h if p0 else 0
     row1 = pool.p if p1 == pool.h else (p1 + pool.stride_h - 1) // pool.stride_h
@@ -57,14 +64,14 @@ def pool_band(z, band0, p0, p1, bias, act, pool, y, argmax, n):
         for column in range(pool.q):
             out = ((n * pool.p + row) * pool.q + column) * k
             if plain:
-                first = band0 + ((row * pool.stride_h - p0) * pool.w + column * pool.stride_w) * k
-                _pool_2x2(z, first, first + pool.w * k, k, y, argmax, out, want_argmax)
+                first = band0 + ((row * pool.stride_h - p0) * pitch + column * pool.stride_w) * k
+                _pool_2x2(z, first, first + pitch * k, k, y, argmax, out, want_argmax)
                 continue
             top, left = row * pool.stride_h - pool.pad_top, column * pool.stride_w - pool.pad_left
             r0, r1 = max(0, -top), min(pool.r, pool.h - top)
             s0, s1 = max(0, -left), min(pool.s, pool.w - left)
-            corner = band0 + ((top - p0) * pool.w + left) * k
-            at, place = corner + (r0 * pool.w + s0) * k, np.int32(r0 * pool.s + s0)
+            corner = band0 + ((top - p0) * pitch + left) * k
+            at, place = corner + (r0 * pitch + s0) * k, np.int32(r0 * pool.s + s0)
             for j in range(k):
                 y[U(out + j)] = z[U(at + j)]
             if want_argmax:
@@ -73,14 +80,15 @@ def pool_band(z, band0, p0, p1, bias, act, pool, y, argmax, n):
             for r in range(r0, r1):
                 for s in range(s0, s1, 3):
                     t, u = min(s + 1, s1 - 1), min(s + 2, s1 - 1)
-                    row_at, row_place = corner + r * pool.w * k, r * pool.s
+                    row_at, row_place = corner + r * pitch * k, r * pool.s
                     _fold_3(
                         z, row_at + s * k, row_at + t * k, row_at + u * k,
                         np.int32(row_place + s), np.int32(row_place + t), np.int32(row_place + u),
                         k, y, argmax, out, want_argmax,
                     )  # fmt: skip
-    start = (n * pool.p + row0) * pool.q * k
-    band_epilogue(y, start, max(row1 - row0, 0) * pool.q, k, bias, act)
+    if row1 > row0:
+        first = n * pool.p
+        call(activate, (first + row0) * pool.q, (first + row1) * pool.q, lane, (y, k, bias, act))
 
 
 @jit
@@ -153,14 +161,15 @@ def gradient_before(y, dy, start, stop, act, dz):
         dz[U(i)] = dy[U(i)] * _slope(y[U(i)], code, alpha, one)
 
 
-@jit
-def scatter_gradient(dy, y, argmax, n, act, pool, dz, start, pitch, db):
+@Kernel
+def scatter_gradient(n, stop, lane, args):
     """The pre-pool gradient of image n, into the padded image whose first inner pixel is at dz[start] and
     whose rows are `pitch` pixels long; and its sum over the pixels added to dz[db : db + k].
     """
+    dy, y, argmax, act, pool, dz, start, pitch, db = unpack(args)
     k, code, alpha = pool.c, act[0], dz.dtype.type(act[1])
     one = dz.dtype.type(1)
-    pooled = is_pooled(pool)
+    pooled = _is_pooled(pool)
     cover = (
         pooled and pool.r == pool.stride_h and pool.s == pool.stride_w
         and not (pool.pad_top or pool.pad_left or pool.pad_bottom or pool.pad_right)
@@ -196,3 +205,23 @@ def scatter_gradient(dy, y, argmax, n, act, pool, dz, start, pitch, db):
                     place = np.int64(argmax[U(at + j)])
                     dz[U(first + (place // pool.s * pitch + place % pool.s) * k + j)] += v
                     dz[U(db + j)] += v
+
+
+_ACT, _POOL = (0, 0.0), Pool(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, False)
+
+
+def activate_address(dtype):
+    """What `call` takes to run `activate_rows` on arrays of `dtype`."""
+    return address_for(activate_rows, empty(dtype), 0, empty(dtype), _ACT)
+
+
+def pool_address(dtype, argmax_dtype):
+    """What `call` takes to run `pool_rows` on arrays of `dtype`."""
+    x = empty(dtype)
+    return address_for(pool_rows, x, 0, 0, 0, 0, x, _ACT, _POOL, x, empty(argmax_dtype))
+
+
+def scatter_address(dtype, argmax_dtype):
+    """What `call` takes to run `scatter_gradient` on arrays of `dtype`."""
+    x = empty(dtype)
+    return address_for(scatter_gradient, x, x, empty(argmax_dtype), _ACT, _POOL, x, 0, 0, 0)

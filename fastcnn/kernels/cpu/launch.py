@@ -9,11 +9,14 @@ Why by address: Numba links the whole code of a callee into each caller and opti
 convolution under a `parallel=True` driver took over 20 s. Called through a pointer, each kernel is compiled
 once, and one small parallel driver serves all of them. Kernels call each other the same way (`call`), where
 inlining would only multiply code.
+
+Within `record` launches are kept, not run: a `Program` then runs all of them in one call, without Python in
+between. So a small network's step costs what its kernels do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
@@ -24,7 +27,7 @@ from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
-from fastcnn.kernels.cpu.runtime import jit, pool_of_threads
+from fastcnn.kernels.cpu.runtime import jit, pool_of_threads, recording, recording_into
 
 _WORD = ir.IntType(64)
 _POINTER = ir.IntType(8).as_pointer()
@@ -82,14 +85,6 @@ def _call_at(typingctx, address, start, stop, lane, pointer):
 
 
 @intrinsic
-def _address_of(typingctx, args):
-    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        return builder.ptrtoint(_spill(context, builder, args, values[0]), _WORD)
-
-    return types.int64(args), codegen
-
-
-@intrinsic
 def unpack(typingctx, pointer):
     """The tuple of arguments that a kernel was called with."""
     if not isinstance(pointer, types.CPointer):
@@ -109,19 +104,9 @@ def _run_lanes(address, pointer, lanes, n):
         _call_at(address, n * lane // lanes, n * (lane + 1) // lanes, lane, pointer)
 
 
-@jit
-def _run_one(address, n, args):
-    _call_at(address, 0, n, 0, _address_of(args))
-
-
-@jit
-def _run_all(run_lanes, address, lanes, n, args):
-    # The parallel driver, too, is called by address: linked in, it would be compiled again for every kernel.
-    call_driver(run_lanes, address, _address_of(args), lanes, n)
-
-
 @intrinsic
-def call_driver(typingctx, run_lanes, address, pointer, lanes, n):
+def _call_driver(typingctx, driver, address, pointer, lanes, n):
+    """Through an address, too: linked in, the driver would be compiled again with every caller."""
     signature = types.void(*[types.int64] * 5)
 
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
@@ -130,6 +115,18 @@ def call_driver(typingctx, run_lanes, address, pointer, lanes, n):
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@jit
+def _run_calls(driver, calls, lanes, small):
+    """Each row of `calls`: a kernel's address, its arguments' address, how many items, how much work."""
+    for i in range(calls.shape[0]):
+        address, pointer, n, work = calls[i]
+        count = min(lanes, n) if work >= small else 1
+        if count > 1:
+            _call_driver(driver, address, pointer, count, n)
+        else:
+            _call_at(address, 0, n, 0, pointer)
 
 
 def _compiled_address(function: Any, signature: tuple[Any, ...]) -> int:
@@ -179,6 +176,68 @@ def _driver() -> int:
 SMALL = 1 << 16  # operations, about 20 microseconds: below that, waking other threads costs more than they save
 
 
+def _layout(value: Any, out: bytearray) -> int:
+    """Append `value` as Numba lays it out in memory; returns its alignment."""
+    if isinstance(value, np.ndarray):  # owners (two pointers), elements, bytes of one, data, shape, strides
+        words = (0, 0, value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides)
+        _pad(out, 8)
+        out += np.array(words, np.int64).tobytes()
+        return 8
+    if isinstance(value, tuple):
+        inner = bytearray()
+        alignment = max((_layout(part, inner) for part in value), default=1)
+        _pad(inner, alignment)
+        _pad(out, alignment)
+        out += inner
+        return alignment
+    scalar = np.asarray(value)
+    _pad(out, scalar.itemsize)
+    out += scalar.tobytes()
+    return scalar.itemsize
+
+
+def _pad(out: bytearray, alignment: int) -> None:
+    out += bytes(-len(out) % alignment)
+
+
+def _packed(args: tuple[Any, ...]) -> np.ndarray:
+    """The tuple `args` in memory, as kernels read it."""
+    out = bytearray()
+    _layout(args, out)
+    _pad(out, 8)
+    return np.frombuffer(out, np.int64)
+
+
+class Program:
+    """Launches in order, run by one call: what was kept within `record`."""
+
+    def __init__(self) -> None:
+        self._parts: list[Any] = []  # rows of calls between functions of the host
+        self._kept: list[Any] = []  # arguments, which must outlive the program
+
+    def add(self, kernel: Kernel, n: int, work: int, args: tuple[Any, ...]) -> None:
+        packed = _packed(args)
+        self._kept.append((args, packed))
+        if not self._parts or callable(self._parts[-1]):
+            self._parts.append([])
+        self._parts[-1].append((kernel.address(args), packed.ctypes.data, n, min(work, 1 << 62)))
+
+    def add_host(self, function: Callable[[], None]) -> None:
+        self._parts.append(function)
+
+    def finish(self) -> Program:
+        self._parts = [part if callable(part) else np.array(part, np.int64) for part in self._parts]
+        return self
+
+    def __call__(self) -> None:
+        for part in self._parts:
+            if callable(part):
+                part()
+            else:
+                with pool_of_threads() as count:
+                    _run_calls(_driver(), part, count, SMALL)
+
+
 def launch(kernel: Kernel, n: int, work: int, *args: Any) -> None:
     """Run `kernel` over the items 0..n, on as many lanes as the runtime gives, or on one if `work` (about how
     many operations) is small.
@@ -188,11 +247,41 @@ def launch(kernel: Kernel, n: int, work: int, *args: Any) -> None:
     if numba.config.DISABLE_JIT:
         kernel.function(0, n, 0, args)
         return
-    with pool_of_threads(n if work >= SMALL else 1) as count:
-        if count > 1:
-            _run_all(_driver(), kernel.address(args), count, n, args)
-        else:
-            _run_one(kernel.address(args), n, args)
+    program = recording()
+    if program is not None:
+        program.add(kernel, n, work, args)
+        return
+    packed = _packed(args)
+    calls = np.array([[kernel.address(args), packed.ctypes.data, n, min(work, 1 << 62)]], np.int64)
+    with pool_of_threads() as count:
+        _run_calls(_driver(), calls, count, SMALL)
+
+
+def on_host(function: Callable[[], None]) -> None:
+    """Run `function`, in its place between launches."""
+    program = recording()
+    if program is not None:
+        program.add_host(function)
+    else:
+        function()
+
+
+def record(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> Callable[[], None]:
+    """A function that does all `calls`, (function, arguments), in order; arrays among the arguments are read
+    and written where they lie now.
+    """
+    if numba.config.DISABLE_JIT:
+
+        def run_all() -> None:
+            for function, args in calls:
+                function(*args)
+
+        return run_all
+    program = Program()
+    with recording_into(program):
+        for function, args in calls:
+            function(*args)
+    return program.finish()
 
 
 if numba.config.DISABLE_JIT:

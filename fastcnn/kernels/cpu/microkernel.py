@@ -49,6 +49,7 @@ def host_isa() -> Isa:
 
 
 ISA = host_isa()
+llvm.initialize_native_asmparser()  # for the assembly loop
 VECTOR_BYTES = ISA.vector_bytes
 MAX_ROWS = ISA.max_rows
 
@@ -76,67 +77,149 @@ def _tile(typingctx, rows, vecs, a, a0, a_rows, c, c0, c_rows, row0, segments, n
         (_, _, a_, a0_, a_rows_, c_, c0_, c_rows_, row0_, segments_, n_seg_, seg_len_, a_step_, b_, b0_, b_step_,
          b_skip_, valid_, accumulate_) = args  # fmt: skip
 
-        def data(index: int, value: Any) -> Any:
-            return context.make_array(sig.args[index])(context, builder, value).data
+        def data(index: int, value: Any, start: Any = None) -> Any:
+            pointer = context.make_array(sig.args[index])(context, builder, value).data
+            return pointer if start is None else builder.gep(pointer, [start])
 
         element = context.get_data_type(a.dtype)
-        lanes = VECTOR_BYTES // (a.dtype.bitwidth // 8)
-        vector = ir.VectorType(element, lanes)
-        word = ir.IntType(64)
-        a_ptr, b_ptr, c_ptr = data(2, a_), data(13, b_), data(5, c_)
-        a_rows_ptr, c_rows_ptr, seg_ptr = data(4, a_rows_), data(7, c_rows_), data(9, segments_)
-
-        def load_int(base: Any, index: Any) -> Any:
-            return builder.load(builder.gep(base, [index]))
-
-        def broadcast(value: Any) -> Any:
-            single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-            mask = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-            return builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), mask)
-
-        def as_vectors(pointer: Any) -> Any:
-            return builder.bitcast(pointer, vector.as_pointer())
-
-        # Tables are read once, before the loops: one pointer for each row.
-        starts = []
-        for i in range(n_rows):
-            place = builder.add(row0_, ir.Constant(word, i))
-            starts.append(builder.gep(a_ptr, [builder.add(a0_, load_int(a_rows_ptr, place))]))
-
-        zero = ir.Constant(vector, [ir.Constant(element, 0.0)] * lanes)
-        tile = [[cgutils.alloca_once_value(builder, zero) for _ in range(n_vecs)] for _ in range(n_rows)]
-        b_now = cgutils.alloca_once_value(builder, builder.gep(b_ptr, [b0_]))
-
-        with cgutils.for_range(builder, n_seg_) as outer:
-            offset = cgutils.alloca_once(builder, word)
-            builder.store(load_int(seg_ptr, outer.index), offset)
-            with cgutils.for_range(builder, seg_len_):
-                at, b_at = builder.load(offset), builder.load(b_now)
-                columns = []
-                for v in range(n_vecs):
-                    piece = as_vectors(builder.gep(b_at, [ir.Constant(word, v * lanes)]))
-                    load = builder.load(piece)
-                    load.align = a.dtype.bitwidth // 8
-                    columns.append(load)
-                for i in range(n_rows):
-                    scalar = broadcast(builder.load(builder.gep(starts[i], [at])))
-                    for v in range(n_vecs):
-                        # "contract" alone: one fused multiply-add where the host has it, in this order of
-                        # sums.
-                        product = builder.fmul(scalar, columns[v], flags=["contract"])
-                        total = builder.fadd(builder.load(tile[i][v]), product, flags=["contract"])
-                        builder.store(total, tile[i][v])
-                builder.store(builder.add(at, a_step_), offset)
-                builder.store(builder.gep(b_at, [b_step_]), b_now)
-            builder.store(builder.gep(builder.load(b_now), [b_skip_]), b_now)
-
-        _store_tile(builder, tile, c_ptr, c0_, c_rows_ptr, row0_, valid_, accumulate_, vector, element)
+        function = _tile_function(builder.module, element, n_rows, n_vecs)
+        values = (
+            data(2, a_, a0_), data(4, a_rows_, row0_), data(9, segments_), n_seg_, seg_len_, a_step_,
+            data(13, b_, b0_), b_step_, b_skip_, data(5, c_, c0_), data(7, c_rows_, row0_), valid_, accumulate_,
+        )  # fmt: skip
+        builder.call(function, values)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-def _store_tile(builder, tile, c_ptr, c0, c_rows_ptr, row0, valid, accumulate, vector, element):
+def _tile_function(module: Any, element: Any, n_rows: int, n_vecs: int) -> Any:
+    """The LLVM function of one tile: a function of its own, not inlined, so that its loop has all registers to
+    itself.
+    """
+    size = 4 if isinstance(element, ir.FloatType) else 8
+    lanes = VECTOR_BYTES // size
+    name = f"fastcnn_tile_{n_rows}x{n_vecs}x{lanes}_{size}"
+    if name in module.globals:
+        return module.globals[name]
+    word, vector, numbers = ir.IntType(64), ir.VectorType(element, lanes), element.as_pointer()
+    table = word.as_pointer()
+    kinds = [numbers, table, table, word, word, word, numbers, word, word, numbers, table, word, ir.IntType(1)]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    function.attributes.add("nounwind")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    a, a_rows, segments, n_seg, seg_len, a_step, b, b_step, b_skip, c, c_rows, valid, accumulate = function.args
+
+    starts = [builder.gep(a, [builder.load(builder.gep(a_rows, [_word(i)]))]) for i in range(n_rows)]
+    zero = ir.Constant(vector, [ir.Constant(element, 0.0)] * lanes)
+    tile = [[cgutils.alloca_once_value(builder, zero) for _ in range(n_vecs)] for _ in range(n_rows)]
+    b_now = cgutils.alloca_once_value(builder, b)
+    multiply_segment = _segment_avx2 if ISA.name == "avx2" else _segment
+    with cgutils.for_range(builder, n_seg) as outer:
+        offset = builder.load(builder.gep(segments, [outer.index]))
+        multiply_segment(builder, tile, starts, offset, a_step, b_now, b_step, seg_len)
+        builder.store(builder.gep(builder.load(b_now), [b_skip]), b_now)
+
+    _store_tile(builder, tile, c, c_rows, valid, accumulate, vector, element)
+    builder.ret_void()
+    return function
+
+
+def _word(value: int) -> Any:
+    return ir.Constant(ir.IntType(64), value)
+
+
+def _segment(builder, tile, starts, offset, a_step, b_now, b_step, seg_len):
+    """One segment into the tile: in LLVM's own terms, for any host."""
+    vector = tile[0][0].type.pointee
+    lanes, size = vector.count, 4 if isinstance(vector.element, ir.FloatType) else 8
+    undefined, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    at = cgutils.alloca_once(builder, ir.IntType(64))
+    builder.store(offset, at)
+    with cgutils.for_range(builder, seg_len):
+        place, b = builder.load(at), builder.load(b_now)
+        columns = []
+        for v in range(len(tile[0])):
+            load = builder.load(builder.bitcast(builder.gep(b, [_word(v * lanes)]), vector.as_pointer()))
+            load.align = size
+            columns.append(load)
+        for start, row in zip(starts, tile, strict=True):
+            single = builder.insert_element(undefined, builder.load(builder.gep(start, [place])), first)
+            scalar = builder.shuffle_vector(single, undefined, everywhere)
+            for column, cell in zip(columns, row, strict=True):
+                # "contract" alone: one fused multiply-add where the host has it, in this order of sums.
+                product = builder.fmul(scalar, column, flags=["contract"])
+                builder.store(builder.fadd(builder.load(cell), product, flags=["contract"]), cell)
+        builder.store(builder.add(place, a_step), at)
+        builder.store(builder.gep(b, [b_step]), b_now)
+
+
+_UNROLL = 4  # steps of the assembly loop between two tests for its end
+
+
+def _segment_avx2(builder, tile, starts, offset, a_step, b_now, b_step, seg_len):
+    """The same as an assembly loop: LLVM's own spills pointers or sums to the stack, whichever way it is
+    written, and loses a quarter of the speed. Steps of one element in A and one panel in B have a loop with
+    constant offsets.
+    """
+    vector = tile[0][0].type.pointee
+    kind, size = ("s", 4) if isinstance(vector.element, ir.FloatType) else ("d", 8)
+    n_rows, n_vecs, word = len(tile), len(tile[0]), ir.IntType(64)
+    panel = 2 * VECTOR_BYTES
+    # Operands: the sums, B's vectors and two broadcasts; where A, B and the counts are; then the rows and steps.
+    n_sums = n_rows * n_vecs
+    b_regs = range(n_sums, n_sums + n_vecs)
+    scalars = (n_sums + n_vecs, n_sums + n_vecs + 1)
+    at, b, rest, blocks = range(scalars[1] + 1, scalars[1] + 5)
+    rows = range(blocks + 1, blocks + 1 + n_rows)
+    step_a, step_b = rows[-1] + 1, rows[-1] + 2
+
+    def step(shift_a: int, shift_b: int) -> list[str]:
+        lines = [f"vmovup{kind} {shift_b + v * VECTOR_BYTES}(${b}), ${b_regs[v]}" for v in range(n_vecs)]
+        for i in range(n_rows):
+            scalar = scalars[i % 2]
+            lines.append(f"vbroadcasts{kind} {shift_a}(${rows[i]},${at}), ${scalar}")
+            lines += [f"vfmadd231p{kind} ${b_regs[v]}, ${scalar}, ${i * n_vecs + v}" for v in range(n_vecs)]
+        return lines
+
+    def advance(bytes_a: str, bytes_b: str) -> list[str]:
+        return [f"addq {bytes_a}, ${at}", f"addq {bytes_b}, ${b}"]
+
+    one_by_one = [*step(0, 0), *advance(f"${step_a}", f"${step_b}")]
+    lines = [
+        f"movq ${rest}, ${blocks}", f"shrq $${_UNROLL.bit_length() - 1}, ${blocks}", "je 3f",
+        f"cmpq $${size}, ${step_a}", "jne 2f", f"cmpq $${panel}, ${step_b}", "jne 2f",
+        ".p2align 5", "1:",
+        *(line for u in range(_UNROLL) for line in step(u * size, u * panel)),
+        *advance(f"$${_UNROLL * size}", f"$${_UNROLL * panel}"), f"decq ${blocks}", "jne 1b", "jmp 3f",
+        ".p2align 5", "2:", *one_by_one * _UNROLL, f"decq ${blocks}", "jne 2b",
+        "3:", f"andq $${_UNROLL - 1}, ${rest}", "je 5f",
+        "4:", *one_by_one, f"decq ${rest}", "jne 4b", "5:",
+    ]  # fmt: skip
+    outputs = [vector] * n_sums + [vector] * (n_vecs + 2) + [word] * 4
+    constraints = (
+        ["=&x"] * (n_sums + n_vecs + 2) + ["=&r"] * 4 + ["r"] * (n_rows + 2)
+        + [str(i) for i in (*range(n_sums), at, b, rest)]
+        + ["~{memory}", "~{flags}"]
+    )  # fmt: skip
+    scale = _word(size.bit_length() - 1)
+    sums = [cell for row in tile for cell in row]
+    inputs = [
+        *(builder.ptrtoint(start, word) for start in starts), builder.shl(a_step, scale), builder.shl(b_step, scale),
+        *(builder.load(cell) for cell in sums), builder.shl(offset, scale),
+        builder.ptrtoint(builder.load(b_now), word), seg_len,
+    ]  # fmt: skip
+    function = ir.FunctionType(ir.LiteralStructType(outputs), [value.type for value in inputs])
+    result = builder.asm(function, "\n".join(lines), ",".join(constraints), inputs, True)
+    for i, cell in enumerate(sums):
+        builder.store(builder.extract_value(result, i), cell)
+    builder.store(builder.inttoptr(builder.extract_value(result, b), b_now.type.pointee), b_now)
+
+
+def _store_tile(builder, tile, c_ptr, c_rows_ptr, valid, accumulate, vector, element):
     """C[rows] = or += the tile, its first `valid` columns only."""
     word, lanes = ir.IntType(64), vector.count
     size = 4 if isinstance(element, ir.FloatType) else 8
@@ -152,8 +235,7 @@ def _store_tile(builder, tile, c_ptr, c0, c_rows_ptr, row0, valid, accumulate, v
                 builder.store(value, pointer).align = size
 
     def row_start(i: int) -> Any:
-        place = builder.load(builder.gep(c_rows_ptr, [builder.add(row0, ir.Constant(word, i))]))
-        return builder.gep(c_ptr, [builder.add(c0, place)])
+        return builder.gep(c_ptr, [builder.load(builder.gep(c_rows_ptr, [ir.Constant(word, i)]))])
 
     with builder.if_else(builder.icmp_signed("==", valid, ir.Constant(word, width))) as (whole, edge):
         with whole:

@@ -82,18 +82,26 @@ def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsil
 
 
 @Kernel
+def _inference_scale(start, stop, lane, args):
+    gamma, running_var, epsilon, scale = unpack(args)
+    for j in range(start, stop):
+        scale[U(j)] = gamma[U(j)] / math.sqrt(np.float64(running_var[U(j)]) + epsilon)
+
+
+@Kernel
 def _inference(start, stop, lane, args):
     x, shift, scale, beta, y = unpack(args)
     c = shift.shape[0]
     for i in range(start, stop):
         for j in range(c):
-            y[U(i * c + j)] = (x[U(i * c + j)] - shift[j]) * scale[j] + beta[j]
+            y[U(i * c + j)] = (x[U(i * c + j)] - shift[U(j)]) * scale[U(j)] + beta[U(j)]
 
 
 def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, y):
     """y = gamma * (x - running_mean) / sqrt(running_var + epsilon) + beta."""
-    x, beta, mean = as_input(x), as_input(beta), as_input(running_mean)
-    scale = (np.asarray(gamma, np.float64) / np.sqrt(np.asarray(running_var, np.float64) + epsilon)).astype(y.dtype)
+    x, gamma, beta, mean, var = (as_input(a) for a in (x, gamma, beta, running_mean, running_var))
+    scale = np.empty(gamma.size, y.dtype)
+    launch(_inference_scale, gamma.size, 0, gamma, var, float(epsilon), scale)
     launch(_inference, x.shape[0], x.size, x.reshape(-1), mean, scale, beta, y.reshape(-1))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastcnn.kernels.cpu.epilogue import pool_band
-from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
+from fastcnn.kernels.cpu.epilogue import activate_address, pool_address
+from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.lowering import Pool
 from fastcnn.kernels.cpu.runtime import U, as_input
 
@@ -14,10 +14,10 @@ SMALL_WINDOW = 16  # taps up to which looking at each is faster than going to th
 
 @Kernel
 def _max_forward(start, stop, lane, args):
-    x, no_bias, pool, y, argmax = unpack(args)
+    x, no_bias, pool, y, argmax, pool_rows, activate = unpack(args)
     image = pool.h * pool.w * pool.c
     for n in range(start, stop):
-        pool_band(x, n * image, 0, pool.h, no_bias, (0, 0.0), pool, y, argmax, n)
+        call(pool_rows, 0, pool.h, lane, (x, n * image, pool.w, n, activate, no_bias, (0, 0.0), pool, y, argmax))
 
 
 def maxpool2d_forward(x, geometry, y, argmax):
@@ -33,6 +33,8 @@ def maxpool2d_forward(x, geometry, y, argmax):
         Pool(*geometry),
         y.reshape(-1),
         argmax.reshape(-1),
+        pool_address(y.dtype, argmax.dtype),
+        activate_address(y.dtype),
     )
 
 

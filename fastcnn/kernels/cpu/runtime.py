@@ -87,20 +87,37 @@ def lanes() -> int:
     return 1 if _forked else (getattr(_state, "lanes", None) or 1)
 
 
+def recording() -> Any:
+    """The program that launches of this thread go into instead of running, or None."""
+    return getattr(_state, "program", None)
+
+
+@contextmanager
+def recording_into(program: Any) -> Iterator[None]:
+    """Within the block, launches of this thread go into `program`."""
+    _state.program = program
+    try:
+        yield
+    finally:
+        _state.program = None
+
+
 def as_input(x: np.ndarray) -> np.ndarray:
     """`x` itself where it is contiguous and writable, else a copy that is: one compiled kernel serves every
     caller.
     """
     flags = x.flags
-    return x if flags.c_contiguous and flags.writeable else np.array(x, order="C")
+    if flags.c_contiguous and flags.writeable:
+        return x
+    if recording() is not None:
+        raise ValueError("a program needs contiguous, writable arrays: it reads them where they lie")
+    return np.array(x, order="C")
 
 
 @contextmanager
-def pool_of_threads(n: int) -> Iterator[int]:
-    """How many lanes a kernel over n items gets; while the block runs, the thread pool is its own where it
-    must be.
-    """
-    count = min(lanes(), n)
+def pool_of_threads() -> Iterator[int]:
+    """How many lanes kernels get; while the block runs, the thread pool is its own where it must be."""
+    count = lanes()
     if count < 2 or _layer_takes_many():
         yield count
     elif _pool_lock.acquire(blocking=False):

@@ -1,0 +1,401 @@
+"""Winograd's transforms for 3x3 windows: the formulas, and a kernel that carries them over tiles of images.
+
+F(m x m, 3x3) computes an m x m tile of outputs from an n x n tile of inputs, n = m + 2, with n * n
+multiplications instead of 9 * m * m (Lavin and Gray 2016, "Fast algorithms for convolutional neural
+networks"):
+
+    Y = A' [ (G g G') * (B' d B) ] A
+
+Its gradients are the transposes: dM = A dY A', dd = B dV B', dg = G' dU G. Every formula below is one matrix
+times a vector, written with + - * only, so the same line makes LLVM instructions over vectors of channels or
+NumPy arrays; `both_ways` applies it to the columns and then the rows of a tile.
+
+m = 2 interpolates at 0, 1, -1; m = 4 at 0, +-11/16, +-3/2. Those points, of those whose products are exact in
+binary, lose least: the mean error is twice that of the direct sum, a third of that at 0, +-1, +-2
+(Barabasz et al. 2020, "Error analysis and improving the accuracy of Winograd convolution", on points).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastcnn.kernels.cpu.launch import Kernel, address_for, empty, unpack
+from fastcnn.kernels.cpu.microkernel import VECTOR_BYTES
+
+A, B = 11 / 16, 3 / 2  # m = 4: the points are 0, +-A, +-B and infinity
+A2, B2 = A * A, B * B
+GA, GB = 1 / (2 * A2 * (A2 - B2)), 1 / (2 * B2 * (B2 - A2))
+
+Tile = Sequence[Any]
+
+
+def input_tile(d: Tile) -> Tile:
+    """B' d: n inputs to n points."""
+    if len(d) == 4:
+        return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]
+    even_a, odd_a = d[4] - d[2] * B2, d[3] - d[1] * B2
+    even_b, odd_b = d[4] - d[2] * A2, d[3] - d[1] * A2
+    return (
+        d[4] - d[2] * (A2 + B2) + d[0] * (A2 * B2),
+        even_a + odd_a * A, even_a - odd_a * A, even_b + odd_b * B, even_b - odd_b * B,
+        d[5] - d[3] * (A2 + B2) + d[1] * (A2 * B2),
+    )  # fmt: skip
+
+
+def input_gradient_tile(v: Tile) -> Tile:
+    """B v: the transpose of `input_tile`."""
+    if len(v) == 4:
+        return v[0], v[1] - v[2] + v[3], v[1] + v[2] - v[0], -v[3]
+    sum_a, less_a, sum_b, less_b = v[1] + v[2], v[1] - v[2], v[3] + v[4], v[3] - v[4]
+    return (
+        v[0] * (A2 * B2),
+        v[5] * (A2 * B2) - less_a * (A * B2) - less_b * (B * A2),
+        -(v[0] * (A2 + B2)) - sum_a * B2 - sum_b * A2,
+        less_a * A + less_b * B - v[5] * (A2 + B2),
+        v[0] + sum_a + sum_b,
+        v[5],
+    )
+
+
+def output_tile(m: Tile) -> Tile:
+    """A' m: n points to m outputs."""
+    if len(m) == 4:
+        return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
+    sum_a, less_a, sum_b, less_b = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
+    return (
+        m[0] + sum_a + sum_b,
+        less_a * A + less_b * B,
+        sum_a * A2 + sum_b * B2,
+        m[5] + less_a * (A2 * A) + less_b * (B2 * B),
+    )
+
+
+def output_gradient_tile(y: Tile) -> Tile:
+    """A y: the transpose of `output_tile`."""
+    if len(y) == 2:
+        return y[0], y[0] + y[1], y[0] - y[1], -y[1]
+    even_a, odd_a = y[0] + y[2] * A2, y[1] * A + y[3] * (A2 * A)
+    even_b, odd_b = y[0] + y[2] * B2, y[1] * B + y[3] * (B2 * B)
+    return y[0], even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, y[3]
+
+
+def weight_tile_2(g: Tile) -> Tile:
+    """G g for m = 2: 3 weights to 4 points."""
+    even, odd = (g[0] + g[2]) * 0.5, g[1] * 0.5
+    return g[0], even + odd, even - odd, g[2]
+
+
+def weight_tile_4(g: Tile) -> Tile:
+    """G g for m = 4: 3 weights to 6 points."""
+    even_a, odd_a = (g[0] + g[2] * A2) * GA, g[1] * (GA * A)
+    even_b, odd_b = (g[0] + g[2] * B2) * GB, g[1] * (GB * B)
+    return g[0] * (1 / (A2 * B2)), even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, g[2]
+
+
+def weight_gradient_tile(u: Tile) -> Tile:
+    """G' u: the transpose of `weight_tile_2` and `weight_tile_4`."""
+    if len(u) == 4:
+        total = (u[1] + u[2]) * 0.5
+        return u[0] + total, (u[1] - u[2]) * 0.5, total + u[3]
+    sum_a, less_a = (u[1] + u[2]) * GA, (u[1] - u[2]) * (GA * A)
+    sum_b, less_b = (u[3] + u[4]) * GB, (u[3] - u[4]) * (GB * B)
+    return u[0] * (1 / (A2 * B2)) + sum_a + sum_b, less_a + less_b, sum_a * A2 + sum_b * B2 + u[5]
+
+
+FORMULAS: dict[str, Callable[[Tile], Tile]] = {
+    "input": input_tile,
+    "input gradient": input_gradient_tile,
+    "output gradient": output_gradient_tile,
+    "weight 2": weight_tile_2,
+    "weight 4": weight_tile_4,
+    "weight gradient": weight_gradient_tile,
+}
+NAMES = tuple(FORMULAS)
+
+
+def source_size(name: str, m: int) -> int:
+    """Rows and columns of the tile a formula takes."""
+    return {"output gradient": m, "weight 2": 3, "weight 4": 3}.get(name, m + 2)
+
+
+def both_ways(formula: Callable[[Tile], Tile], load: Callable[[int, int], Any], size: int) -> Tile:
+    """`formula` over the columns, then the rows, of a tile whose (i, j) is `load(i, j)`."""
+    columns = [formula([load(i, j) for i in range(size)]) for j in range(size)]
+    return [formula(row) for row in zip(*columns, strict=True)]
+
+
+class _Lanes:
+    """Arithmetic on LLVM vectors, in the operators that the formulas are written with."""
+
+    def __init__(self, builder: Any, value: Any) -> None:
+        self.builder, self.value = builder, value
+
+    def _number(self, number: float) -> Any:
+        kind = self.value.type
+        return ir.Constant(kind, [ir.Constant(kind.element, number)] * kind.count)
+
+    def _new(self, value: Any) -> _Lanes:
+        return _Lanes(self.builder, value)
+
+    def __add__(self, other: _Lanes) -> _Lanes:
+        return self._new(self.builder.fadd(self.value, other.value, flags=["contract"]))
+
+    def __sub__(self, other: _Lanes) -> _Lanes:
+        return self._new(self.builder.fsub(self.value, other.value, flags=["contract"]))
+
+    def __mul__(self, number: float) -> _Lanes:
+        return self._new(self.builder.fmul(self.value, self._number(number), flags=["contract"]))
+
+    def __neg__(self) -> _Lanes:
+        return self._new(self.builder.fneg(self.value))
+
+
+def _tile_pointer(context: Any, builder: Any, kind: Any, array: Any, start: Any, row: Any, column: Any) -> Any:
+    """A function (i, j) -> pointer to the vector of that place of a tile."""
+    data = context.make_array(kind)(context, builder, array).data
+    element = data.type.pointee
+    vector = ir.VectorType(element, VECTOR_BYTES * 8 // (64 if isinstance(element, ir.DoubleType) else 32))
+
+    def place(i: int, j: int) -> Any:
+        at = builder.add(start, builder.mul(row, ir.Constant(start.type, i)))
+        at = builder.add(at, builder.mul(column, ir.Constant(start.type, j)))
+        return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
+
+    return place
+
+
+def _load(builder: Any, pointer: Any, itemsize: int) -> Any:
+    value = builder.load(pointer)
+    value.align = itemsize
+    return value
+
+
+@intrinsic(prefer_literal=True)
+def _transform(typingctx, place, m, src, src0, src_row, src_col, dst, dst0, dst_row, dst_col, channels):
+    """The formula number `place` of NAMES (a literal, as m) on one tile, for `channels` (a multiple of the
+    vector's lanes); added to dst for the input gradient, whose tiles overlap.
+    """
+    if not isinstance(place, types.IntegerLiteral) or not isinstance(m, types.IntegerLiteral):
+        return None
+    i64 = types.int64
+    signature = types.void(place, m, src, i64, i64, i64, dst, i64, i64, i64, i64)
+    name, size = NAMES[place.literal_value], source_size(NAMES[place.literal_value], m.literal_value)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        src_, src0_, src_row_, src_col_, dst_, dst0_, dst_row_, dst_col_, channels_ = args[2:]
+        itemsize = src.dtype.bitwidth // 8
+        lanes = ir.Constant(ir.IntType(64), VECTOR_BYTES // itemsize)
+        with cgutils.for_range(builder, builder.udiv(channels_, lanes)) as loop:
+            shift = builder.mul(loop.index, lanes)
+            source = _tile_pointer(context, builder, src, src_, builder.add(src0_, shift), src_row_, src_col_)
+            target = _tile_pointer(context, builder, dst, dst_, builder.add(dst0_, shift), dst_row_, dst_col_)
+
+            def load(i: int, j: int) -> _Lanes:
+                return _Lanes(builder, _load(builder, source(i, j), itemsize))
+
+            for i, row in enumerate(both_ways(FORMULAS[name], load, size)):
+                for j, cell in enumerate(row):
+                    value = cell.value
+                    if name == "input gradient":
+                        value = builder.fadd(_load(builder, target(i, j), itemsize), value)
+                    builder.store(value, target(i, j)).align = itemsize
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _transform_twin(place, m, src, src0, src_row, src_col, dst, dst0, dst_row, dst_col, channels):
+    """What `_transform` computes, in NumPy: runs where Numba is switched off."""
+    name = NAMES[place]
+
+    def load(i: int, j: int) -> np.ndarray:
+        start = src0 + i * src_row + j * src_col
+        return src[start : start + channels].copy()
+
+    for i, row in enumerate(both_ways(FORMULAS[name], load, source_size(name, m))):
+        for j, cell in enumerate(row):
+            start = dst0 + i * dst_row + j * dst_col
+            if name == "input gradient":
+                dst[start : start + channels] += cell
+            else:
+                dst[start : start + channels] = cell
+
+
+def _pooled(builder: Any, grid: Tile) -> tuple[Tile, Tile]:
+    """2x2 maxima of a tile of `_Lanes` and the winners' places: the first of equals, and NaN, win."""
+    number = ir.VectorType(ir.IntType(32), grid[0][0].value.type.count)
+
+    def place(k: int) -> Any:
+        return ir.Constant(number, [k] * number.count)
+
+    def better(new: tuple[Any, Any], old: tuple[Any, Any]) -> tuple[Any, Any]:
+        larger = builder.fcmp_ordered(">", new[0], old[0])
+        wins = builder.or_(larger, builder.fcmp_unordered("uno", new[0], new[0]))
+        return builder.select(wins, new[0], old[0]), builder.select(wins, new[1], old[1])
+
+    values, places = [], []
+    for i in range(0, len(grid), 2):
+        row = []
+        for j in range(0, len(grid), 2):
+            a, b, c, d = ((grid[i + k // 2][j + k % 2].value, place(k)) for k in range(4))
+            row.append(better(better(d, c), better(b, a)))
+        values.append([value for value, _ in row])
+        places.append([where for _, where in row])
+    return values, places
+
+
+@intrinsic(prefer_literal=True)
+def _finish(typingctx, m, pooled, wants, src, src0, src_row, src_col, dst, argmax, dst0, dst_row, dst_col, rows,
+            columns, channels):  # fmt: skip
+    """`output_tile` on one tile of points, and (if `pooled`) 2x2 max-pooling of the outputs, for `channels` (a
+    multiple of the vector's lanes): the first `rows` times `columns` results into dst, and (if `wants`) the
+    winners' places into argmax. m, pooled and wants are literals.
+    """
+    if not all(isinstance(t, types.IntegerLiteral) for t in (m, pooled, wants)):
+        return None
+    i64 = types.int64
+    signature = types.void(m, pooled, wants, src, i64, i64, i64, dst, argmax, *[i64] * 6)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        src_, src0_, src_row_, src_col_, dst_, argmax_, dst0_, dst_row_, dst_col_, rows_, columns_, channels_ = args[3:]
+        itemsize = src.dtype.bitwidth // 8
+        lanes = ir.Constant(ir.IntType(64), VECTOR_BYTES // itemsize)
+        with cgutils.for_range(builder, builder.udiv(channels_, lanes)) as loop:
+            shift = builder.mul(loop.index, lanes)
+            source = _tile_pointer(context, builder, src, src_, builder.add(src0_, shift), src_row_, src_col_)
+            first = builder.add(dst0_, shift)
+            target = _tile_pointer(context, builder, dst, dst_, first, dst_row_, dst_col_)
+            winner = context.make_array(argmax)(context, builder, argmax_).data
+
+            def load(i: int, j: int) -> _Lanes:
+                return _Lanes(builder, _load(builder, source(i, j), itemsize))
+
+            grid = both_ways(output_tile, load, m.literal_value + 2)
+            values: Tile = [[cell.value for cell in row] for row in grid]
+            places: Tile = ()
+            if pooled.literal_value:
+                values, places = _pooled(builder, grid)
+
+            def store(i: int, j: int) -> None:
+                builder.store(values[i][j], target(i, j)).align = itemsize
+                if wants.literal_value:
+                    at = builder.add(first, builder.mul(dst_row_, ir.Constant(first.type, i)))
+                    at = builder.add(at, builder.mul(dst_col_, ir.Constant(first.type, j)))
+                    narrow = ir.VectorType(ir.IntType(8 * argmax.dtype.bitwidth // 8), values[i][j].type.count)
+                    pointer = builder.bitcast(builder.gep(winner, [at]), narrow.as_pointer())
+                    where = places[i][j] if narrow == places[i][j].type else builder.trunc(places[i][j], narrow)
+                    builder.store(where, pointer).align = 1
+
+            size = len(values)
+            whole = builder.and_(
+                builder.icmp_signed(">=", rows_, ir.Constant(rows_.type, size)),
+                builder.icmp_signed(">=", columns_, ir.Constant(rows_.type, size)),
+            )
+            with builder.if_else(whole) as (inside, edge):
+                with inside:
+                    for place in range(size * size):
+                        store(place // size, place % size)
+                with edge:
+                    for i in range(size):
+                        with builder.if_then(builder.icmp_signed(">", rows_, ir.Constant(rows_.type, i))):
+                            for j in range(size):
+                                with builder.if_then(builder.icmp_signed(">", columns_, ir.Constant(rows_.type, j))):
+                                    store(i, j)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _finish_twin(m, pooled, wants, src, src0, src_row, src_col, dst, argmax, dst0, dst_row, dst_col, rows, columns,
+                 channels):  # fmt: skip
+    """What `_finish` computes, in NumPy: runs where Numba is switched off."""
+
+    def load(i: int, j: int) -> np.ndarray:
+        start = src0 + i * src_row + j * src_col
+        return src[start : start + channels]
+
+    grid = np.array([list(row) for row in both_ways(output_tile, load, m + 2)])
+    places = np.zeros(grid.shape, int)
+    if pooled:
+        windows = grid.reshape(m // 2, 2, m // 2, 2, channels).swapaxes(1, 2).reshape(m // 2, m // 2, 4, channels)
+        places = windows.argmax(2)  # NumPy's argmax takes the first of equals, and NaN, too
+        grid = np.take_along_axis(windows, places[:, :, None], 2)[:, :, 0]
+    for i in range(min(rows, len(grid))):
+        for j in range(min(columns, len(grid))):
+            start = dst0 + i * dst_row + j * dst_col
+            dst[start : start + channels] = grid[i, j]
+            if wants:
+                argmax[start : start + channels] = places[i, j]
+
+
+if numba.config.DISABLE_JIT:
+    _transform, _finish = _transform_twin, _finish_twin
+
+
+@lru_cache(maxsize=64)
+def transform_kernel(name: str, m: int) -> Kernel:
+    """A kernel that applies the formula `name` to the tiles start..stop.
+
+    Its arguments: (src, dst, source, target, channels, width): `source` and `target` are (start, row, column,
+    tile, block): the place of the first tile in the flat array, and the distances between rows, columns, tiles
+    and blocks of `width` channels.
+    """
+    place = NAMES.index(name)
+
+    @Kernel
+    def transform(start, stop, lane, args):
+        src, dst, source, target, channels, width = unpack(args)
+        src0, src_row, src_col, src_tile, src_block = source
+        dst0, dst_row, dst_col, dst_tile, dst_block = target
+        for tile in range(start, stop):
+            a, b = src0 + tile * src_tile, dst0 + tile * dst_tile
+            for c in range(0, channels, width):
+                _transform(place, m, src, a, src_row, src_col, dst, b, dst_row, dst_col, min(width, channels - c))
+                a += src_block
+                b += dst_block
+
+    return transform
+
+
+def transform_address(name: str, m: int, dtype: Any) -> Any:
+    """What `call` takes to run that kernel on arrays of `dtype`."""
+    x, places = empty(dtype), (0, 0, 0, 0, 0)
+    return address_for(transform_kernel(name, m), x, x, places, places, 0, 0)
+
+
+@lru_cache(maxsize=8)
+def output_kernel(m: int, pooled: bool, wants: bool) -> Kernel:
+    """A kernel that turns the tiles of points start..stop of one row of tiles into outputs, max-pooled in
+    windows of 2x2 if `pooled`, with their winners if `wants`.
+
+    Its arguments: (src, dst, argmax, source, target, rows, columns, channels): source and target as above, and how
+    many rows of this row of tiles, and columns of the whole row, there are to write.
+    """
+    pool, want, size = int(pooled), int(wants), m // 2 if pooled else m
+
+    @Kernel
+    def finish(start, stop, lane, args):
+        src, dst, argmax, source, target, rows, columns, channels = unpack(args)
+        src0, src_row, src_col, src_tile = source
+        dst0, dst_row, dst_col, dst_tile = target
+        for tile in range(start, stop):
+            a, b = src0 + tile * src_tile, dst0 + tile * dst_tile
+            left = columns - tile * size
+            _finish(m, pool, want, src, a, src_row, src_col, dst, argmax, b, dst_row, dst_col, rows, left, channels)
+
+    return finish
+
+
+def output_address(m: int, pooled: bool, wants: bool, dtype: Any, argmax_dtype: Any) -> Any:
+    """What `call` takes to run that kernel on arrays of these dtypes."""
+    x, places = empty(dtype), (0, 0, 0, 0)
+    return address_for(output_kernel(m, pooled, wants), x, x, empty(argmax_dtype), places, places, 0, 0, 0)
