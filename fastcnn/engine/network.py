@@ -43,7 +43,7 @@ class Network:
     optimizer : an optimiser of `fastcnn.training.optimizers` or None
         None: Adam with learning rate 1e-3.
     winograd : bool or None
-        Compute 3x3 convolutions by Winograd's algorithm where a rule of their shapes says that it is faster: a
+        Compute 3x3 and 5x5 convolutions by Winograd's algorithm where a rule of their shapes says that it is faster: a
         mean error of about twice the direct sum's. None: yes, unless the environment variable FASTCNN_WINOGRAD
         is 0.
 
@@ -255,7 +255,7 @@ class Network:
             plan = compile_plan(
                 self._groups, self.input_shape, batch, self.dtype, self._kernels, mode,
                 lanes=self._kernels.max_threads(self.n_jobs), params=self.params, grads=self.grads,
-                dropout_states=self._dropout_states, winograd=self.winograd,
+                dropout_states=self._dropout_states, winograd=self.winograd, fuse=self.fuse,
             )  # fmt: skip
             while len(self._plans) >= _KEPT_PLANS:
                 self._plans.pop(next(iter(self._plans)))

@@ -68,10 +68,11 @@ class Emitter:
         dropout_states: Mapping[int, np.ndarray],
         training: bool,
         winograd: bool,
+        fuse: bool,
     ) -> None:
         self.kernels, self.batch, self.dtype, self.lanes = kernels, batch, dtype, lanes
         self.params, self.grads, self.dropout_states, self.training = params, grads, dropout_states, training
-        self.winograd = winograd
+        self.winograd, self.fuse = winograd, fuse
         self.steps: list[Step] = []
 
     def buffer(self, name: str, shape: Shape, kind: str, dtype: Any = None) -> Buffer:
@@ -106,9 +107,9 @@ def _emit_conv2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> B
     g: Any = group.head.geometry
     if e.winograd:
         g = g._replace(winograd=e.kernels.conv2d_algorithm(g, e.dtype))
-    how = f"winograd F({g.winograd}x{g.winograd}, 3x3)" if g.winograd else "direct"
+    how = f"winograd F({g.winograd}x{g.winograd}, {g.r}x{g.s})" if g.winograd else "direct"
     weight, dw = e.param(group, "conv2d", "weight"), e.grad(group, "conv2d", "weight") if e.training else None
-    if len(group.ops) == 1:
+    if not e.fuse:
         pool: PoolGeometry = identity_pool(g.p, g.q, g.k)
         forward = e.scratch(name, e.kernels.conv2d_forward_scratch(g, pool, e.batch, e.dtype, e.lanes))
         e.step(name, "conv2d_forward", x, weight, e.none(1), g, y, forward, how=how)
@@ -310,16 +311,18 @@ def compile_plan(
     grads: Mapping[str, np.ndarray],
     dropout_states: Mapping[int, np.ndarray],
     winograd: bool = True,
+    fuse: bool = True,
 ) -> Plan:
     """Bind `groups` to kernels and memory for batches of `batch` samples of `in_shape`.
 
     `mode`: "inference"; "training" (no gradient of the input is computed); "training_dx" (it is). `winograd`:
-    let the backend choose Winograd's algorithm where its rule says that it is faster.
+    let the backend choose Winograd's algorithm where its rule says that it is faster. `fuse`: use kernels that do
+    several things at once.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
     training = mode != "inference"
-    e = Emitter(kernels, batch, dtype, lanes, params, grads, dropout_states, training, winograd)
+    e = Emitter(kernels, batch, dtype, lanes, params, grads, dropout_states, training, winograd, fuse)
 
     x = first = e.batched("input", tuple(in_shape), "activation")
     emitted: list[tuple[Group, str, Buffer, Buffer, Backward | None]] = []

@@ -20,7 +20,7 @@ from tests.cases import LAYERS, WINOGRAD_CASES
 from tests.kernels import harness
 from tests.kernels.harness import assert_close, case_params, none, same_bits_on_threads
 
-TILES = (2, 4)
+TILES = ((2, 3), (4, 3), (2, 5))  # (m, r): F(m x m, r x r)
 WIDTH = {np.dtype(d): panel_width(np.dtype(d).itemsize) for d in (np.float32, np.float64)}
 
 
@@ -33,26 +33,20 @@ def matrix(formula, size):
 
 
 @pytest.mark.small
-@pytest.mark.parametrize("m", TILES)
-def test_formulas_make_a_correlation(m):
+@pytest.mark.parametrize("m, r", TILES)
+def test_formulas_make_a_correlation(m, r):
     rng = np.random.default_rng(0)
-    weight_tile = transforms.weight_tile_2 if m == 2 else transforms.weight_tile_4
-    inputs, outputs = matrix(transforms.input_tile, m + 2), matrix(transforms.output_tile, m + 2)
-    weights = matrix(weight_tile, 3)
-    d, g = rng.standard_normal(m + 2), rng.standard_normal(3)
+    inputs, outputs, weights = (matrix(*transforms.formula_of(name, m, r)) for name in ("input", "output", "weight"))
+    d, g = rng.standard_normal(m + r - 1), rng.standard_normal(r)
     assert_allclose(outputs @ ((inputs @ d) * (weights @ g)), np.correlate(d, g, "valid"), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.small
-@pytest.mark.parametrize("m", TILES)
-def test_gradients_are_the_transposes(m):
-    weight_tile = transforms.weight_tile_2 if m == 2 else transforms.weight_tile_4
-    for formula, size, gradient, points in (
-        (transforms.input_tile, m + 2, transforms.input_gradient_tile, m + 2),
-        (transforms.output_tile, m + 2, transforms.output_gradient_tile, m),
-        (weight_tile, 3, transforms.weight_gradient_tile, m + 2),
-    ):
-        assert_allclose(matrix(formula, size).T, matrix(gradient, points), rtol=1e-12, atol=1e-14)
+@pytest.mark.parametrize("name", ["input", "output", "weight"])
+@pytest.mark.parametrize("m, r", TILES)
+def test_gradients_are_the_transposes(m, r, name):
+    forward, gradient = (matrix(*transforms.formula_of(which, m, r)) for which in (name, f"{name} gradient"))
+    assert_allclose(forward.T, gradient, rtol=1e-12, atol=1e-14)
 
 
 # ----------------------------------------------------------------------------------------------- convolutions
@@ -60,7 +54,7 @@ def test_gradients_are_the_transposes(m):
 
 def in_reach(magnitude, m):
     """The largest magnitude of the images (N,H,W,C) within a tile's reach."""
-    return maximum_filter(magnitude, (1, 2 * m + 3, 2 * m + 3, 1), mode="constant")
+    return maximum_filter(magnitude, (1, 2 * m + 7, 2 * m + 7, 1), mode="constant")
 
 
 def in_window(magnitude):
@@ -68,25 +62,26 @@ def in_window(magnitude):
     return np.broadcast_to(magnitude.max((0, 1)), magnitude.shape)
 
 
-def problem(case, m, dtype):
+def problem(case, m, r, dtype):
+    case = case._replace(kernel_size=r)
     arrays = harness.conv_arrays(case.geometry, case.n, dtype, np.random.default_rng(len(case.name)))
     return case.geometry._replace(winograd=m), arrays
 
 
-@pytest.mark.parametrize("m", TILES)
+@pytest.mark.parametrize("m, r", TILES)
 @pytest.mark.parametrize("case", case_params(WINOGRAD_CASES))
-def test_forward(case, m, dtype):
-    g, (x, weight, bias, _) = problem(case, m, dtype)
+def test_forward(case, m, r, dtype):
+    g, (x, weight, bias, _) = problem(case, m, r, dtype)
     y = same_bits_on_threads(lambda: harness.conv2d_forward(cpu, x, weight, bias, g))
     wide = [a.astype(np.float64) for a in (x, weight, bias)]
     expected = harness.conv2d_forward(reference, *wide, g)
     assert_close(y, expected, in_reach(harness.conv2d_forward(reference, *map(abs, wide), g), m))
 
 
-@pytest.mark.parametrize("m", TILES)
+@pytest.mark.parametrize("m, r", TILES)
 @pytest.mark.parametrize("case", case_params(WINOGRAD_CASES))
-def test_backward(case, m, dtype):
-    g, (x, weight, _, dy) = problem(case, m, dtype)
+def test_backward(case, m, r, dtype):
+    g, (x, weight, _, dy) = problem(case, m, r, dtype)
     x64, weight64, dy64 = (a.astype(np.float64) for a in (x, weight, dy))
     dx = same_bits_on_threads(lambda: harness.conv2d_backward_input(cpu, dy, weight, g))
     expected = harness.conv2d_backward_input(reference, dy64, weight64, g)
@@ -112,10 +107,10 @@ POOLS = {
 
 @pytest.mark.parametrize("name", ["identity", "relu", "elu", "tanh"])
 @pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("m", TILES)
-def test_fused_block_is_the_direct_one(m, pool, name):
+@pytest.mark.parametrize("m, r", TILES)
+def test_fused_block_is_the_direct_one(m, r, pool, name):
     width = WIDTH[np.dtype(np.float64)]
-    g = conv_geometry((11, 9, width), 2 * width, 3, padding="same")
+    g = conv_geometry((11, 9, width), 2 * width, r, padding="same")
     act = IDENTITY if name == "identity" else activation(name)
     pool = identity_pool(g.p, g.q, g.k) if POOLS[pool] is None else pool_geometry((g.p, g.q, g.k), *POOLS[pool])
     rng = np.random.default_rng(3)
@@ -141,10 +136,10 @@ def test_fused_block_is_the_direct_one(m, pool, name):
         assert_allclose(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("m", TILES)
-def test_gradients_against_central_differences(m):
+@pytest.mark.parametrize("m, r", TILES)
+def test_gradients_against_central_differences(m, r):
     width = WIDTH[np.dtype(np.float64)]
-    g = conv_geometry((6, 7, width), width, 3, padding="same")._replace(winograd=m)
+    g = conv_geometry((6, 7, width), width, r, padding="same")._replace(winograd=m)
     rng = np.random.default_rng(1)
     x, weight, bias, dy = harness.conv_arrays(g, 2, np.float64, rng)
 
@@ -157,10 +152,10 @@ def test_gradients_against_central_differences(m):
     harness.directional_gradient_check(lambda v: loss(x, v), weight, dw, rng)
 
 
-@pytest.mark.parametrize("m", TILES)
-def test_only_what_is_wanted(m, dtype):
+@pytest.mark.parametrize("m, r", TILES)
+def test_only_what_is_wanted(m, r, dtype):
     width = WIDTH[np.dtype(dtype)]
-    g = conv_geometry((5, 6, width), width, 3, padding="same")._replace(winograd=m)
+    g = conv_geometry((5, 6, width), width, r, padding="same")._replace(winograd=m)
     x, weight, _, dy = harness.conv_arrays(g, 3, dtype, np.random.default_rng(2))
     pool, argmax = identity_pool(g.p, g.q, g.k), none(4, np.uint8)
     block = (cpu, x, weight, dy, argmax, dy, g, IDENTITY, pool)
@@ -173,10 +168,10 @@ def test_only_what_is_wanted(m, dtype):
                 assert_array_equal(actual, whole)
 
 
-@pytest.mark.parametrize("m", TILES)
-def test_nan_stays_where_it_can_reach(m):
+@pytest.mark.parametrize("m, r", TILES)
+def test_nan_stays_where_it_can_reach(m, r):
     width = WIDTH[np.dtype(np.float32)]
-    g = conv_geometry((12, 12, width), width, 3, padding="same")._replace(winograd=m)
+    g = conv_geometry((12, 12, width), width, r, padding="same")._replace(winograd=m)
     x, weight, bias, _ = harness.conv_arrays(g, 2, np.float32, np.random.default_rng(4))
     x[0, 6, 6, 3] = np.nan
     pool = pool_geometry((g.p, g.q, g.k), 2)
@@ -190,10 +185,10 @@ def test_nan_stays_where_it_can_reach(m):
     st.integers(1, 3), st.integers(1, 13), st.integers(1, 13), st.integers(1, 2), st.integers(1, 2), st.integers(0, 2),
     st.integers(0, 2), st.sampled_from(TILES), st.sampled_from([np.float32, np.float64]),
 )  # fmt: skip
-def test_any_shape(n, h, w, c_panels, k_panels, top, left, m, dtype):
-    width = WIDTH[np.dtype(dtype)]
-    pads = ((top, max(0, 3 - h - top)), (left, max(1, 3 - w - left)))
-    g = conv_geometry((h, w, c_panels * width), k_panels * width, 3, padding=pads)._replace(winograd=m)
+def test_any_shape(n, h, w, c_panels, k_panels, top, left, tile, dtype):
+    width, (m, r) = WIDTH[np.dtype(dtype)], tile
+    pads = ((top, max(0, r - h - top)), (left, max(1, r - w - left)))
+    g = conv_geometry((h, w, c_panels * width), k_panels * width, r, padding=pads)._replace(winograd=m)
     x, weight, bias, dy = harness.conv_arrays(g, n, dtype, np.random.default_rng(h * 16 + w))
     wide = [a.astype(np.float64) for a in (x, weight, bias, dy)]
     sizes = [abs(a) for a in wide]
@@ -216,9 +211,10 @@ def test_any_shape(n, h, w, c_panels, k_panels, top, left, m, dtype):
 # -------------------------------------------------------------------------------------------- error, and rule
 
 
+@pytest.mark.parametrize("m, r", TILES)
 @pytest.mark.parametrize("what, most", [("forward", 3), ("input", 3), ("weight", 6)])
-def test_mean_error_is_a_few_times_the_direct_one(what, most):
-    g = conv_geometry((28, 28, 64), 64, 3, padding="same")
+def test_mean_error_is_a_few_times_the_direct_one(what, most, m, r):
+    g = conv_geometry((28, 28, 64), 64, r, padding="same")
     x, weight, bias, dy = harness.conv_arrays(g, 4, np.float32, np.random.default_rng(5))
 
     def run(backend, geometry, *arrays):
@@ -230,9 +226,9 @@ def test_mean_error_is_a_few_times_the_direct_one(what, most):
         return harness.conv2d_backward_weight(backend, a, d, geometry)[0]
 
     exact = run(reference, g, *(a.astype(np.float64) for a in (x, weight, bias, dy)))
-    errors = {m: np.abs(run(cpu, g._replace(winograd=m), x, weight, bias, dy) - exact).mean() for m in (0, 2, 4)}
-    assert 0 < errors[0] < 1e-5 * np.abs(exact).mean()
-    assert errors[2] < most * errors[0] and errors[4] < most * errors[0]
+    direct, fast = (np.abs(run(cpu, g._replace(winograd=k), x, weight, bias, dy) - exact).mean() for k in (0, m))
+    assert 0 < direct < 1e-5 * np.abs(exact).mean()
+    assert fast < most * direct
 
 
 @pytest.mark.small
@@ -247,7 +243,8 @@ def test_rule_chooses_by_shape():
     assert chosen((1, 9, 2 * width), 2 * width) == 0  # a row of pixels fills no tile
     assert chosen((28, 28, 1), 2 * width) == 0
     assert chosen((14, 14, 2 * width), 2 * width + 1) == 0
-    assert chosen((14, 14, 2 * width), 2 * width, 5) == 0
+    assert chosen((14, 14, 2 * width), 2 * width, 5) == 2
+    assert chosen((14, 14, 2 * width), 2 * width, (3, 5)) == chosen((14, 14, 2 * width), 2 * width, 7) == 0
     for setting in ({"stride": 2}, {"dilation": 2}, {"groups": 2}):
         assert chosen((14, 14, 2 * width), 2 * width, **setting) == 0
     assert chosen((4, 4, 32 * width), 32 * width) == 0  # more weights than a small batch pays for

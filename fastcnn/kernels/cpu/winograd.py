@@ -1,7 +1,7 @@
-"""3x3 convolution by Winograd's algorithm and its gradients: `winograd_transforms` around the micro-kernel.
+"""3x3 and 5x5 convolution by Winograd's algorithm and its gradients: `winograd_transforms` around the micro-kernel.
 
-An image is cut into tiles of m x m outputs. At each of the (m + 2)^2 points of the transform, the tiles times
-the channels make a matrix, and the convolution is that many matrix products:
+An image is cut into tiles of m x m outputs. At each of the (m + r - 1)^2 points of the transform, the tiles
+times the channels make a matrix, and the convolution is that many matrix products:
 
     forward          M = V U         V: tiles of x, U: weights, M: tiles of the output
     weight gradient  dU = V' dM      dM: tiles of the gradient dz before bias, activation and pooling
@@ -39,16 +39,19 @@ MAX_WEIGHTS = 1 << 17  # channels in times out: transforming more costs small ba
 def winograd_tile(geometry: Any, itemsize: int) -> int:
     """The side m of the output tile to compute `geometry` with, or 0 for the direct convolution.
 
-    4 or 2, whichever leaves fewer multiplications for the image's size (a tile that hangs over the edge is
-    computed whole); 0 where that is less than 1.7 times fewer, where channels do not fill panels, or for more
-    than MAX_WEIGHTS.
+    For a window of 3x3, m is 4 or 2, whichever leaves fewer multiplications for the image's size (a tile that
+    hangs over the edge is computed whole); for 5x5 it is 2. 0 where that is less than 1.7 times fewer, where
+    channels do not fill panels, or for more than MAX_WEIGHTS.
     """
     g, width = geometry, panel_width(itemsize)
-    if (g.r, g.s, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.groups) != (3, 3, 1, 1, 1, 1, 1):
+    if g.r != g.s or g.r not in (3, 5) or (g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.groups) != (1,) * 5:
         return 0
     if g.c % width or g.k % width or g.c * g.k > MAX_WEIGHTS:
         return 0
-    saved = {m: 9 * g.p * g.q / (-(-g.p // m) * -(-g.q // m) * (m + 2) ** 2) for m in (2, 4)}
+    saved = {
+        m: g.r * g.s * g.p * g.q / (-(-g.p // m) * -(-g.q // m) * (m + g.r - 1) ** 2)
+        for m in ((2, 4) if g.r == 3 else (2,))
+    }
     best = max(saved, key=lambda m: saved[m])
     return best if saved[best] >= 1.7 else 0
 
@@ -59,7 +62,8 @@ class Layout(NamedTuple):
     """
 
     m: int
-    side: int  # of a tile of points, m + 2
+    r: int  # of the window
+    side: int  # of a tile of points
     rows: int  # of tiles in an image
     columns: int
     pitch: int  # pixels in a row of the padded image
@@ -69,10 +73,10 @@ class Layout(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _layout(g: Any, itemsize: int) -> Layout:
-    m = g.winograd
+    m, side = g.winograd, g.winograd + g.r - 1
     rows, columns = -(-g.p // m), -(-g.q // m)
-    pitch = columns * m + 2
-    return Layout(m, m + 2, rows, columns, pitch, _round((m + 2) * pitch * g.c), panel_width(itemsize))
+    pitch = columns * m + g.r - 1
+    return Layout(m, g.r, side, rows, columns, pitch, _round(side * pitch * g.c), panel_width(itemsize))
 
 
 def _round(size: int) -> int:
@@ -210,18 +214,18 @@ def winograd_forward(x, weight, bias, geometry, activation, pool, y, argmax, scr
     g, n = geometry, x.shape[0]
     t, sizes = _layout(g, y.itemsize), _forward_sizes(g, pool, y.itemsize)
     points, pooled = t.side**2, has_pool(pool) and _pools_tiles(pool)
+    finish = output_address(t.m, t.r, pooled, pooled and argmax.size > 0, y.dtype, argmax.dtype)
     launch(
-        transform_kernel(f"weight {t.m}", t.m), g.c, points * weight.size // 8, weight.reshape(-1), scratch,
-        (0, 3 * g.c * g.k, g.c * g.k, g.k, t.width),
+        transform_kernel("weight", t.m, t.r), g.c, points * weight.size // 8, weight.reshape(-1), scratch,
+        (0, g.s * g.c * g.k, g.c * g.k, g.k, t.width),
         (0, t.side * sizes.u_point, sizes.u_point, t.width, points * sizes.u_point), g.k, t.width,
     )  # fmt: skip
     launch(
         _forward_rows, n * t.rows // sizes.unit, _operations(g, n), x.reshape(-1), bias, y.reshape(-1),
         argmax.reshape(-1), scratch, t, sizes,
         (
-            multiply_rows_address(y.dtype), transform_address("input", t.m, y.dtype),
-            output_address(t.m, pooled, pooled and argmax.size > 0, y.dtype, argmax.dtype), activate_address(y.dtype),
-            pool_address(y.dtype, argmax.dtype) if has_pool(pool) and not pooled else 0,
+            multiply_rows_address(y.dtype), transform_address("input", t.m, t.r, y.dtype), finish,
+            activate_address(y.dtype), pool_address(y.dtype, argmax.dtype) if has_pool(pool) and not pooled else 0,
         ),
         (
             _table(sizes.tile_rows * t.columns, g.c), _table(sizes.tile_rows * t.columns, t.width), _table(1, 0),
@@ -266,9 +270,9 @@ def _backward_sizes(g: Any, n: int, itemsize: int) -> BackwardSizes:
     du = g.c // t.width * points * u_point
     v = du + points * du_point
     dm = v + points * v_point
-    db = dm + max(points * dm_point, _round(9 * g.c * g.k))
+    db = dm + max(points * dm_point, _round(g.r * g.s * g.c * g.k))
     gradient = _round(t.rows * t.m * t.columns * t.m * g.k)
-    image = _round((t.rows * t.m + 2) * t.pitch * g.c)
+    image = _round((t.rows * t.m + t.r - 1) * t.pitch * g.c)
     return BackwardSizes(
         images, tiles, 0, du, v, dm, db, db + _round(n * g.k), u_point, du_point, v_point, dm_point, gradient,
         max(t.strip + gradient, image),
@@ -348,7 +352,7 @@ def _from_points(start, stop, lane, args):
     dx, scratch, first, t, sizes, from_points, g = unpack(args)
     base, width, panel = sizes.lanes + lane * sizes.lane, t.width, sizes.tiles * t.width
     for i in range(start, stop):
-        fill_zero(scratch, base, base + (t.rows * t.m + 2) * t.pitch * g.c)
+        fill_zero(scratch, base, base + (t.rows * t.m + t.r - 1) * t.pitch * g.c)
         for row in range(t.rows):
             source = (
                 sizes.v + (i * t.rows + row) * t.columns * width, t.side * sizes.v_point, sizes.v_point, width, panel
@@ -385,21 +389,21 @@ def winograd_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, 
     points, panel = t.side**2, sizes.tiles * t.width
     wants = (dx.size > 0, dw.size > 0)
     if wants[0]:
-        launch(_transpose_weights, 9, weight.size, weight.reshape(-1), g, scratch, sizes.dm)
+        launch(_transpose_weights, g.r * g.s, weight.size, weight.reshape(-1), g, scratch, sizes.dm)
         launch(
-            transform_kernel(f"weight {t.m}", t.m), g.k, points * weight.size // 8, scratch, scratch,
-            (sizes.dm, 3 * g.c * g.k, g.c * g.k, g.c, t.width),
+            transform_kernel("weight", t.m, t.r), g.k, points * weight.size // 8, scratch, scratch,
+            (sizes.dm, g.s * g.c * g.k, g.c * g.k, g.c, t.width),
             (sizes.u, t.side * sizes.u_point, sizes.u_point, t.width, points * sizes.u_point), g.c, t.width,
         )  # fmt: skip
     to_points = (
-        scatter_address(kind, argmax.dtype), transform_address("input", t.m, kind),
-        transform_address("output gradient", t.m, kind),
+        scatter_address(kind, argmax.dtype), transform_address("input", t.m, t.r, kind),
+        transform_address("output gradient", t.m, t.r, kind),
     )  # fmt: skip
     tables = (
         _panel_table(g.c, t.width, panel), _table(g.c, g.k), _table(sizes.tiles, t.width),
         _table(g.k // t.width, panel), _table(1, 0),
     )  # fmt: skip
-    from_points = transform_address("input gradient", t.m, kind)
+    from_points = transform_address("input gradient", t.m, t.r, kind)
     for first in range(0, n, sizes.images):
         images = min(sizes.images, n - first)
         launch(
@@ -415,9 +419,9 @@ def winograd_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, 
             launch(_from_points, images, work, dx.reshape(-1), scratch, first, t, sizes, from_points, g)
     if wants[1]:
         launch(
-            transform_kernel("weight gradient", t.m), g.c, points * dw.size // 8, scratch, dw.reshape(-1),
+            transform_kernel("weight gradient", t.m, t.r), g.c, points * dw.size // 8, scratch, dw.reshape(-1),
             (sizes.du, t.side * sizes.du_point, sizes.du_point, g.k, t.width),
-            (0, 3 * g.c * g.k, g.c * g.k, g.k, t.width), g.k, t.width,
+            (0, g.s * g.c * g.k, g.c * g.k, g.k, t.width), g.k, t.width,
         )  # fmt: skip
     if db.size:
         launch(_sum_images, g.k, n * g.k, scratch, sizes.db, n, g.k, db)

@@ -1,7 +1,7 @@
-"""Winograd's transforms for 3x3 windows: the formulas, and a kernel that carries them over tiles of images.
+"""Winograd's transforms for 3x3 and 5x5 windows: the formulas, and kernels that carry them over tiles of images.
 
-F(m x m, 3x3) computes an m x m tile of outputs from an n x n tile of inputs, n = m + 2, with n * n
-multiplications instead of 9 * m * m (Lavin and Gray 2016, "Fast algorithms for convolutional neural
+F(m x m, r x r) computes an m x m tile of outputs from an n x n tile of inputs, n = m + r - 1, with n * n
+multiplications instead of r * r * m * m (Lavin and Gray 2016, "Fast algorithms for convolutional neural
 networks"):
 
     Y = A' [ (G g G') * (B' d B) ] A
@@ -10,15 +10,16 @@ Its gradients are the transposes: dM = A dY A', dd = B dV B', dg = G' dU G. Ever
 times a vector, written with + - * only, so the same line makes LLVM instructions over vectors of channels or
 NumPy arrays; `both_ways` applies it to the columns and then the rows of a tile.
 
-m = 2 interpolates at 0, 1, -1; m = 4 at 0, +-11/16, +-3/2. Those points, of those whose products are exact in
-binary, lose least: the mean error is twice that of the direct sum, a third of that at 0, +-1, +-2
-(Barabasz et al. 2020, "Error analysis and improving the accuracy of Winograd convolution", on points).
+n = 4 interpolates at 0, +-1 and infinity; n = 6 at 0, +-11/16, +-3/2 and infinity. Those points, of those
+whose products are exact in binary, lose least: F(4x4, 3x3) has a mean error of twice the direct sum's, a
+third of what 0, +-1, +-2 give (Barabasz et al. 2020, "Error analysis and improving the accuracy of Winograd
+convolution", on the choice of points).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numba
@@ -31,7 +32,7 @@ from numba.extending import intrinsic
 from fastcnn.kernels.cpu.launch import Kernel, address_for, empty, unpack
 from fastcnn.kernels.cpu.microkernel import VECTOR_BYTES
 
-A, B = 11 / 16, 3 / 2  # m = 4: the points are 0, +-A, +-B and infinity
+A, B = 11 / 16, 3 / 2  # n = 6: the points are 0, +-A, +-B and infinity
 A2, B2 = A * A, B * B
 GA, GB = 1 / (2 * A2 * (A2 - B2)), 1 / (2 * B2 * (B2 - A2))
 
@@ -66,11 +67,13 @@ def input_gradient_tile(v: Tile) -> Tile:
     )
 
 
-def output_tile(m: Tile) -> Tile:
+def output_tile(m: Tile, outputs: int) -> Tile:
     """A' m: n points to m outputs."""
     if len(m) == 4:
         return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
     sum_a, less_a, sum_b, less_b = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
+    if outputs == 2:
+        return m[0] + sum_a + sum_b, m[5] + less_a * A + less_b * B
     return (
         m[0] + sum_a + sum_b,
         less_a * A + less_b * B,
@@ -79,55 +82,69 @@ def output_tile(m: Tile) -> Tile:
     )
 
 
-def output_gradient_tile(y: Tile) -> Tile:
+def output_gradient_tile(y: Tile, points: int) -> Tile:
     """A y: the transpose of `output_tile`."""
-    if len(y) == 2:
+    if points == 4:
         return y[0], y[0] + y[1], y[0] - y[1], -y[1]
+    if len(y) == 2:
+        odd_a, odd_b = y[1] * A, y[1] * B
+        return y[0], y[0] + odd_a, y[0] - odd_a, y[0] + odd_b, y[0] - odd_b, y[1]
     even_a, odd_a = y[0] + y[2] * A2, y[1] * A + y[3] * (A2 * A)
     even_b, odd_b = y[0] + y[2] * B2, y[1] * B + y[3] * (B2 * B)
     return y[0], even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, y[3]
 
 
-def weight_tile_2(g: Tile) -> Tile:
-    """G g for m = 2: 3 weights to 4 points."""
-    even, odd = (g[0] + g[2]) * 0.5, g[1] * 0.5
-    return g[0], even + odd, even - odd, g[2]
+def weight_tile(g: Tile, points: int) -> Tile:
+    """G g: r weights to n points."""
+    if points == 4:
+        even, odd = (g[0] + g[2]) * 0.5, g[1] * 0.5
+        return g[0], even + odd, even - odd, g[2]
+    even_a, odd_a = g[0] + g[2] * A2, g[1] * A
+    even_b, odd_b = g[0] + g[2] * B2, g[1] * B
+    if len(g) == 5:
+        even_a, odd_a = even_a + g[4] * (A2 * A2), odd_a + g[3] * (A2 * A)
+        even_b, odd_b = even_b + g[4] * (B2 * B2), odd_b + g[3] * (B2 * B)
+    return (
+        g[0] * (1 / (A2 * B2)),
+        (even_a + odd_a) * GA, (even_a - odd_a) * GA, (even_b + odd_b) * GB, (even_b - odd_b) * GB,
+        g[len(g) - 1],
+    )  # fmt: skip
 
 
-def weight_tile_4(g: Tile) -> Tile:
-    """G g for m = 4: 3 weights to 6 points."""
-    even_a, odd_a = (g[0] + g[2] * A2) * GA, g[1] * (GA * A)
-    even_b, odd_b = (g[0] + g[2] * B2) * GB, g[1] * (GB * B)
-    return g[0] * (1 / (A2 * B2)), even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, g[2]
-
-
-def weight_gradient_tile(u: Tile) -> Tile:
-    """G' u: the transpose of `weight_tile_2` and `weight_tile_4`."""
+def weight_gradient_tile(u: Tile, window: int) -> Tile:
+    """G' u: the transpose of `weight_tile`."""
     if len(u) == 4:
         total = (u[1] + u[2]) * 0.5
         return u[0] + total, (u[1] - u[2]) * 0.5, total + u[3]
-    sum_a, less_a = (u[1] + u[2]) * GA, (u[1] - u[2]) * (GA * A)
-    sum_b, less_b = (u[3] + u[4]) * GB, (u[3] - u[4]) * (GB * B)
-    return u[0] * (1 / (A2 * B2)) + sum_a + sum_b, less_a + less_b, sum_a * A2 + sum_b * B2 + u[5]
+    sum_a, less_a, sum_b, less_b = (u[1] + u[2]) * GA, (u[1] - u[2]) * GA, (u[3] + u[4]) * GB, (u[3] - u[4]) * GB
+    first, second = u[0] * (1 / (A2 * B2)) + sum_a + sum_b, less_a * A + less_b * B
+    third = sum_a * A2 + sum_b * B2
+    if window == 3:
+        return first, second, third + u[5]
+    return (
+        first, second, third, less_a * (A2 * A) + less_b * (B2 * B), sum_a * (A2 * A2) + sum_b * (B2 * B2) + u[5]
+    )  # fmt: skip
 
 
-FORMULAS: dict[str, Callable[[Tile], Tile]] = {
-    "input": input_tile,
-    "input gradient": input_gradient_tile,
-    "output gradient": output_gradient_tile,
-    "weight 2": weight_tile_2,
-    "weight 4": weight_tile_4,
-    "weight gradient": weight_gradient_tile,
-}
-NAMES = tuple(FORMULAS)
+Formula = Callable[[Tile], Tile]
+NAMES = ("input", "input gradient", "output gradient", "weight", "weight gradient")
 
 
-def source_size(name: str, m: int) -> int:
-    """Rows and columns of the tile a formula takes."""
-    return {"output gradient": m, "weight 2": 3, "weight 4": 3}.get(name, m + 2)
+def formula_of(name: str, m: int, r: int) -> tuple[Formula, int]:
+    """A formula of F(m x m, r x r), and the rows of the tile that it takes."""
+    n = m + r - 1
+    formulas: dict[str, tuple[Formula, int]] = {
+        "input": (input_tile, n),
+        "input gradient": (input_gradient_tile, n),
+        "output": (partial(output_tile, outputs=m), n),
+        "output gradient": (partial(output_gradient_tile, points=n), m),
+        "weight": (partial(weight_tile, points=n), r),
+        "weight gradient": (partial(weight_gradient_tile, window=r), n),
+    }
+    return formulas[name]
 
 
-def both_ways(formula: Callable[[Tile], Tile], load: Callable[[int, int], Any], size: int) -> Tile:
+def both_ways(formula: Formula, load: Callable[[int, int], Any], size: int) -> Tile:
     """`formula` over the columns, then the rows, of a tile whose (i, j) is `load(i, j)`."""
     columns = [formula([load(i, j) for i in range(size)]) for j in range(size)]
     return [formula(row) for row in zip(*columns, strict=True)]
@@ -180,18 +197,19 @@ def _load(builder: Any, pointer: Any, itemsize: int) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def _transform(typingctx, place, m, src, src0, src_row, src_col, dst, dst0, dst_row, dst_col, channels):
-    """The formula number `place` of NAMES (a literal, as m) on one tile, for `channels` (a multiple of the
+def _transform(typingctx, place, m, r, src, src0, src_row, src_col, dst, dst0, dst_row, dst_col, channels):
+    """The formula number `place` of NAMES (a literal, as m and r) on one tile, for `channels` (a multiple of the
     vector's lanes); added to dst for the input gradient, whose tiles overlap.
     """
-    if not isinstance(place, types.IntegerLiteral) or not isinstance(m, types.IntegerLiteral):
+    if not all(isinstance(t, types.IntegerLiteral) for t in (place, m, r)):
         return None
     i64 = types.int64
-    signature = types.void(place, m, src, i64, i64, i64, dst, i64, i64, i64, i64)
-    name, size = NAMES[place.literal_value], source_size(NAMES[place.literal_value], m.literal_value)
+    signature = types.void(place, m, r, src, i64, i64, i64, dst, i64, i64, i64, i64)
+    name = NAMES[place.literal_value]
+    formula, size = formula_of(name, m.literal_value, r.literal_value)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        src_, src0_, src_row_, src_col_, dst_, dst0_, dst_row_, dst_col_, channels_ = args[2:]
+        src_, src0_, src_row_, src_col_, dst_, dst0_, dst_row_, dst_col_, channels_ = args[3:]
         itemsize = src.dtype.bitwidth // 8
         lanes = ir.Constant(ir.IntType(64), VECTOR_BYTES // itemsize)
         with cgutils.for_range(builder, builder.udiv(channels_, lanes)) as loop:
@@ -202,7 +220,7 @@ def _transform(typingctx, place, m, src, src0, src_row, src_col, dst, dst0, dst_
             def load(i: int, j: int) -> _Lanes:
                 return _Lanes(builder, _load(builder, source(i, j), itemsize))
 
-            for i, row in enumerate(both_ways(FORMULAS[name], load, size)):
+            for i, row in enumerate(both_ways(formula, load, size)):
                 for j, cell in enumerate(row):
                     value = cell.value
                     if name == "input gradient":
@@ -213,15 +231,16 @@ def _transform(typingctx, place, m, src, src0, src_row, src_col, dst, dst0, dst_
     return signature, codegen
 
 
-def _transform_twin(place, m, src, src0, src_row, src_col, dst, dst0, dst_row, dst_col, channels):
+def _transform_twin(place, m, r, src, src0, src_row, src_col, dst, dst0, dst_row, dst_col, channels):
     """What `_transform` computes, in NumPy: runs where Numba is switched off."""
     name = NAMES[place]
+    formula, size = formula_of(name, m, r)
 
     def load(i: int, j: int) -> np.ndarray:
         start = src0 + i * src_row + j * src_col
         return src[start : start + channels].copy()
 
-    for i, row in enumerate(both_ways(FORMULAS[name], load, source_size(name, m))):
+    for i, row in enumerate(both_ways(formula, load, size)):
         for j, cell in enumerate(row):
             start = dst0 + i * dst_row + j * dst_col
             if name == "input gradient":
@@ -254,19 +273,20 @@ def _pooled(builder: Any, grid: Tile) -> tuple[Tile, Tile]:
 
 
 @intrinsic(prefer_literal=True)
-def _finish(typingctx, m, pooled, wants, src, src0, src_row, src_col, dst, argmax, dst0, dst_row, dst_col, rows,
+def _finish(typingctx, m, r, pooled, wants, src, src0, src_row, src_col, dst, argmax, dst0, dst_row, dst_col, rows,
             columns, channels):  # fmt: skip
     """`output_tile` on one tile of points, and (if `pooled`) 2x2 max-pooling of the outputs, for `channels` (a
     multiple of the vector's lanes): the first `rows` times `columns` results into dst, and (if `wants`) the
-    winners' places into argmax. m, pooled and wants are literals.
+    winners' places into argmax. m, r, pooled and wants are literals.
     """
-    if not all(isinstance(t, types.IntegerLiteral) for t in (m, pooled, wants)):
+    if not all(isinstance(t, types.IntegerLiteral) for t in (m, r, pooled, wants)):
         return None
     i64 = types.int64
-    signature = types.void(m, pooled, wants, src, i64, i64, i64, dst, argmax, *[i64] * 6)
+    formula, points = formula_of("output", m.literal_value, r.literal_value)
+    signature = types.void(m, r, pooled, wants, src, i64, i64, i64, dst, argmax, *[i64] * 6)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        src_, src0_, src_row_, src_col_, dst_, argmax_, dst0_, dst_row_, dst_col_, rows_, columns_, channels_ = args[3:]
+        src_, src0_, src_row_, src_col_, dst_, argmax_, dst0_, dst_row_, dst_col_, rows_, columns_, channels_ = args[4:]
         itemsize = src.dtype.bitwidth // 8
         lanes = ir.Constant(ir.IntType(64), VECTOR_BYTES // itemsize)
         with cgutils.for_range(builder, builder.udiv(channels_, lanes)) as loop:
@@ -279,7 +299,7 @@ def _finish(typingctx, m, pooled, wants, src, src0, src_row, src_col, dst, argma
             def load(i: int, j: int) -> _Lanes:
                 return _Lanes(builder, _load(builder, source(i, j), itemsize))
 
-            grid = both_ways(output_tile, load, m.literal_value + 2)
+            grid = both_ways(formula, load, points)
             values: Tile = [[cell.value for cell in row] for row in grid]
             places: Tile = ()
             if pooled.literal_value:
@@ -315,7 +335,7 @@ def _finish(typingctx, m, pooled, wants, src, src0, src_row, src_col, dst, argma
     return signature, codegen
 
 
-def _finish_twin(m, pooled, wants, src, src0, src_row, src_col, dst, argmax, dst0, dst_row, dst_col, rows, columns,
+def _finish_twin(m, r, pooled, wants, src, src0, src_row, src_col, dst, argmax, dst0, dst_row, dst_col, rows, columns,
                  channels):  # fmt: skip
     """What `_finish` computes, in NumPy: runs where Numba is switched off."""
 
@@ -323,7 +343,8 @@ def _finish_twin(m, pooled, wants, src, src0, src_row, src_col, dst, argmax, dst
         start = src0 + i * src_row + j * src_col
         return src[start : start + channels]
 
-    grid = np.array([list(row) for row in both_ways(output_tile, load, m + 2)])
+    formula, points = formula_of("output", m, r)
+    grid = np.array([list(row) for row in both_ways(formula, load, points)])
     places = np.zeros(grid.shape, int)
     if pooled:
         windows = grid.reshape(m // 2, 2, m // 2, 2, channels).swapaxes(1, 2).reshape(m // 2, m // 2, 4, channels)
@@ -342,8 +363,8 @@ if numba.config.DISABLE_JIT:
 
 
 @lru_cache(maxsize=64)
-def transform_kernel(name: str, m: int) -> Kernel:
-    """A kernel that applies the formula `name` to the tiles start..stop.
+def transform_kernel(name: str, m: int, r: int) -> Kernel:
+    """A kernel that applies the formula `name` of F(m x m, r x r) to the tiles start..stop.
 
     Its arguments: (src, dst, source, target, channels, width): `source` and `target` are (start, row, column,
     tile, block): the place of the first tile in the flat array, and the distances between rows, columns, tiles
@@ -359,21 +380,21 @@ def transform_kernel(name: str, m: int) -> Kernel:
         for tile in range(start, stop):
             a, b = src0 + tile * src_tile, dst0 + tile * dst_tile
             for c in range(0, channels, width):
-                _transform(place, m, src, a, src_row, src_col, dst, b, dst_row, dst_col, min(width, channels - c))
+                _transform(place, m, r, src, a, src_row, src_col, dst, b, dst_row, dst_col, min(width, channels - c))
                 a += src_block
                 b += dst_block
 
     return transform
 
 
-def transform_address(name: str, m: int, dtype: Any) -> Any:
+def transform_address(name: str, m: int, r: int, dtype: Any) -> Any:
     """What `call` takes to run that kernel on arrays of `dtype`."""
     x, places = empty(dtype), (0, 0, 0, 0, 0)
-    return address_for(transform_kernel(name, m), x, x, places, places, 0, 0)
+    return address_for(transform_kernel(name, m, r), x, x, places, places, 0, 0)
 
 
 @lru_cache(maxsize=8)
-def output_kernel(m: int, pooled: bool, wants: bool) -> Kernel:
+def output_kernel(m: int, r: int, pooled: bool, wants: bool) -> Kernel:
     """A kernel that turns the tiles of points start..stop of one row of tiles into outputs, max-pooled in
     windows of 2x2 if `pooled`, with their winners if `wants`.
 
@@ -390,12 +411,12 @@ def output_kernel(m: int, pooled: bool, wants: bool) -> Kernel:
         for tile in range(start, stop):
             a, b = src0 + tile * src_tile, dst0 + tile * dst_tile
             left = columns - tile * size
-            _finish(m, pool, want, src, a, src_row, src_col, dst, argmax, b, dst_row, dst_col, rows, left, channels)
+            _finish(m, r, pool, want, src, a, src_row, src_col, dst, argmax, b, dst_row, dst_col, rows, left, channels)
 
     return finish
 
 
-def output_address(m: int, pooled: bool, wants: bool, dtype: Any, argmax_dtype: Any) -> Any:
+def output_address(m: int, r: int, pooled: bool, wants: bool, dtype: Any, argmax_dtype: Any) -> Any:
     """What `call` takes to run that kernel on arrays of these dtypes."""
     x, places = empty(dtype), (0, 0, 0, 0)
-    return address_for(output_kernel(m, pooled, wants), x, x, empty(argmax_dtype), places, places, 0, 0, 0)
+    return address_for(output_kernel(m, r, pooled, wants), x, x, empty(argmax_dtype), places, places, 0, 0, 0)
