@@ -107,28 +107,14 @@ def _micro_kernel() -> str:
 
 
 def _threads() -> str:
+    import numba
+
     from fastcnn.kernels.cpu.runtime import max_threads
 
+    if numba.config.DISABLE_JIT:
+        return "one: NUMBA_DISABLE_JIT is set, so that kernels run uncompiled and very slowly"
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{max_threads()} used by default; {allowed} of {os.cpu_count()} processors are open to this process"
-
-
-def _threading_layer() -> str:
-    import numba
-    import numpy as np
-
-    from fastcnn.kernels import get_backend
-
-    if numba.config.DISABLE_JIT:
-        return "none: NUMBA_DISABLE_JIT is set, so that kernels run uncompiled and very slowly"
-    kernels = get_backend("cpu")
-    if kernels.max_threads() == 1:
-        return "none needed for one thread"
-    logits = np.zeros((4096, 64), np.float32)
-    with kernels.threads(None):
-        kernels.softmax(logits, np.empty_like(logits))
-    layer = numba.threading_layer()
-    return layer + (" (in one Python thread at a time; others compute serially)" if layer == "workqueue" else "")
 
 
 def _compiled_code() -> str:
@@ -220,7 +206,6 @@ _CHECKS = {
     "CPU features": _features,
     "micro-kernel": _micro_kernel,
     "threads": _threads,
-    "threading layer": _threading_layer,
     "BLAS": _blas,
     "CUDA": _cuda,
     "compiled code": _compiled_code,

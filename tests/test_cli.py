@@ -479,7 +479,6 @@ def test_doctor():
         "llvmlite 0",
         "scikit-learn 1",
         "CPU features",
-        "threading layer",
         "CUDA",
         "BLAS",
     ):

@@ -52,7 +52,7 @@ def test_threads_are_given_back():
     assert runtime.lanes() == 1
 
 
-def test_two_threads_under_workqueue_do_not_abort():
+def test_callers_in_two_threads_share_the_crew():
     code = (
         TRAIN
         + """
@@ -63,11 +63,34 @@ def work(i):
 workers = [threading.Thread(target=work, args=(i,)) for i in range(2)]
 for worker in workers: worker.start()
 for worker in workers: worker.join()
-import numba
-print(numba.threading_layer(), found == alone)
+print(found == alone, sum(t.name.startswith("fastcnn-") for t in threading.enumerate()))
 """
     )
-    assert run(code, NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2") == "workqueue True"
+    assert run(code, NUMBA_NUM_THREADS="2") == "True 1"
+
+
+def test_more_lanes_than_cores():
+    code = "import os\nprint(os.cpu_count())\n" + TRAIN.replace("n_jobs=2", "n_jobs=None") + "print(train(0))"
+    many, losses = run(code, NUMBA_NUM_THREADS=str(4 * (os.cpu_count() or 1))).splitlines()
+    one = run(code, NUMBA_NUM_THREADS="1").splitlines()
+    assert one == [many, losses]
+
+
+def test_lanes_sleep_and_wake():
+    code = (
+        TRAIN
+        + """
+import time
+from fastcnn.kernels.cpu import crew
+first = train(0)
+time.sleep(0.3)  # long enough to fall asleep
+before = time.thread_time(), time.process_time()
+time.sleep(0.5)
+used = time.process_time() - before[1]
+print(train(0) == first, used < 0.2)
+"""
+    )
+    assert run(code, NUMBA_NUM_THREADS="2") == "True True"
 
 
 def test_without_a_home_to_write_to(tmp_path):

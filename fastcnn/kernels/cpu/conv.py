@@ -89,7 +89,7 @@ def conv2d_forward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes: 
     """Elements: packed weights, then for each lane a padded image and a band."""
     size = np.dtype(dtype).itemsize
     if geometry.winograd and n:
-        return forward_scratch(geometry, pool, size, lanes)
+        return forward_scratch(geometry, pool, n, size, lanes)
     band = _round(_band_rows(geometry, pool) * geometry.q * geometry.k) if has_pool(pool) else 0
     return _round(_packed_forward(geometry, size)) + lanes * (_image(geometry) + band)
 

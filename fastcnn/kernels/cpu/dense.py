@@ -19,7 +19,7 @@ import numpy as np
 
 from fastcnn.kernels.cpu._blas import gemm
 from fastcnn.kernels.cpu.epilogue import activate_address, activate_rows, gradient_before
-from fastcnn.kernels.cpu.launch import Kernel, call, launch, on_host, unpack
+from fastcnn.kernels.cpu.launch import ColumnKernel, Kernel, call, launch, on_host, unpack
 from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
 from fastcnn.kernels.cpu.runtime import U, as_input, one_blas_thread
 
@@ -173,7 +173,7 @@ def _weight_rows(start, stop, lane, args):
         call(multiply, start, stop, lane, tile)
 
 
-@Kernel
+@ColumnKernel
 def _bias_columns(start, stop, lane, args):
     dz, rows, columns, db = unpack(args)
     for j in range(start, stop):

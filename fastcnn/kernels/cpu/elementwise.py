@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastcnn.kernels.cpu.epilogue import activate_address, gradient_before
-from fastcnn.kernels.cpu.launch import ExactKernel, Kernel, call, launch, unpack
+from fastcnn.kernels.cpu.launch import ColumnKernel, Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.runtime import U, as_input, jit
 
 
@@ -26,7 +26,7 @@ def bias_forward(x, bias, y):
     launch(_add_bias, x.shape[0], x.size, x.reshape(-1), bias, y.reshape(-1))
 
 
-@ExactKernel
+@ColumnKernel
 def _sum_columns(start, stop, lane, args):
     """Columns, not rows, are cut into lanes: each is summed in one order."""
     dy, rows, sums, db = unpack(args)

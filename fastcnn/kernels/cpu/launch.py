@@ -1,14 +1,12 @@
 """How kernels are called: by address, over lanes.
 
 A kernel is a serial function `kernel(start, stop, lane, args)` over a range of items; `args` points to a
-tuple, which the kernel takes apart with `unpack(args)`. `launch(kernel, n, work, *args)` cuts n items into one
-contiguous range for each lane (thread) and calls it in parallel where the runtime allows that, and serially,
-with the same result, where it does not.
+tuple, which the kernel takes apart with `unpack(args)`. `launch(kernel, n, work, *args)` has the crew cut n
+items into contiguous ranges for its lanes (threads); `lane` says whose scratch a range may use.
 
 Why by address: Numba links the whole code of a callee into each caller and optimises it again, which for a
 convolution under a `parallel=True` driver took over 20 s. Called through a pointer, each kernel is compiled
-once, and one small parallel driver serves all of them. Kernels call each other the same way (`call`), where
-inlining would only multiply code.
+once. Kernels call each other the same way (`call`), where inlining would only multiply code.
 
 Within `record` launches are kept, not run: a `Program` then runs all of them in one call, without Python in
 between. So a small network's step costs what its kernels do.
@@ -22,12 +20,13 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
-from fastcnn.kernels.cpu.runtime import jit, pool_of_threads, recording, recording_into
+from fastcnn.kernels.cpu import crew
+from fastcnn.kernels.cpu.runtime import jit, lanes, recording, recording_into
 
 _WORD = ir.IntType(64)
 _POINTER = ir.IntType(8).as_pointer()
@@ -74,17 +73,6 @@ def call(typingctx, address, start, stop, lane, args):
 
 
 @intrinsic
-def _call_at(typingctx, address, start, stop, lane, pointer):
-    signature = types.void(*[types.int64] * 5)
-
-    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        _call_pointer(builder, values[0], values[1:4], builder.inttoptr(values[4], _POINTER))
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@intrinsic
 def unpack(typingctx, pointer):
     """The tuple of arguments that a kernel was called with."""
     if not isinstance(pointer, types.CPointer):
@@ -98,37 +86,6 @@ def unpack(typingctx, pointer):
     return pointer.dtype(pointer), codegen
 
 
-@jit(parallel=True)
-def _run_lanes(address, pointer, lanes, n):
-    for lane in prange(lanes):
-        _call_at(address, n * lane // lanes, n * (lane + 1) // lanes, lane, pointer)
-
-
-@intrinsic
-def _call_driver(typingctx, driver, address, pointer, lanes, n):
-    """Through an address, too: linked in, the driver would be compiled again with every caller."""
-    signature = types.void(*[types.int64] * 5)
-
-    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        driver_type = ir.FunctionType(ir.VoidType(), [_WORD] * 4)
-        builder.call(builder.inttoptr(values[0], driver_type.as_pointer()), list(values[1:]))
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@jit
-def _run_calls(driver, calls, lanes, small):
-    """Each row of `calls`: a kernel's address, its arguments' address, how many items, how much work."""
-    for i in range(calls.shape[0]):
-        address, pointer, n, work = calls[i]
-        count = min(lanes, n) if work >= small else 1
-        if count > 1:
-            _call_driver(driver, address, pointer, count, n)
-        else:
-            _call_at(address, 0, n, 0, pointer)
-
-
 def _compiled_address(function: Any, signature: tuple[Any, ...]) -> int:
     """Address of a jitted function's C entry for `signature`, compiled (or read from the cache) if need be."""
     function.compile(signature)
@@ -140,6 +97,7 @@ class Kernel:
     """A kernel `function(start, stop, lane, args)`, compiled for each tuple of argument types it meets."""
 
     exact = False
+    pieces = crew.PIECES  # into which a lane's share of the items is cut
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.function = jit(function, exact=self.exact)
@@ -163,17 +121,13 @@ class ExactKernel(Kernel):
     exact = True
 
 
-_driver_address = 0
+class ColumnKernel(ExactKernel):
+    """The same, over columns: lanes get one wide range each."""
+
+    pieces = 1
 
 
-def _driver() -> int:
-    global _driver_address
-    if not _driver_address:
-        _driver_address = _compiled_address(_run_lanes, (types.int64,) * 4)
-    return _driver_address
-
-
-SMALL = 1 << 16  # operations, about 20 microseconds: below that, waking other threads costs more than they save
+SMALL = 1 << 14  # operations, a few microseconds: below that, sharing them costs more than it saves
 
 
 def _layout(value: Any, out: bytearray) -> int:
@@ -220,7 +174,7 @@ class Program:
         self._kept.append((args, packed))
         if not self._parts or callable(self._parts[-1]):
             self._parts.append([])
-        self._parts[-1].append((kernel.address(args), packed.ctypes.data, n, min(work, 1 << 62)))
+        self._parts[-1].append(_row(kernel, packed, n, work, args))
 
     def add_host(self, function: Callable[[], None]) -> None:
         self._parts.append(function)
@@ -234,8 +188,11 @@ class Program:
             if callable(part):
                 part()
             else:
-                with pool_of_threads() as count:
-                    _run_calls(_driver(), part, count, SMALL)
+                crew.run(part, lanes(), SMALL)
+
+
+def _row(kernel: Kernel, packed: np.ndarray, n: int, work: int, args: tuple[Any, ...]) -> tuple[int, ...]:
+    return kernel.address(args), packed.ctypes.data, n, min(work, 1 << 62), kernel.pieces
 
 
 def launch(kernel: Kernel, n: int, work: int, *args: Any) -> None:
@@ -252,9 +209,7 @@ def launch(kernel: Kernel, n: int, work: int, *args: Any) -> None:
         program.add(kernel, n, work, args)
         return
     packed = _packed(args)
-    calls = np.array([[kernel.address(args), packed.ctypes.data, n, min(work, 1 << 62)]], np.int64)
-    with pool_of_threads() as count:
-        _run_calls(_driver(), calls, count, SMALL)
+    crew.run(np.array([_row(kernel, packed, n, work, args)], np.int64), lanes(), SMALL)
 
 
 def on_host(function: Callable[[], None]) -> None:

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from fastcnn.kernels.cpu.launch import ExactKernel, Kernel, launch, unpack
+from fastcnn.kernels.cpu.launch import ColumnKernel, Kernel, launch, unpack
 from fastcnn.kernels.cpu.runtime import U, as_input
 
 
-@ExactKernel
+@ColumnKernel
 def _forward(start, stop, lane, args):
     x, gamma, beta, running_mean, running_var, momentum, epsilon, y, mean, inv_std, sums = unpack(args)
     c = gamma.shape[0]
@@ -105,7 +105,7 @@ def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, y):
     launch(_inference, x.shape[0], x.size, x.reshape(-1), mean, scale, beta, y.reshape(-1))
 
 
-@ExactKernel
+@ColumnKernel
 def _backward(start, stop, lane, args):
     x, gamma, mean, inv_std, dy, dx, dgamma, dbeta, sums = unpack(args)
     c = gamma.shape[0]

@@ -1,9 +1,8 @@
 """How kernels are compiled and on how many threads they run: the one place with a policy on either.
 
-Threads. A kernel is a serial, nogil function over a range of items; a thin parallel driver (`launch`) gives
-each *lane* (thread) a contiguous range. `lanes()` says how many a call may use now. Numba's OpenMP layer
-hangs or kills a forked child, and its workqueue layer aborts the process when two Python threads enter it;
-there a kernel gets one lane, and computes the same bits.
+Threads. A kernel is a serial, nogil function over a range of items, which the crew cuts up for its *lanes*
+(threads). `lanes()` says how many a call may use now. Numba's own threading layers are not used: OpenMP's hangs
+or kills a forked child, and workqueue's aborts the process when two Python threads enter it.
 
 Compilation. `jit` is `numba.njit` with the flags all kernels share and a cache whose directory is always
 writable and is keyed by the sources of the kernels, since Numba does not notice a change in another file than
@@ -35,18 +34,6 @@ FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 U = np.uintp
 
 _state = threading.local()
-_pool_lock = threading.Lock()
-_forked = False
-
-
-def _after_fork_in_child() -> None:
-    global _forked, _pool_lock
-    _forked = True
-    _pool_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def max_threads(asked: int | None = None) -> int:
@@ -65,7 +52,7 @@ def max_threads(asked: int | None = None) -> int:
 def threads(asked: int | None) -> Iterator[int]:
     """Within the block, kernels called from this thread use up to `asked` threads."""
     before = getattr(_state, "lanes", None)
-    _state.lanes = 1 if _forked else max_threads(asked)
+    _state.lanes = max_threads(asked)
     try:
         yield _state.lanes
     finally:
@@ -84,7 +71,7 @@ def one_blas_thread() -> AbstractContextManager[Any]:
 
 def lanes() -> int:
     """How many threads a kernel called now from this thread may use (one outside any `threads` block)."""
-    return 1 if _forked else (getattr(_state, "lanes", None) or 1)
+    return getattr(_state, "lanes", None) or 1
 
 
 def recording() -> Any:
@@ -112,29 +99,6 @@ def as_input(x: np.ndarray) -> np.ndarray:
     if recording() is not None:
         raise ValueError("a program needs contiguous, writable arrays: it reads them where they lie")
     return np.array(x, order="C")
-
-
-@contextmanager
-def pool_of_threads() -> Iterator[int]:
-    """How many lanes kernels get; while the block runs, the thread pool is its own where it must be."""
-    count = lanes()
-    if count < 2 or _layer_takes_many():
-        yield count
-    elif _pool_lock.acquire(blocking=False):
-        try:
-            yield count
-        finally:
-            _pool_lock.release()
-    else:
-        yield 1
-
-
-def _layer_takes_many() -> bool:
-    # No layer is chosen before the first parallel call, so that call is made by one thread alone.
-    try:
-        return numba.threading_layer() != "workqueue"
-    except ValueError:
-        return False
 
 
 # ---------------------------------------------------------------------------------------------------------------- cache
@@ -208,12 +172,12 @@ class _Cache(FunctionCache):
     _impl_class = _CacheImpl
 
 
-def jit(function: Callable[..., Any] | None = None, *, parallel: bool = False, exact: bool = False) -> Any:
+def jit(function: Callable[..., Any] | None = None, *, exact: bool = False) -> Any:
     """Compile a kernel: nogil, the shared fast-math flags (none if `exact`), cached where possible."""
     if function is None:
-        return lambda f: jit(f, parallel=parallel, exact=exact)
+        return lambda f: jit(f, exact=exact)
     fastmath = set() if exact else FASTMATH
-    compiled = numba.njit(function, nogil=True, parallel=parallel, fastmath=fastmath, error_model="numpy")
+    compiled = numba.njit(function, nogil=True, fastmath=fastmath, error_model="numpy")
     if not numba.config.DISABLE_JIT and cache_dir() is not None:
         compiled._cache = _Cache(compiled.py_func)
     return compiled

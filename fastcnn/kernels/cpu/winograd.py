@@ -7,8 +7,8 @@ times the channels make a matrix, and the convolution is that many matrix produc
     weight gradient  dU = V' dM      dM: tiles of the gradient dz before bias, activation and pooling
     input gradient   dV = dM U'
 
-Forward, a lane owns rows of tiles and takes a few at a time through all of it, so that V, one panel of M and
-the output are still in its cache. Backward goes in blocks of images, in three launches: lanes own images and
+Forward, a lane takes a block of tiles at a time through all of it, so that V, one panel of M and the output are
+still in its cache. Backward goes in blocks of images, in three launches: lanes own images and
 transform, own points and multiply, own images and add the tiles of dx up. So each point's dU is summed by one
 lane in one order, whatever the number of lanes. V and dM lie in panels there: [point][channels / width][tile]
 [width].
@@ -119,8 +119,9 @@ def _pad_rows(x, n, first, rows, g, pitch, out, out0):
 class ForwardSizes(NamedTuple):
     """Of the forward pass; offsets from a lane's start."""
 
-    tile_rows: int  # taken at a time
+    tile_rows: int  # in a block, which is taken at a time
     unit: int  # tile rows that must stay together: an image's, where pooling windows cross them
+    total: int  # tile rows in the batch
     weights: int
     u_point: int
     v_point: int
@@ -139,11 +140,15 @@ def _pools_tiles(pool: Any) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _forward_sizes(g: Any, pool: Any, itemsize: int) -> ForwardSizes:
+def _forward_sizes(g: Any, pool: Any, n: int, itemsize: int) -> ForwardSizes:
     t = _layout(g, itemsize)
     by_image = has_pool(pool) and not _pools_tiles(pool)
     unit = t.rows if by_image else 1
-    tile_rows = unit * max(1, TILES // (t.columns * unit))
+    units = n * t.rows // unit
+    blocks = -(-units // max(1, TILES // (t.columns * unit)))
+    if blocks < 16:  # few: an even number of equal ones, for an even number of lanes
+        blocks = min(units, blocks + blocks % 2)
+    tile_rows = unit * -(-units // blocks)
     tiles = tile_rows * t.columns
     points = t.side**2
     u_point, v_point, m_point = _odd(g.c * t.width), _odd(tiles * g.c), _odd(tiles * t.width)
@@ -152,12 +157,12 @@ def _forward_sizes(g: Any, pool: Any, itemsize: int) -> ForwardSizes:
     z = m + points * m_point
     lane = z + by_image * _round(tile_rows * t.m * t.columns * t.m * g.k)
     return ForwardSizes(
-        tile_rows, unit, g.k // t.width * points * u_point, u_point, v_point, m_point, v, m, z, lane
+        tile_rows, unit, units * unit, g.k // t.width * points * u_point, u_point, v_point, m_point, v, m, z, lane
     )  # fmt: skip
 
 
 @Kernel
-def _forward_rows(start, stop, lane, args):
+def _forward_blocks(start, stop, lane, args):
     x, bias, y, argmax, scratch, t, sizes, kernels, tables, g, act, pool = unpack(args)
     multiply, to_points, finish, activate, pool_rows = kernels  # pool_rows: 0 where no window crosses tiles
     v_rows, m_rows, segment = tables
@@ -170,8 +175,9 @@ def _forward_rows(start, stop, lane, args):
     if pool_rows != 0:
         out, pitch, per_tile, rows = scratch, t.columns * t.m, t.m, t.rows * t.m
     fill_zero(scratch, base, base + t.strip)
-    for first in range(start * sizes.unit, stop * sizes.unit, sizes.tile_rows):
-        count = min(sizes.tile_rows, stop * sizes.unit - first)
+    for block in range(start, stop):
+        first = block * sizes.tile_rows
+        count = min(sizes.tile_rows, sizes.total - first)
         for i in range(count):
             n, row = (first + i) // t.rows, (first + i) % t.rows
             _pad_rows(x, n, row * t.m - g.pad_top, t.side, g, t.pitch, scratch, base)
@@ -203,16 +209,16 @@ def _forward_rows(start, stop, lane, args):
                 call(activate, p0 * pitch, p1 * pitch, lane, (y, g.k, bias, act))
 
 
-def forward_scratch(geometry: Any, pool: Any, itemsize: int, lanes: int) -> int:
+def forward_scratch(geometry: Any, pool: Any, n: int, itemsize: int, lanes: int) -> int:
     """Elements: transformed weights, then for each lane a strip, V, a panel of M and where need be the output."""
-    sizes = _forward_sizes(geometry, pool, itemsize)
+    sizes = _forward_sizes(geometry, pool, n, itemsize)
     return sizes.weights + lanes * sizes.lane
 
 
 def winograd_forward(x, weight, bias, geometry, activation, pool, y, argmax, scratch):
     """y = maxpool(activation(conv(x) + bias)), as `conv2d_block_forward`."""
     g, n = geometry, x.shape[0]
-    t, sizes = _layout(g, y.itemsize), _forward_sizes(g, pool, y.itemsize)
+    t, sizes = _layout(g, y.itemsize), _forward_sizes(g, pool, n, y.itemsize)
     points, pooled = t.side**2, has_pool(pool) and _pools_tiles(pool)
     finish = output_address(t.m, t.r, pooled, pooled and argmax.size > 0, y.dtype, argmax.dtype)
     launch(
@@ -221,7 +227,7 @@ def winograd_forward(x, weight, bias, geometry, activation, pool, y, argmax, scr
         (0, t.side * sizes.u_point, sizes.u_point, t.width, points * sizes.u_point), g.k, t.width,
     )  # fmt: skip
     launch(
-        _forward_rows, n * t.rows // sizes.unit, _operations(g, n), x.reshape(-1), bias, y.reshape(-1),
+        _forward_blocks, -(-sizes.total // sizes.tile_rows), _operations(g, n), x.reshape(-1), bias, y.reshape(-1),
         argmax.reshape(-1), scratch, t, sizes,
         (
             multiply_rows_address(y.dtype), transform_address("input", t.m, t.r, y.dtype), finish,

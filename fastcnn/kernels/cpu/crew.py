@@ -1,0 +1,311 @@
+"""Threads that run kernels together: a crew of its own, made for many short launches one after another.
+
+The caller leads as lane 0; each other lane is a Python thread inside compiled code, without the GIL. A program
+is a table of calls. Each call's items are cut into pieces, a few for each lane: a lane takes its own, then what
+others have not begun, and goes on to the next call when all pieces are done. So nobody waits for a lane that the
+system has not given a core: the caller alone would finish everything. (OpenMP gives each thread its share and
+waits. With another process on one of two cores, that made training eight times slower than one thread.)
+
+Between programs a lane spins for a while, then sleeps until it is woken. What lanes share lies on the *board*,
+and in counters that carry the number of the run (`epoch`): a lane that comes late finds nothing to take.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import threading
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastcnn.kernels.cpu.runtime import jit
+
+llvm.initialize_native_asmparser()  # for `pause`
+
+LINE = 64  # bytes of a cache line: shared words lie on lines of their own
+PIECES = 4  # for each lane, of a call's items
+SPINS = 20_000  # pauses before a lane sleeps: about 0.3 milliseconds, longer than what lies between two steps
+PATIENCE = 2_000  # pauses before a waiting lane offers its core to others
+EPOCHS = 1 << 31
+
+# The board, in lines.
+_EPOCH, _CALLS, _COUNT, _COUNTERS, _LANES, _SMALL, _ASLEEP = range(7)
+ROW = 5  # words of a call: kernel, arguments, items, work, pieces for each lane
+
+_WORD = ir.IntType(64)
+
+
+def _pointer(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, _WORD.as_pointer())
+
+
+@intrinsic
+def _load(typingctx, address):
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load_atomic(_pointer(builder, args[0]), "seq_cst", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def _store(typingctx, address, value):
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store_atomic(args[1], _pointer(builder, args[0]), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _add(typingctx, address, value):
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", _pointer(builder, args[0]), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _swap(typingctx, address, old, new):
+    """Put `new` where `old` is; whether it was."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        result = builder.cmpxchg(_pointer(builder, args[0]), args[1], args[2], "seq_cst", "seq_cst")
+        return builder.extract_value(result, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _call_at(typingctx, address, start, stop, lane, pointer):
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_WORD] * 3 + [cgutils.voidptr_t])
+        function = builder.inttoptr(args[0], kind.as_pointer())
+        builder.call(function, [*args[1:4], builder.inttoptr(args[4], cgutils.voidptr_t)])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), codegen
+
+
+_PAUSE = {"x86_64": "pause", "AMD64": "pause", "aarch64": "yield", "arm64": "yield"}.get(platform.machine(), "")
+
+
+@intrinsic
+def _pause(typingctx):
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.asm(ir.FunctionType(ir.VoidType(), []), _PAUSE, "~{memory}", (), True)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+if os.name == "posix":
+    _sched_yield = types.ExternalFunction("sched_yield", types.int32())
+
+    @jit
+    def _offer_core():
+        _sched_yield()
+
+else:
+
+    @jit
+    def _offer_core():
+        pass
+
+
+@jit
+def _pieces(n, work, small, lanes, each):
+    """Into how many pieces n items are cut: one, where there is little to do."""
+    return min(n, lanes * each) if work >= small else min(n, 1)
+
+
+@jit
+def _take(counter, epoch):
+    """One of the pieces left, -1 if there is none or the run is over."""
+    while True:
+        value = _load(counter)
+        left = value & 0xFFFFFFFF
+        if value >> 32 != epoch or left == 0:
+            return -1
+        if _swap(counter, value, value - 1):
+            return left - 1
+
+
+@jit
+def _take_part(board, epoch, calls, count, counters, lanes, small, lane):
+    """Go through a program as one of its lanes."""
+    for i in range(count):
+        own = counters + i * (lanes + 1) * LINE
+        undone = own + lanes * LINE
+        for shift in range(lanes):
+            owner = (lane + shift) % lanes
+            while True:
+                left = _take(own + owner * LINE, epoch)
+                if left < 0:
+                    break
+                # Only now: with a piece in hand, the run waits for this lane, and its table stays.
+                row = calls + i * ROW * 8
+                n = _load(row + 16)
+                total = _pieces(n, _load(row + 24), small, lanes, _load(row + 32))
+                piece = total * (owner + 1) // lanes - 1 - left
+                _call_at(_load(row), n * piece // total, n * (piece + 1) // total, lane, _load(row + 8))
+                _add(undone, -1)
+        waited = 0
+        while _load(undone) > 0:
+            if lane > 0 and _load(board + _EPOCH * LINE) != epoch:
+                return
+            waited += 1
+            if waited > PATIENCE:
+                _offer_core()
+            _pause()
+
+
+@jit
+def _lead(board, epoch, calls, count, counters, lanes, small):
+    """Run a program as lane 0, for the others to join."""
+    _store(board + _EPOCH * LINE, -1)
+    for i in range(count):
+        row, own = calls + i * ROW * 8, counters + i * (lanes + 1) * LINE
+        total = _pieces(_load(row + 16), _load(row + 24), small, lanes, _load(row + 32))
+        for owner in range(lanes):
+            share = total * (owner + 1) // lanes - total * owner // lanes
+            _store(own + owner * LINE, (epoch << 32) + share)
+        _store(own + lanes * LINE, total)
+    _store(board + _CALLS * LINE, calls)
+    _store(board + _COUNT * LINE, count)
+    _store(board + _COUNTERS * LINE, counters)
+    _store(board + _LANES * LINE, lanes)
+    _store(board + _SMALL * LINE, small)
+    _store(board + _EPOCH * LINE, epoch)
+    _take_part(board, epoch, calls, count, counters, lanes, small, 0)
+
+
+@jit
+def _run_alone(calls, count):
+    for i in range(count):
+        row = calls + i * ROW * 8
+        _call_at(_load(row), 0, _load(row + 16), 0, _load(row + 8))
+
+
+@jit
+def _serve(board, lane, seen):
+    """Take part in every program that comes, until none has come for a while; returns the last one's epoch."""
+    idle = 0
+    while idle < SPINS:
+        epoch = _load(board + _EPOCH * LINE)
+        if epoch == seen or epoch < 0:
+            idle += 1
+            _pause()
+            continue
+        calls, count = _load(board + _CALLS * LINE), _load(board + _COUNT * LINE)
+        counters, lanes = _load(board + _COUNTERS * LINE), _load(board + _LANES * LINE)
+        small = _load(board + _SMALL * LINE)
+        if _load(board + _EPOCH * LINE) == epoch:  # else the next one is being written
+            if lane < lanes:
+                _take_part(board, epoch, calls, count, counters, lanes, small, lane)
+            seen, idle = epoch, 0
+    return seen
+
+
+@jit
+def _fall_asleep(board, lane, seen):
+    """Whether the lane must now wait to be woken: not if a program has come meanwhile."""
+    _store(board + (_ASLEEP + lane) * LINE, 1)
+    epoch = _load(board + _EPOCH * LINE)
+    return epoch == seen or not _swap(board + (_ASLEEP + lane) * LINE, 1, 0)
+
+
+@jit
+def _wake(board, lane):
+    """Whether the lane was asleep; it is not any more."""
+    return _swap(board + (_ASLEEP + lane) * LINE, 1, 0)
+
+
+class Crew:
+    """The process's lanes beside its callers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._alarms: list[Any] = [None]  # a lock for each lane but 0, held while it need not wake
+        self._epochs = itertools.cycle(range(1, EPOCHS))
+        self._board, self._counters = _lines(0), _lines(0)
+        self._kept: list[np.ndarray] = []  # boards and counters of before: a late lane may still look at them
+
+    def run(self, calls: np.ndarray, lanes: int, small: int) -> None:
+        """Run the program `calls` (rows of ROW int64) on up to `lanes` lanes; on one, if another thread has them."""
+        count, address = len(calls), calls.ctypes.data
+        if lanes < 2 or not self._lock.acquire(blocking=False):
+            _run_alone(address, count)
+            return
+        try:
+            if lanes > len(self._alarms):
+                self._hire(lanes)
+            if count * (lanes + 1) * LINE > self._counters.nbytes:
+                self._kept.append(self._counters)
+                self._counters = _lines(2 * count * (lanes + 1))
+            board = self._board.ctypes.data
+            for lane in range(1, lanes):
+                if _wake(board, lane):
+                    self._alarms[lane].release()
+            _lead(board, next(self._epochs), address, count, self._counters.ctypes.data, lanes, small)
+        finally:
+            self._lock.release()
+
+    def _hire(self, lanes: int) -> None:
+        if self._board.size == 0:
+            # Compiled here, under one lock: lanes that start together must not all compile.
+            self._board = _lines(_ASLEEP + 1024)
+            board = self._board.ctypes.data
+            _store_word(board, -1)
+            _serve.compile((types.int64, types.int64, types.int64))
+            _fall_asleep.compile((types.int64, types.int64, types.int64))
+        for lane in range(len(self._alarms), min(lanes, 1024)):
+            alarm = threading.Lock()
+            alarm.acquire()
+            self._alarms.append(alarm)
+            arguments = (self._board, lane, alarm)
+            threading.Thread(target=_live, args=arguments, name=f"fastcnn-{lane}", daemon=True).start()
+
+
+@jit
+def _store_word(address, value):
+    _store(address, value)
+
+
+def _lines(count: int) -> np.ndarray:
+    """Zeros, `count` cache lines of them, at a line's start."""
+    raw = np.zeros((count + 1) * LINE // 8, np.int64)
+    start = -raw.ctypes.data % LINE // 8
+    return raw[start : start + count * LINE // 8]
+
+
+def _live(board: np.ndarray, lane: int, alarm: Any) -> None:
+    """A lane's life: serve, sleep, be woken."""
+    address, seen = board.ctypes.data, 0
+    while True:
+        seen = _serve(address, lane, seen)
+        if _fall_asleep(address, lane, seen):
+            alarm.acquire()
+
+
+_crew = Crew()
+
+
+def run(calls: np.ndarray, lanes: int, small: int) -> None:
+    """Run a program on the process's crew."""
+    _crew.run(calls, lanes, small)
+
+
+def _after_fork_in_child() -> None:
+    global _crew
+    _crew = Crew()  # threads do not survive a fork
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
