@@ -1,11 +1,11 @@
 """Dense layers: three matrix products on the micro-kernel, with bias and activation applied to each lane's
 rows while they are hot.
 
-Forward and input gradient cut the batch into lanes and pack the weight block by block (DEPTH of the sum, one
-panel of columns) into a lane's scratch; the weight gradient cuts the rows of the weight, so every sum runs
-over the whole batch in one order.
+Forward cuts the batch into lanes and reads the weight where it lies, but for the last, narrower panel of columns.
+The input gradient cuts the columns of x, the weight gradient the rows of the weight: a lane packs what it needs
+of the other operand, once, and every sum runs over the whole batch in one order.
 
-A weight of BLAS_WEIGHTS elements and more does not stay in any cache, and packing it for a small batch costs
+A weight of BLAS_WEIGHTS elements and more does not stay in any cache, and reading it for a small batch costs
 more than the product: such layers go to BLAS, on one thread, so that their sums do not depend on the thread
 count either.
 """
@@ -19,13 +19,14 @@ import numpy as np
 
 from fastcnn.kernels.cpu._blas import gemm
 from fastcnn.kernels.cpu.epilogue import activate_address, activate_rows, gradient_before
-from fastcnn.kernels.cpu.launch import ColumnKernel, Kernel, call, launch, on_host, unpack
+from fastcnn.kernels.cpu.launch import ColumnKernel, Kernel, RowKernel, call, launch, on_host, unpack
+from fastcnn.kernels.cpu.lowering import PIXELS
 from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
+from fastcnn.kernels.cpu.packing import fill_zero
 from fastcnn.kernels.cpu.runtime import U, as_input, one_blas_thread
 
-DEPTH = 256  # terms of the sum in one packed block: a panel of them stays in the first-level cache
-
-
+DEPTH = 256  # terms of the sum in one pass over the rows: a panel of them stays in the first-level cache
+ROWS = 96  # of the weight gradient at a time: so much of x, packed, stays in the cache beside a panel of dz
 BLAS_WEIGHTS = 1 << 20
 
 
@@ -34,51 +35,60 @@ def _offsets(count: int, pitch: int) -> np.ndarray:
     return np.arange(count, dtype=np.int64) * pitch
 
 
-def dense_forward_scratch(n: int, n_in: int, n_out: int, dtype: Any, lanes: int) -> int:
-    """Elements: a packed block for each lane."""
-    return lanes * DEPTH * panel_width(np.dtype(dtype).itemsize)
-
-
-def dense_backward_scratch(n: int, n_in: int, n_out: int, dtype: Any, lanes: int) -> int:
-    """Elements: the gradient before the activation (readable a panel past its end), then a packed block for
-    each lane.
-    """
-    width = panel_width(np.dtype(dtype).itemsize)
-    return n * n_out + width + lanes * DEPTH * width
+@lru_cache(maxsize=256)
+def _panel_offsets(count: int, width: int, panel: int) -> np.ndarray:
+    return np.arange(count, dtype=np.int64) // width * panel + np.arange(count) % width
 
 
 @Kernel
+def _fill_zero(start, stop, lane, args):
+    (out,) = unpack(args)
+    fill_zero(out, start, stop)
+
+
+def dense_forward_scratch(n: int, n_in: int, n_out: int, dtype: Any, lanes: int) -> int:
+    """Elements: the last panel of the weight."""
+    return n_in * panel_width(np.dtype(dtype).itemsize)
+
+
+def _panels(n_out: int, width: int) -> int:
+    return -(-n_out // width)
+
+
+def dense_backward_scratch(n: int, n_in: int, n_out: int, dtype: Any, lanes: int) -> int:
+    """Elements: the gradient before the activation, in rows and in panels; then a block for each lane, of the
+    weight or of x.
+    """
+    width = panel_width(np.dtype(dtype).itemsize)
+    return n * n_out + _panels(n_out, width) * n * width + lanes * _block(n, n_out, width)
+
+
+def _block(n: int, n_out: int, width: int) -> int:
+    return max(n_out, ROWS // width * n) * width
+
+
+@Kernel
+def _pack_last_panel(start, stop, lane, args):
+    weight, n_out, first, width, scratch = unpack(args)
+    for k in range(start, stop):
+        for j in range(n_out - first):
+            scratch[U(k * width + j)] = weight[U(k * n_out + first + j)]
+        for j in range(n_out - first, width):
+            scratch[U(k * width + j)] = 0
+
+
+@RowKernel
 def _forward_rows(start, stop, lane, args):
     x, weight, bias, y, scratch, sizes, width, multiply, activate, act, x_rows, y_rows, segment = unpack(args)
     n_in, n_out = sizes
-    block0 = lane * DEPTH * width
-    for first in range(0, n_out, width):
-        valid = min(width, n_out - first)
-        for k0 in range(0, n_in, DEPTH):
-            depth = min(DEPTH, n_in - k0)
-            for k in range(depth):
-                source, target = (k0 + k) * n_out + first, block0 + k * width
-                for j in range(valid):
-                    scratch[U(target + j)] = weight[U(source + j)]
-                for j in range(valid, width):
-                    scratch[U(target + j)] = 0
-            tile = (
-                x,
-                k0,
-                x_rows,
-                y,
-                first,
-                y_rows,
-                segment,
-                depth,
-                1,
-                scratch,
-                block0,
-                width,
-                0,
-                valid,
-                k0 > 0,
-            )
+    for k0 in range(0, n_in, DEPTH):
+        depth = min(DEPTH, n_in - k0)
+        for first in range(0, n_out, width):
+            valid = min(width, n_out - first)
+            source, at, step = weight, k0 * n_out + first, n_out
+            if valid < width:
+                source, at, step = scratch, k0 * width, width
+            tile = (x, k0, x_rows, y, first, y_rows, segment, depth, 1, source, at, step, 0, valid, k0 > 0)
             call(multiply, start, stop, lane, tile)
     call(activate, start, stop, lane, (y, n_out, bias, act))
 
@@ -97,6 +107,12 @@ def dense_forward(x, weight, bias, activation, y, scratch):
         on_host(lambda: _gemms((x, weight, y)))
         launch(activate_rows, n, y.size, y.reshape(-1), n_out, bias, tuple(activation))
         return
+    last = n_out - n_out % panel_width(y.itemsize)
+    if last < n_out:
+        launch(
+            _pack_last_panel, n_in, n_in * (n_out - last), weight.reshape(-1), n_out, last, panel_width(y.itemsize),
+            scratch,
+        )  # fmt: skip
     launch(
         _forward_rows,
         n,
@@ -119,58 +135,66 @@ def dense_forward(x, weight, bias, activation, y, scratch):
 
 @Kernel
 def _gradient_rows(start, stop, lane, args):
-    y, dy, act, sizes, dz = unpack(args)
-    n, n_out, width = sizes
+    """dz by rows, and by panels of columns for the weight gradient."""
+    y, dy, act, sizes, width, dz = unpack(args)
+    n, _, n_out = sizes
     gradient_before(y, dy, start * n_out, stop * n_out, act, dz)
-    if stop == n:
-        for i in range(n * n_out, n * n_out + width):
-            dz[U(i)] = 0
+    for first in range(0, n_out, width):
+        valid, panel = min(width, n_out - first), n * n_out + first * n
+        for i in range(start, stop):
+            for j in range(valid):
+                dz[U(panel + i * width + j)] = dz[U(i * n_out + first + j)]
+            for j in range(valid, width):
+                dz[U(panel + i * width + j)] = 0
 
 
 @Kernel
-def _input_rows(start, stop, lane, args):
-    weight, dx, scratch, sizes, width, multiply, dz_rows, dx_rows, segment = unpack(args)
+def _input_panels(start, stop, lane, args):
+    """dx = dz W': panels of columns of dx."""
+    weight, dx, scratch, sizes, width, blocks, multiply, dz_rows, dx_rows, segment = unpack(args)
     n, n_in, n_out = sizes
-    block0 = n * n_out + width + lane * DEPTH * width
-    for first in range(0, n_in, width):
+    block0 = blocks[0] + lane * blocks[1]
+    for panel in range(start, stop):
+        first = panel * width
         valid = min(width, n_in - first)
+        for j in range(valid):
+            source = (first + j) * n_out
+            for k in range(n_out):
+                scratch[U(block0 + k * width + j)] = weight[U(source + k)]
+        for j in range(valid, width):
+            for k in range(n_out):
+                scratch[U(block0 + k * width + j)] = 0
         for k0 in range(0, n_out, DEPTH):
-            depth = min(DEPTH, n_out - k0)
-            for j in range(valid):
-                source = (first + j) * n_out + k0
-                for k in range(depth):
-                    scratch[U(block0 + k * width + j)] = weight[U(source + k)]
-            for j in range(valid, width):
-                for k in range(depth):
-                    scratch[U(block0 + k * width + j)] = 0
             tile = (
-                scratch,
-                k0,
-                dz_rows,
-                dx,
-                first,
-                dx_rows,
-                segment,
-                depth,
-                1,
-                scratch,
-                block0,
-                width,
-                0,
-                valid,
-                k0 > 0,
-            )
-            call(multiply, start, stop, lane, tile)
+                scratch, k0, dz_rows, dx, first, dx_rows, segment, min(DEPTH, n_out - k0), 1, scratch,
+                block0 + k0 * width, width, 0, valid, k0 > 0,
+            )  # fmt: skip
+            call(multiply, 0, n, lane, tile)
 
 
 @Kernel
 def _weight_rows(start, stop, lane, args):
-    x, dw, scratch, sizes, width, multiply, x_rows, dw_rows, segment = unpack(args)
+    """dw = x' dz: rows of dw, ROWS of them at a time."""
+    x, dw, scratch, sizes, width, blocks, multiply, x_rows, dw_rows, segment = unpack(args)
     n, n_in, n_out = sizes
-    for first in range(0, n_out, width):
-        valid = min(width, n_out - first)
-        tile = (x, 0, x_rows, dw, first, dw_rows, segment, n, n_in, scratch, first, n_out, 0, valid, False)
-        call(multiply, start, stop, lane, tile)
+    block0 = blocks[0] + lane * blocks[1]
+    for block in range(start, stop):
+        first = block * ROWS
+        rows = min(ROWS, n_in - first)
+        for column in range(0, rows, width):
+            valid, at = min(width, rows - column), block0 + column * n
+            for i in range(n):
+                source = i * n_in + first + column
+                for j in range(valid):
+                    scratch[U(at + i * width + j)] = x[U(source + j)]
+        for k0 in range(0, n_out, width):
+            for n0 in range(0, n, PIXELS):
+                tile = (
+                    scratch, block0 + n0 * width, x_rows, dw, first * n_out + k0, dw_rows, segment,
+                    min(PIXELS, n - n0), width, scratch, n * n_out + k0 * n + n0 * width, width, 0,
+                    min(width, n_out - k0), n0 > 0,
+                )  # fmt: skip
+                call(multiply, 0, rows, lane, tile)
 
 
 @ColumnKernel
@@ -188,7 +212,7 @@ def dense_backward(x, weight, y, dy, activation, dx, dw, db, scratch):
     x, weight, y, dy = as_input(x), as_input(weight), as_input(y), as_input(dy)
     n, (n_in, n_out) = x.shape[0], weight.shape
     width, multiply, sizes = panel_width(dy.itemsize), multiply_rows_address(dy.dtype), (n, n_in, n_out)
-    launch(_gradient_rows, n, n * n_out, y.reshape(-1), dy.reshape(-1), tuple(activation), (n, n_out, width), scratch)
+    launch(_gradient_rows, n, n * n_out, y.reshape(-1), dy.reshape(-1), tuple(activation), sizes, width, scratch)
     if db.size:
         launch(_bias_columns, n_out, n * n_out, scratch, n, n_out, db)
     if weight.size >= BLAS_WEIGHTS:
@@ -197,33 +221,17 @@ def dense_backward(x, weight, y, dy, activation, dx, dw, db, scratch):
         products += [(dz, weight, dx, False, True)] if dx.size else []
         on_host(lambda: _gemms(*products))
         return
-    if dw.size:
+    blocks = (n * n_out + _panels(n_out, width) * n * width, _block(n, n_out, width))
+    work, rows = n * n_in * n_out // 8, x.reshape(-1)
+    if dw.size and n == 0:
+        launch(_fill_zero, dw.size, dw.size, dw.reshape(-1))
+    elif dw.size:
         launch(
-            _weight_rows,
-            n_in,
-            n * n_in * n_out // 8,
-            x.reshape(-1),
-            dw.reshape(-1),
-            scratch,
-            sizes,
-            width,
-            multiply,
-            _offsets(n_in, 1),
-            _offsets(n_in, n_out),
-            _offsets(1, 0),
-        )
+            _weight_rows, -(-n_in // ROWS), work, rows, dw.reshape(-1), scratch, sizes, width, blocks, multiply,
+            _panel_offsets(ROWS, width, n * width), _offsets(ROWS, n_out), _offsets(1, 0),
+        )  # fmt: skip
     if dx.size:
         launch(
-            _input_rows,
-            n,
-            n * n_in * n_out // 8,
-            weight.reshape(-1),
-            dx.reshape(-1),
-            scratch,
-            sizes,
-            width,
-            multiply,
-            _offsets(n, n_out),
-            _offsets(n, n_in),
-            _offsets(1, 0),
-        )
+            _input_panels, _panels(n_in, width), work, weight.reshape(-1), dx.reshape(-1), scratch, sizes, width,
+            blocks, multiply, _offsets(n, n_out), _offsets(n, n_in), _offsets(1, 0),
+        )  # fmt: skip

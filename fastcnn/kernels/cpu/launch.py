@@ -115,6 +115,12 @@ class Kernel:
         return address
 
 
+class RowKernel(Kernel):
+    """A kernel that reads much for each range of rows: lanes get one range each."""
+
+    pieces = 1
+
+
 class ExactKernel(Kernel):
     """A kernel whose sums keep the order they are written in."""
 
