@@ -28,7 +28,8 @@ REWRITES = sorted(
         (("activation", "maxpool2d"), ("maxpool2d", "activation"), ("maxpool2d",), ("activation",), ()),
         "conv2d_block_forward",
     )
-    + _chains("dense", (("activation",), ()), "dense_forward"),
+    + _chains("dense", (("activation",), ()), "dense_forward")
+    + [Rewrite(("batchnorm", "activation"), "batchnorm_forward")],
     key=lambda rewrite: -len(rewrite.kinds),
 )
 

@@ -201,17 +201,21 @@ def _emit_batchnorm(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -
     gamma, beta = e.param(group, "batchnorm", "weight"), e.param(group, "batchnorm", "bias")
     running = e.param(group, "batchnorm", "running_mean"), e.param(group, "batchnorm", "running_var")
     xr, yr = _rows(x, c), _rows(y, c)
+    act = group.find("activation")
+    activation = act.activation if act else IDENTITY
     if not e.training:
-        e.step(name, "batchnorm_inference", xr, gamma, beta, *running, op.epsilon, yr)
+        e.step(name, "batchnorm_inference", xr, gamma, beta, *running, op.epsilon, activation, yr)
     mean, inv_std = (e.buffer(f"{name} {what}", (c,), "workspace") for what in ("mean", "inv_std"))
     if e.training:
-        args = (xr, gamma, beta, *running, op.momentum, op.epsilon, yr, mean, inv_std)
+        args = (xr, gamma, beta, *running, op.momentum, op.epsilon, activation, yr, mean, inv_std)
         e.step(name, "batchnorm_forward", *args)
 
     def backward(dy: Buffer, dx: Buffer | np.ndarray) -> None:
         dgamma, dbeta = e.grad(group, "batchnorm", "weight"), e.grad(group, "batchnorm", "bias")
         out = _rows(dx, c) if isinstance(dx, Buffer) else e.none(2)
-        e.step(name, "batchnorm_backward", xr, gamma, mean, inv_std, _rows(dy, c), out, dgamma, dbeta)
+        seen = yr if act else _rows(dy, c)  # without an activation y is not looked at, and need not live so long
+        args = (xr, gamma, mean, inv_std, seen, _rows(dy, c), activation, out, dgamma, dbeta)
+        e.step(name, "batchnorm_backward", *args)
 
     return backward
 

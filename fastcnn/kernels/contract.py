@@ -117,19 +117,19 @@ def dropout_backward(dy, mask, rate, dx):
     """dx = dy / (1 - rate) where kept, else 0."""
 
 
-def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, y, mean, inv_std):
-    """Training: x, y (rows,C); batch mean and 1/sqrt(var + epsilon) (C,) saved; running statistics moved in
-    place: running = momentum * running + (1 - momentum) * batch, the variance unbiased (rows / (rows - 1)) as
-    Keras and PyTorch do.
+def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, activation, y, mean, inv_std):
+    """Training: x, y (rows,C), the activation applied; batch mean and 1/sqrt(var + epsilon) (C,) saved; running
+    statistics moved in place: running = momentum * running + (1 - momentum) * batch, the variance unbiased
+    (rows / (rows - 1)) as Keras and PyTorch do.
     """
 
 
-def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, y):
-    """y = gamma * (x - running_mean) / sqrt(running_var + epsilon) + beta."""
+def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, activation, y):
+    """y = activation(gamma * (x - running_mean) / sqrt(running_var + epsilon) + beta)."""
 
 
-def batchnorm_backward(x, gamma, mean, inv_std, dy, dx, dgamma, dbeta):
-    """Gradients of the training-mode batch normalisation."""
+def batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, dbeta):
+    """Gradients of the training-mode batch normalisation and the activation after it, from its output y."""
 
 
 def softmax(logits, proba):

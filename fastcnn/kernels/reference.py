@@ -299,27 +299,29 @@ def _mix64(z):
 # ---------------------------------------------------------------------------------------------- normalisation
 
 
-def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, y, mean, inv_std):
+def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, activation, y, mean, inv_std):
     """y (rows,C) by the batch's statistics, which are saved and move the running ones (no rows: not)."""
     rows = len(x)
     mean[...] = x.sum(axis=0) / max(rows, 1)
     var = np.square(x - mean).sum(axis=0) / max(rows, 1)
     inv_std[...] = 1 / np.sqrt(var + epsilon)
-    y[...] = (x - mean) * inv_std * gamma + beta
+    activation_forward((x - mean) * inv_std * gamma + beta, activation, y)
     if rows:
         unbiased = var * (rows / max(rows - 1, 1))
         running_mean[...] = momentum * running_mean + (1 - momentum) * mean
         running_var[...] = momentum * running_var + (1 - momentum) * unbiased
 
 
-def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, y):
-    """y = gamma * (x - running_mean) / sqrt(running_var + epsilon) + beta."""
-    y[...] = (x - running_mean) / np.sqrt(running_var + epsilon) * gamma + beta
+def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, activation, y):
+    """y = activation(gamma * (x - running_mean) / sqrt(running_var + epsilon) + beta)."""
+    activation_forward((x - running_mean) / np.sqrt(running_var + epsilon) * gamma + beta, activation, y)
 
 
-def batchnorm_backward(x, gamma, mean, inv_std, dy, dx, dgamma, dbeta):
+def batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, dbeta):
     """Gradients of the training-mode batch normalisation (Ioffe and Szegedy 2015, section 3)."""
-    normalised = (x - mean) * inv_std
+    before = np.empty_like(dy)
+    activation_backward(y, dy, activation, before)
+    dy, normalised = before, (x - mean) * inv_std
     sum_dy, sum_dy_normalised = dy.sum(axis=0), (dy * normalised).sum(axis=0)
     if dx.size:
         dx[...] = gamma * inv_std * (dy - (sum_dy + normalised * sum_dy_normalised) / len(x))

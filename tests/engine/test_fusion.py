@@ -24,7 +24,7 @@ def lower(layers, shape=(8, 8, 2)):
         ([Conv2D(4, use_bias=False), Tanh(), MaxPool2D(3, 2)], ["conv2d+tanh+maxpool2d"]),
         ([Conv2D(4), Conv2D(4, activation="elu")], ["conv2d+bias", "conv2d+bias+elu"]),
         ([Conv2D(4, use_bias=False), AvgPool2D()], ["conv2d", "avgpool2d"]),
-        ([Conv2D(4, use_bias=False), BatchNorm(), ReLU()], ["conv2d", "batchnorm", "relu"]),
+        ([Conv2D(4, use_bias=False), BatchNorm(), ReLU()], ["conv2d", "batchnorm+relu"]),
         ([Conv2D(4), Dropout(0.1), MaxPool2D()], ["conv2d+bias", "dropout", "maxpool2d"]),
         ([Flatten(), Dense(5, activation="relu"), Dense(3)], ["flatten", "dense+bias+relu", "dense+bias"]),
         ([ReLU(), MaxPool2D()], ["relu", "maxpool2d"]),

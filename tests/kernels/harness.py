@@ -302,29 +302,30 @@ def dropout_backward(backend, dy, mask, rate):
     return dx
 
 
-def batchnorm_forward(backend, x, gamma, beta, running_mean, running_var, momentum, epsilon):
+def batchnorm_forward(backend, x, gamma, beta, running_mean, running_var, momentum, epsilon, activation=IDENTITY):
     """y, mean, inv_std, and the running statistics after the call (those given stay as they are)."""
     with Outputs() as out:
         y, mean, inv_std = (out(shape, x.dtype) for shape in (x.shape, gamma.shape, gamma.shape))
         moved = out(gamma.shape, x.dtype), out(gamma.shape, x.dtype)
         moved[0][...], moved[1][...] = running_mean, running_var
-        backend.batchnorm_forward(x, gamma, beta, *moved, momentum, epsilon, y, mean, inv_std)
+        backend.batchnorm_forward(x, gamma, beta, *moved, momentum, epsilon, activation, y, mean, inv_std)
     return y, mean, inv_std, *moved
 
 
-def batchnorm_inference(backend, x, gamma, beta, running_mean, running_var, epsilon):
+def batchnorm_inference(backend, x, gamma, beta, running_mean, running_var, epsilon, activation=IDENTITY):
     with Outputs() as out:
         y = out(x.shape, x.dtype)
-        backend.batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, y)
+        backend.batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, activation, y)
     return y
 
 
-def batchnorm_backward(backend, x, gamma, mean, inv_std, dy, want_dx=True):
-    """dx, dgamma, dbeta."""
+def batchnorm_backward(backend, x, gamma, mean, inv_std, dy, want_dx=True, y=None, activation=IDENTITY):
+    """dx, dgamma, dbeta; y only where there is an activation."""
     with Outputs() as out:
         dx = out(x.shape, x.dtype, want_dx)
         dgamma, dbeta = out(gamma.shape, x.dtype), out(gamma.shape, x.dtype)
-        backend.batchnorm_backward(x, gamma, mean, inv_std, dy, dx, dgamma, dbeta)
+        y = dy if y is None else y
+        backend.batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, dbeta)
     return dx, dgamma, dbeta
 
 

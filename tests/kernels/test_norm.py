@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from fastcnn.engine.ops import activation
 from fastcnn.kernels import reference
 from tests.kernels import harness
 from tests.kernels.harness import assert_close, assert_same_bits, same_bits_on_threads
@@ -84,10 +85,34 @@ def test_backward(backend, shape, dtype):
     assert_same_bits(without[2], actual[2])
 
 
+@pytest.mark.parametrize("name", ["relu", "elu", "tanh"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_with_an_activation(backend, shape, name):
+    act = activation(name, 0.7)
+    x, dy, gamma, beta, *running = arrays(shape, np.float64)
+    plain, mean, inv_std, *moved = harness.batchnorm_forward(backend, x, gamma, beta, *running, 0.9, EPSILON)
+    y, *others = same_bits_on_threads(
+        lambda: harness.batchnorm_forward(backend, x, gamma, beta, *running, 0.9, EPSILON, act)
+    )
+    assert_allclose(y, harness.activation_forward(reference, plain, act), rtol=1e-12, atol=1e-12)
+    for actual, expected in zip(others, (mean, inv_std, *moved), strict=True):
+        assert_same_bits(actual, expected)
+    inference = harness.batchnorm_inference(backend, x, gamma, beta, *running, EPSILON, act)
+    expected = harness.batchnorm_inference(backend, x, gamma, beta, *running, EPSILON)
+    assert_allclose(inference, harness.activation_forward(reference, expected, act), rtol=1e-12, atol=1e-12)
+
+    actual = same_bits_on_threads(
+        lambda: harness.batchnorm_backward(backend, x, gamma, mean, inv_std, dy, y=y, activation=act)
+    )
+    dz = harness.activation_backward(reference, y, dy, act)
+    for a, b in zip(actual, harness.batchnorm_backward(reference, x, gamma, mean, inv_std, dz), strict=True):
+        assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.small
 def test_the_variance_survives_a_large_mean(backend):
     rng = np.random.default_rng(0)
-    x = (1000 + rng.standard_normal((90, 2))).astype(np.float32)
+    x = (1000 + rng.standard_normal((900, 2))).astype(np.float32)
     one, zero = np.ones(2, np.float32), np.zeros(2, np.float32)
     y, _, inv_std, *_ = harness.batchnorm_forward(backend, x, one, zero, zero, one, 0.9, 0.0)
     assert_allclose(inv_std, 1 / x.astype(np.float64).std(0), rtol=1e-3)

@@ -1,4 +1,9 @@
-"""Batch normalisation over rows of channels. Lanes own columns, so each channel is summed in one order."""
+"""Batch normalisation over rows of channels, with an activation after it.
+
+The rows are cut into blocks, as many as their number asks for; each is summed by one lane, about a row of its
+own, and the blocks' sums are then merged in their order (Chan, Golub and LeVeque 1983, "Algorithms for computing
+the sample variance"). So no sum depends on the lanes, and the variance of a channel far from zero stays right.
+"""
 
 from __future__ import annotations
 
@@ -6,167 +11,189 @@ import math
 
 import numpy as np
 
-from fastcnn.kernels.cpu.launch import ColumnKernel, Kernel, launch, unpack
+from fastcnn.kernels.cpu.epilogue import activate_address, gradient_before
+from fastcnn.kernels.cpu.launch import ColumnKernel, ExactKernel, Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.runtime import U, as_input
+
+BLOCK_ROWS = 256
+MAX_BLOCKS = 256
+
+
+def _blocks(rows: int) -> int:
+    return max(1, min(MAX_BLOCKS, -(-rows // BLOCK_ROWS)))
+
+
+@ExactKernel
+def _block_moments(start, stop, lane, args):
+    """Each block's sums of x - x0 and of its square, x0 its first row."""
+    x, c, sums = unpack(args)
+    rows, blocks = x.shape[0] // c, sums.shape[0] // (2 * c)
+    for block in range(start, stop):
+        first, last, at = rows * block // blocks, rows * (block + 1) // blocks, 2 * block * c
+        for j in range(2 * c):
+            sums[U(at + j)] = 0
+        origin, whole = first * c, first + (last - first) // 4 * 4
+        for i in range(first * c, whole * c, 4 * c):
+            for j in range(c):
+                center = x[U(origin + j)]
+                d0, d1 = x[U(i + j)] - center, x[U(i + c + j)] - center
+                d2, d3 = x[U(i + 2 * c + j)] - center, x[U(i + 3 * c + j)] - center
+                sums[U(at + j)] += (d0 + d1) + (d2 + d3)
+                sums[U(at + c + j)] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+        for i in range(whole * c, last * c, c):
+            for j in range(c):
+                d = x[U(i + j)] - x[U(origin + j)]
+                sums[U(at + j)] += d
+                sums[U(at + c + j)] += d * d
 
 
 @ColumnKernel
-def _forward(start, stop, lane, args):
-    x, gamma, beta, running_mean, running_var, momentum, epsilon, y, mean, inv_std, sums = unpack(args)
-    c = gamma.shape[0]
-    rows = x.shape[0] // c
-    if rows == 0:
-        for j in range(start, stop):
+def _merge_moments(start, stop, lane, args):
+    x, running_mean, running_var, momentum, epsilon, mean, inv_std, sums = unpack(args)
+    c = mean.shape[0]
+    rows, blocks = x.shape[0] // c, sums.shape[0] // (2 * c)
+    for j in range(start, stop):
+        if rows == 0:
             mean[j] = 0
             inv_std[j] = 0
-        return
-    # Two passes in float64: the variance of a channel far from zero stays right in float32.
-    # Four rows at a time: the running sums are then loaded and stored a quarter as often.
-    whole = rows - rows % 4
-    for j in range(start, stop):
-        sums[U(j)] = 0
-    for i in range(0, whole, 4):
-        for j in range(start, stop):
-            at = i * c + j
-            upper = np.float64(x[U(at)]) + np.float64(x[U(at + c)])
-            lower = np.float64(x[U(at + 2 * c)]) + np.float64(x[U(at + 3 * c)])
-            sums[U(j)] += upper + lower
-    for i in range(whole, rows):
-        for j in range(start, stop):
-            sums[U(j)] += x[U(i * c + j)]
-    for j in range(start, stop):
-        sums[U(j)] /= rows
-        sums[U(c + j)] = 0
-    for i in range(0, whole, 4):
-        for j in range(start, stop):
-            at, center = i * c + j, sums[U(j)]
-            d0, d1 = x[U(at)] - center, x[U(at + c)] - center
-            d2, d3 = x[U(at + 2 * c)] - center, x[U(at + 3 * c)] - center
-            sums[U(c + j)] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
-    for i in range(whole, rows):
-        for j in range(start, stop):
-            d = x[U(i * c + j)] - sums[U(j)]
-            sums[U(c + j)] += d * d
-    for j in range(start, stop):
-        variance = sums[U(c + j)] / rows
-        mean[j] = sums[j]
+            continue
+        center, spread = 0.0, 0.0
+        for block in range(blocks):
+            first, last = rows * block // blocks, rows * (block + 1) // blocks
+            count = last - first
+            shift = sums[U(2 * block * c + j)] / count
+            away = np.float64(x[U(first * c + j)]) + shift - center
+            spread += sums[U((2 * block + 1) * c + j)] - shift * shift * count + away * away * first * count / last
+            center += away * count / last
+        variance = max(spread, 0.0) / rows if spread == spread else spread
+        mean[j] = center
         inv_std[j] = 1 / math.sqrt(variance + epsilon)
         unbiased = variance * rows / max(rows - 1, 1)
-        running_mean[j] = momentum * running_mean[j] + (1 - momentum) * sums[j]
+        running_mean[j] = momentum * running_mean[j] + (1 - momentum) * center
         running_var[j] = momentum * running_var[j] + (1 - momentum) * unbiased
-    for i in range(rows):
-        for j in range(start, stop):
-            y[U(i * c + j)] = (x[U(i * c + j)] - mean[U(j)]) * (inv_std[U(j)] * gamma[U(j)]) + beta[U(j)]
 
 
-def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, y, mean, inv_std):
+@Kernel
+def _normalise(start, stop, lane, args):
+    """y = activation((x - mean) * inv_std * gamma + beta)."""
+    x, gamma, beta, mean, inv_std, act, activate, none, y = unpack(args)
+    c, zero, code = gamma.shape[0], y.dtype.type(0), act[0]
+    for first in range(start, stop, 64):  # a piece stays in the first-level cache for its activation
+        last = min(first + 64, stop)
+        for i in range(first * c, last * c, c):
+            if code == 1:
+                for j in range(c):
+                    v = (x[U(i + j)] - mean[U(j)]) * (inv_std[U(j)] * gamma[U(j)]) + beta[U(j)]
+                    y[U(i + j)] = zero if v <= zero else v
+            else:
+                for j in range(c):
+                    y[U(i + j)] = (x[U(i + j)] - mean[U(j)]) * (inv_std[U(j)] * gamma[U(j)]) + beta[U(j)]
+        if code > 1:
+            call(activate, first, last, lane, (y, c, none, act))
+
+
+def _launch_normalise(x, gamma, beta, mean, inv_std, activation, y):
+    launch(
+        _normalise, x.shape[0], x.size, x.reshape(-1), gamma, beta, mean, inv_std, tuple(activation),
+        activate_address(y.dtype), np.empty(0, y.dtype), y.reshape(-1),
+    )  # fmt: skip
+
+
+def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, activation, y, mean, inv_std):
     """Training: normalises by the batch's statistics, saves them, and moves the running ones in place."""
     x, gamma, beta = as_input(x), as_input(gamma), as_input(beta)
-    sums = np.empty(2 * gamma.size)
+    sums = np.empty(2 * _blocks(x.shape[0]) * gamma.size)
+    flat = x.reshape(-1)
+    launch(_block_moments, _blocks(x.shape[0]), x.size, flat, gamma.size, sums)
     launch(
-        _forward,
-        gamma.size,
-        4 * x.size,
-        x.reshape(-1),
-        gamma,
-        beta,
-        running_mean,
-        running_var,
-        float(momentum),
-        float(epsilon),
-        y.reshape(-1),
-        mean,
-        inv_std,
-        sums,
-    )
+        _merge_moments, gamma.size, 4 * sums.size, flat, running_mean, running_var, float(momentum), float(epsilon),
+        mean, inv_std, sums,
+    )  # fmt: skip
+    _launch_normalise(x, gamma, beta, mean, inv_std, activation, y)
 
 
 @Kernel
 def _inference_scale(start, stop, lane, args):
-    gamma, running_var, epsilon, scale = unpack(args)
+    running_var, epsilon, scale = unpack(args)
     for j in range(start, stop):
-        scale[U(j)] = gamma[U(j)] / math.sqrt(np.float64(running_var[U(j)]) + epsilon)
+        scale[U(j)] = 1 / math.sqrt(np.float64(running_var[U(j)]) + epsilon)
 
 
-@Kernel
-def _inference(start, stop, lane, args):
-    x, shift, scale, beta, y = unpack(args)
-    c = shift.shape[0]
-    for i in range(start, stop):
-        for j in range(c):
-            y[U(i * c + j)] = (x[U(i * c + j)] - shift[U(j)]) * scale[U(j)] + beta[U(j)]
-
-
-def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, y):
-    """y = gamma * (x - running_mean) / sqrt(running_var + epsilon) + beta."""
+def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, activation, y):
+    """y = activation(gamma * (x - running_mean) / sqrt(running_var + epsilon) + beta)."""
     x, gamma, beta, mean, var = (as_input(a) for a in (x, gamma, beta, running_mean, running_var))
-    scale = np.empty(gamma.size, y.dtype)
-    launch(_inference_scale, gamma.size, 0, gamma, var, float(epsilon), scale)
-    launch(_inference, x.shape[0], x.size, x.reshape(-1), mean, scale, beta, y.reshape(-1))
+    inv_std = np.empty(gamma.size, y.dtype)
+    launch(_inference_scale, gamma.size, 0, var, float(epsilon), inv_std)
+    _launch_normalise(x, gamma, beta, mean, inv_std, activation, y)
+
+
+@ExactKernel
+def _block_gradients(start, stop, lane, args):
+    """dz, the gradient before the activation; and each block's sums of dz and of dz * (x - mean)."""
+    x, y, dy, mean, act, sums, dz = unpack(args)
+    c = mean.shape[0]
+    rows, blocks = dy.shape[0] // c, sums.shape[0] // (2 * c) - 1
+    for block in range(start, stop):
+        first, last, at = rows * block // blocks, rows * (block + 1) // blocks, 2 * block * c
+        for j in range(2 * c):
+            sums[U(at + j)] = 0
+        for piece in range(first, last, 64):  # stays in the first-level cache
+            end = min(piece + 64, last)
+            gradient_before(y, dy, piece * c, end * c, act, dz)
+            whole = piece + (end - piece) // 2 * 2
+            for i in range(piece * c, whole * c, 2 * c):
+                for j in range(c):
+                    center, d0, d1 = mean[U(j)], dz[U(i + j)], dz[U(i + c + j)]
+                    sums[U(at + j)] += d0 + d1
+                    sums[U(at + c + j)] += d0 * (x[U(i + j)] - center) + d1 * (x[U(i + c + j)] - center)
+            for i in range(whole * c, end * c, c):
+                for j in range(c):
+                    d = dz[U(i + j)]
+                    sums[U(at + j)] += d
+                    sums[U(at + c + j)] += d * (x[U(i + j)] - mean[U(j)])
 
 
 @ColumnKernel
-def _backward(start, stop, lane, args):
-    x, gamma, mean, inv_std, dy, dx, dgamma, dbeta, sums = unpack(args)
-    c = gamma.shape[0]
-    rows, kind = dy.shape[0] // c, dx.dtype.type
-    whole = rows - rows % 4
+def _merge_gradients(start, stop, lane, args):
+    """dgamma and dbeta; and what `_input_gradient` subtracts, after the blocks' sums."""
+    sums, rows, inv_std, dgamma, dbeta = unpack(args)
+    c = inv_std.shape[0]
+    blocks = sums.shape[0] // (2 * c) - 1
     for j in range(start, stop):
-        sums[U(j)] = 0
-        sums[U(c + j)] = 0
-    for i in range(0, whole, 4):
-        for j in range(start, stop):
-            at, center = i * c + j, mean[U(j)]
-            d0, d1 = np.float64(dy[U(at)]), np.float64(dy[U(at + c)])
-            d2, d3 = np.float64(dy[U(at + 2 * c)]), np.float64(dy[U(at + 3 * c)])
-            sums[U(j)] += (d0 + d1) + (d2 + d3)
-            upper = d0 * (x[U(at)] - center) + d1 * (x[U(at + c)] - center)
-            lower = d2 * (x[U(at + 2 * c)] - center) + d3 * (x[U(at + 3 * c)] - center)
-            sums[U(c + j)] += upper + lower
-    for i in range(whole, rows):
-        for j in range(start, stop):
-            d = np.float64(dy[U(i * c + j)])
-            sums[U(j)] += d
-            sums[U(c + j)] += d * (x[U(i * c + j)] - mean[U(j)])
-    for j in range(start, stop):
-        sums[U(c + j)] *= inv_std[U(j)]
+        total, product = 0.0, 0.0
+        for block in range(blocks):
+            total += sums[U(2 * block * c + j)]
+            product += sums[U((2 * block + 1) * c + j)]
+        product *= inv_std[U(j)]
         if dbeta.shape[0]:
-            dbeta[j] = sums[j]
+            dbeta[j] = total
         if dgamma.shape[0]:
-            dgamma[j] = sums[U(c + j)]
-    if dx.shape[0] and rows:
-        # dx = slope * (dy - mean of dy - (x - mean) * pull)
-        for j in range(start, stop):
-            sums[U(j)] /= rows
-            sums[U(c + j)] *= inv_std[U(j)] / rows
-        for i in range(rows):
-            for j in range(start, stop):
-                slope, level, pull = gamma[U(j)] * inv_std[U(j)], kind(sums[U(j)]), kind(sums[U(c + j)])
-                center = x[U(i * c + j)] - mean[U(j)]
-                dx[U(i * c + j)] = slope * (dy[U(i * c + j)] - level - center * pull)
+            dgamma[j] = product
+        sums[U(2 * blocks * c + j)] = total / max(rows, 1)
+        sums[U((2 * blocks + 1) * c + j)] = product * inv_std[U(j)] / max(rows, 1)
 
 
-def batchnorm_backward(x, gamma, mean, inv_std, dy, dx, dgamma, dbeta):
+@ExactKernel
+def _input_gradient(start, stop, lane, args):
+    """dx = slope * (dz - mean of dz - (x - mean) * pull), where dx is dz before."""
+    x, gamma, mean, inv_std, level, pull, dx = unpack(args)
+    c, kind = gamma.shape[0], dx.dtype.type
+    for i in range(start * c, stop * c, c):
+        for j in range(c):
+            away = (x[U(i + j)] - mean[U(j)]) * kind(pull[U(j)])
+            dx[U(i + j)] = gamma[U(j)] * inv_std[U(j)] * (dx[U(i + j)] - kind(level[U(j)]) - away)
+
+
+def batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, dbeta):
     """Gradients of the training-mode batch normalisation (Ioffe and Szegedy 2015, section 3)."""
-    x, gamma, dy, mean, inv_std = (
-        as_input(x),
-        as_input(gamma),
-        as_input(dy),
-        as_input(mean),
-        as_input(inv_std),
-    )
-    sums = np.empty(2 * gamma.size)
+    x, gamma, y, dy, mean, inv_std = (as_input(a) for a in (x, gamma, y, dy, mean, inv_std))
+    rows, c, blocks = x.shape[0], gamma.size, _blocks(x.shape[0])
+    sums = np.empty(2 * (blocks + 1) * c)
+    flat, dz = x.reshape(-1), dx.reshape(-1) if dx.size else np.empty(x.size, x.dtype)
     launch(
-        _backward,
-        gamma.size,
-        4 * x.size,
-        x.reshape(-1),
-        gamma,
-        mean,
-        inv_std,
-        dy.reshape(-1),
-        dx.reshape(-1),
-        dgamma,
-        dbeta,
-        sums,
-    )
+        _block_gradients, blocks, x.size, flat, y.reshape(-1), dy.reshape(-1), mean, tuple(activation), sums, dz
+    )  # fmt: skip
+    launch(_merge_gradients, c, 4 * sums.size, sums, rows, inv_std, dgamma, dbeta)
+    if dx.size:
+        level, pull = sums[2 * blocks * c : (2 * blocks + 1) * c], sums[(2 * blocks + 1) * c :]
+        launch(_input_gradient, rows, x.size, flat, gamma, mean, inv_std, level, pull, dz)
