@@ -60,32 +60,32 @@ def panel_width(itemsize: int) -> int:
 
 
 @intrinsic(prefer_literal=True)
-def _tile(typingctx, rows, vecs, a, a0, a_rows, c, c0, c_rows, row0, segments, n_seg, seg_len, a_step, b, b0, b_step,
-          b_skip, valid, accumulate):  # fmt: skip
-    """`rows` and `vecs` are literals; the rest as `multiply_rows` documents."""
+def _tiles(typingctx, rows, vecs, count, a, a0, a_rows, c, c0, c_rows, row0, segments, n_seg, seg_len, a_step, b, b0,
+           b_step, b_skip, valid, accumulate):  # fmt: skip
+    """`count` tiles, one below the other. `rows` and `vecs` are literals; the rest as `multiply_rows` documents."""
     if not isinstance(rows, types.IntegerLiteral) or not isinstance(vecs, types.IntegerLiteral):
         return None
-    integers = (a0, c0, row0, n_seg, seg_len, a_step, b0, b_step, b_skip, valid)
+    integers = (count, a0, c0, row0, n_seg, seg_len, a_step, b0, b_step, b_skip, valid)
     if not all(isinstance(t, types.Integer) for t in integers):
         return None
     n_rows, n_vecs = rows.literal_value, vecs.literal_value
     i64 = types.int64
-    signature = types.void(rows, vecs, a, i64, a_rows, c, i64, c_rows, i64, segments, i64, i64, i64, b, i64, i64, i64,
-                           i64, types.boolean)  # fmt: skip
+    signature = types.void(rows, vecs, i64, a, i64, a_rows, c, i64, c_rows, i64, segments, i64, i64, i64, b, i64, i64,
+                           i64, i64, types.boolean)  # fmt: skip
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        (_, _, a_, a0_, a_rows_, c_, c0_, c_rows_, row0_, segments_, n_seg_, seg_len_, a_step_, b_, b0_, b_step_,
-         b_skip_, valid_, accumulate_) = args  # fmt: skip
+        (_, _, count_, a_, a0_, a_rows_, c_, c0_, c_rows_, row0_, segments_, n_seg_, seg_len_, a_step_, b_, b0_,
+         b_step_, b_skip_, valid_, accumulate_) = args  # fmt: skip
 
         def data(index: int, value: Any, start: Any = None) -> Any:
             pointer = context.make_array(sig.args[index])(context, builder, value).data
             return pointer if start is None else builder.gep(pointer, [start])
 
         element = context.get_data_type(a.dtype)
-        function = _tile_function(builder.module, element, n_rows, n_vecs)
+        function = _tiles_function(builder.module, element, n_rows, n_vecs)
         values = (
-            data(2, a_, a0_), data(4, a_rows_, row0_), data(9, segments_), n_seg_, seg_len_, a_step_,
-            data(13, b_, b0_), b_step_, b_skip_, data(5, c_, c0_), data(7, c_rows_, row0_), valid_, accumulate_,
+            count_, data(3, a_, a0_), data(5, a_rows_, row0_), data(10, segments_), n_seg_, seg_len_, a_step_,
+            data(14, b_, b0_), b_step_, b_skip_, data(6, c_, c0_), data(8, c_rows_, row0_), valid_, accumulate_,
         )  # fmt: skip
         builder.call(function, values)
         return context.get_dummy_value()
@@ -93,36 +93,40 @@ def _tile(typingctx, rows, vecs, a, a0, a_rows, c, c0, c_rows, row0, segments, n
     return signature, codegen
 
 
-def _tile_function(module: Any, element: Any, n_rows: int, n_vecs: int) -> Any:
-    """The LLVM function of one tile: a function of its own, not inlined, so that its loop has all registers to
-    itself.
+def _tiles_function(module: Any, element: Any, n_rows: int, n_vecs: int) -> Any:
+    """The LLVM function of tiles of one size: a function of its own, not inlined, so that its loop has all
+    registers to itself.
     """
     size = 4 if isinstance(element, ir.FloatType) else 8
     lanes = VECTOR_BYTES // size
-    name = f"fastcnn_tile_{n_rows}x{n_vecs}x{lanes}_{size}"
+    name = f"fastcnn_tiles_{n_rows}x{n_vecs}x{lanes}_{size}"
     if name in module.globals:
         return module.globals[name]
     word, vector, numbers = ir.IntType(64), ir.VectorType(element, lanes), element.as_pointer()
     table = word.as_pointer()
-    kinds = [numbers, table, table, word, word, word, numbers, word, word, numbers, table, word, ir.IntType(1)]
+    kinds = [word, numbers, table, table, word, word, word, numbers, word, word, numbers, table, word, ir.IntType(1)]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
     function.attributes.add("nounwind")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    a, a_rows, segments, n_seg, seg_len, a_step, b, b_step, b_skip, c, c_rows, valid, accumulate = function.args
-
-    starts = [builder.gep(a, [builder.load(builder.gep(a_rows, [_word(i)]))]) for i in range(n_rows)]
+    count, a, a_rows, segments, n_seg, seg_len, a_step, b, b_step, b_skip, c, c_rows, valid, accumulate = function.args
     zero = ir.Constant(vector, [ir.Constant(element, 0.0)] * lanes)
-    tile = [[cgutils.alloca_once_value(builder, zero) for _ in range(n_vecs)] for _ in range(n_rows)]
-    b_now = cgutils.alloca_once_value(builder, b)
+    tile = [[cgutils.alloca_once(builder, vector) for _ in range(n_vecs)] for _ in range(n_rows)]
+    b_now = cgutils.alloca_once(builder, numbers)
     multiply_segment = _segment_avx2 if ISA.name == "avx2" else _segment
-    with cgutils.for_range(builder, n_seg) as outer:
-        offset = builder.load(builder.gep(segments, [outer.index]))
-        multiply_segment(builder, tile, starts, offset, a_step, b_now, b_step, seg_len)
-        builder.store(builder.gep(builder.load(b_now), [b_skip]), b_now)
-
-    _store_tile(builder, tile, c, c_rows, valid, accumulate, vector, element)
+    with cgutils.for_range(builder, count) as loop:
+        row = builder.mul(loop.index, _word(n_rows))
+        rows = [builder.load(builder.gep(a_rows, [builder.add(row, _word(i))])) for i in range(n_rows)]
+        starts = [builder.gep(a, [start]) for start in rows]
+        for cell in (cell for cells in tile for cell in cells):
+            builder.store(zero, cell)
+        builder.store(b, b_now)
+        with cgutils.for_range(builder, n_seg) as outer:
+            offset = builder.load(builder.gep(segments, [outer.index]))
+            multiply_segment(builder, tile, starts, offset, a_step, b_now, b_step, seg_len)
+            builder.store(builder.gep(builder.load(b_now), [b_skip]), b_now)
+        _store_tile(builder, tile, c, builder.gep(c_rows, [row]), valid, accumulate, vector, element)
     builder.ret_void()
     return function
 
@@ -256,9 +260,10 @@ def _store_tile(builder, tile, c_ptr, c_rows_ptr, valid, accumulate, vector, ele
                     put(builder.gep(start, [loop.index]), builder.load(builder.gep(first, [loop.index])))
 
 
-def _tile_twin(rows, vecs, a, a0, a_rows, c, c0, c_rows, row0, segments, n_seg, seg_len, a_step, b, b0, b_step,
+def _tiles_twin(rows, vecs, count, a, a0, a_rows, c, c0, c_rows, row0, segments, n_seg, seg_len, a_step, b, b0, b_step,
                b_skip, valid, accumulate):  # fmt: skip
-    """What `_tile` computes, in NumPy: runs where Numba is switched off."""
+    """What `_tiles` computes, in NumPy: runs where Numba is switched off."""
+    rows *= count
     total = np.zeros((rows, valid), c.dtype)
     steps = np.arange(seg_len)
     for g in range(n_seg):
@@ -271,7 +276,7 @@ def _tile_twin(rows, vecs, a, a0, a_rows, c, c0, c_rows, row0, segments, n_seg, 
 
 
 if numba.config.DISABLE_JIT:
-    _tile = _tile_twin
+    _tiles = _tiles_twin
 
 
 @Kernel
@@ -291,39 +296,38 @@ def multiply_rows(row0, row1, lane, args):
     (a, a0, a_rows, c, c0, c_rows, segments, seg_len, a_step, b, b0, b_step, b_skip, valid, accumulate) = unpack(args)
     lanes = VECTOR_BYTES // a.itemsize
     n_seg = segments.shape[0]
-    i = row0
+    i, left = row0, row1 - row0
     if valid > lanes:
-        while row1 - i >= MAX_ROWS + 3 or row1 - i == MAX_ROWS:
-            _tile(MAX_ROWS, 2, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step, b_skip,
-                  valid, accumulate)  # fmt: skip
-            i += MAX_ROWS
+        # As many of the highest tiles as leave no rest, or one that lower tiles fill well.
+        count = left // MAX_ROWS if left % MAX_ROWS == 0 else max(0, (left - 3) // MAX_ROWS)
+        _tiles(MAX_ROWS, 2, count, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step,
+               b_skip, valid, accumulate)  # fmt: skip
+        i += count * MAX_ROWS
         while i < row1:
             left = row1 - i
             if left >= 6 and left != 7 and left != 8:
-                _tile(6, 2, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step, b_skip,
-                      valid, accumulate)  # fmt: skip
+                _tiles(6, 2, 1, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step,
+                       b_skip, valid, accumulate)  # fmt: skip
                 i += 6
             elif left >= 4 and left != 5:
-                _tile(4, 2, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step, b_skip,
-                      valid, accumulate)  # fmt: skip
+                _tiles(4, 2, 1, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step,
+                       b_skip, valid, accumulate)  # fmt: skip
                 i += 4
             elif left >= 3:
-                _tile(3, 2, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step, b_skip,
-                      valid, accumulate)  # fmt: skip
+                _tiles(3, 2, 1, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step,
+                       b_skip, valid, accumulate)  # fmt: skip
                 i += 3
             else:
-                _tile(1, 2, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step, b_skip,
-                      valid, accumulate)  # fmt: skip
-                i += 1
+                _tiles(1, 2, left, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step,
+                       b_skip, valid, accumulate)  # fmt: skip
+                i += left
     else:
-        while row1 - i >= 6:
-            _tile(6, 1, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step, b_skip, valid,
-                  accumulate)  # fmt: skip
-            i += 6
-        while i < row1:
-            _tile(1, 1, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step, b_skip, valid,
-                  accumulate)  # fmt: skip
-            i += 1
+        count = left // 6
+        _tiles(6, 1, count, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step, b_skip,
+               valid, accumulate)  # fmt: skip
+        i += 6 * count
+        _tiles(1, 1, row1 - i, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step, b_skip,
+               valid, accumulate)  # fmt: skip
 
 
 def multiply_rows_address(dtype: Any) -> Any:
