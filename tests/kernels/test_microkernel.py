@@ -1,10 +1,14 @@
 """The register tile against NumPy, in every height, width and stride it is used with."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from fastcnn.kernels.cpu.launch import launch
-from fastcnn.kernels.cpu.microkernel import MAX_ROWS, _tile_twin, multiply_rows, panel_width
+from fastcnn.kernels.cpu.microkernel import MAX_ROWS, _tiles_twin, multiply_rows, panel_width
 
 DTYPES = [np.float32, np.float64]
 
@@ -55,8 +59,8 @@ def test_every_number_of_columns(dtype, accumulate, a_step, b_skip):
 def test_the_twin_without_a_compiler(accumulate):
     args, expected = problem(np.float64, 4, 5, 6, 2, 3, accumulate)
     a, a0, a_rows, c, c0, c_rows, segments, seg_len, a_step, b, b0, b_step, b_skip, valid, _ = args
-    _tile_twin(4, 2, a, a0, a_rows, c, c0, c_rows, 0, segments, len(segments), seg_len, a_step, b, b0, b_step, b_skip,
-               valid, accumulate)  # fmt: skip
+    _tiles_twin(2, 2, 2, a, a0, a_rows, c, c0, c_rows, 0, segments, len(segments), seg_len, a_step, b, b0, b_step,
+                b_skip, valid, accumulate)  # fmt: skip
     np.testing.assert_allclose(c, expected, rtol=1e-10)
 
 
@@ -67,3 +71,14 @@ def test_a_product_of_nothing_is_zero():
     x = np.ones(40, np.float32)
     launch(multiply_rows, 1, 0, x, 0, table, c, 0, table, none, 3, 1, x, 0, 16, 0, 4, False)
     np.testing.assert_array_equal(c[:5], [0, 0, 0, 0, 1])
+
+
+def test_the_portable_tile():
+    """The same tests, and a convolution's, with what hosts of unknown features get."""
+    tests = ["tests/kernels/test_microkernel.py", "tests/kernels/test_conv.py", "tests/kernels/test_winograd.py"]
+    chosen = "(test_every or (test_forward or test_backward) and (tile or 1x1 or groups)) and not portable"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *tests],
+        env=os.environ | {"FASTCNN_ISA": "portable"}, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -13,6 +13,7 @@ lowers it on any host, and only the tile's size is chosen by the host's features
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
@@ -36,9 +37,9 @@ class Isa(NamedTuple):
 
 def host_isa() -> Isa:
     """The widest vectors this host has. An unknown host gets 16-byte vectors, which LLVM splits where there
-    are none.
+    are none; so does any with the environment variable FASTCNN_ISA=portable.
     """
-    features = llvm.get_host_cpu_features()
+    features = {} if os.environ.get("FASTCNN_ISA") == "portable" else llvm.get_host_cpu_features()
     if features.get("avx512f") and features.get("avx512vl"):
         return Isa("avx512", 64, 12)
     if features.get("avx2") and features.get("fma"):

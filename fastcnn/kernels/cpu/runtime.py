@@ -105,7 +105,7 @@ def as_input(x: np.ndarray) -> np.ndarray:
 
 
 def _sources_digest() -> str:
-    digest = hashlib.sha256(numba.__version__.encode())
+    digest = hashlib.sha256(f"{numba.__version__} {os.environ.get('FASTCNN_ISA', '')}".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
