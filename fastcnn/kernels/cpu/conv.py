@@ -38,7 +38,7 @@ from fastcnn.kernels.cpu.winograd import (
 
 CHUNKS = 16  # at most; of images, each with a weight gradient of its own
 CHUNK_BYTES = 1 << 26  # that all of them together may take
-BAND_PIXELS = 96  # about how many output pixels a band has: long enough to reuse a panel, short enough to stay in cache
+BAND_PIXELS = 192  # about how many output pixels a band has: few calls, and it stays in cache
 
 
 def _panels(channels: int, itemsize: int) -> int:
