@@ -212,8 +212,8 @@ def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax,
         width,
         (
             multiply_rows_address(y.dtype),
-            activate_address(y.dtype),
-            pool_address(y.dtype, argmax.dtype) if has_pool(pool) else 0,
+            activate_address(y.dtype, activation),
+            pool_address(y.dtype, argmax, pool) if has_pool(pool) else 0,
         ),
         g,
         tuple(activation),
@@ -227,7 +227,7 @@ def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax,
 
 @Kernel
 def _backward_chunks(start, stop, lane, args):
-    x, y, argmax, dy, dx, scratch, layout, width, wants, kernels, g, act, pool, ft, wt, it = unpack(args)
+    x, y, argmax, dy, dx, scratch, layout, width, wants, kernels, g, alpha, pool, ft, wt, it = unpack(args)
     n_images, chunks, packed_size, partial_size, image_size, gradient_size, panel_size = layout
     want_dx, want_dw = wants
     multiply, scatter = kernels
@@ -243,7 +243,7 @@ def _backward_chunks(start, stop, lane, args):
     fill_zero(scratch, packed_size + start * partial_size, packed_size + stop * partial_size)
     for n in range(n_images * start // chunks, n_images * stop // chunks):
         partial0 = packed_size + ((n + 1) * chunks - 1) // n_images * partial_size
-        gradient = (dy, y, argmax, act, pool, scratch, dz_start, it.qp, partial0 + depth * g.k)
+        gradient = (dy, y, argmax, alpha, pool, scratch, dz_start, it.qp, partial0 + depth * g.k)
         call(scatter, n, n + 1, lane, gradient)
         if want_dw:
             transpose_image(x, n * g.h * g.w * g.c, g, ft.hp, ft.wp, scratch, image0)
@@ -321,9 +321,9 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
         layout,
         width,
         (dx.size > 0, dw.size > 0),
-        (multiply_rows_address(dy.dtype), scatter_address(dy.dtype, argmax.dtype)),
+        (multiply_rows_address(dy.dtype), scatter_address(dy.dtype, argmax.dtype, activation, pool)),
         g,
-        tuple(activation),
+        float(activation[1]),
         Pool(*pool),
         forward_tables(geometry),
         weight_tables(geometry),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastcnn.kernels.cpu._blas import gemm
-from fastcnn.kernels.cpu.epilogue import activate_address, activate_rows, gradient_before
+from fastcnn.kernels.cpu.epilogue import activate_address, activate_kernel, gradient_address
 from fastcnn.kernels.cpu.launch import ColumnKernel, Kernel, RowKernel, call, launch, on_host, unpack
 from fastcnn.kernels.cpu.lowering import PIXELS
 from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
@@ -105,7 +105,7 @@ def dense_forward(x, weight, bias, activation, y, scratch):
     n, (n_in, n_out) = x.shape[0], weight.shape
     if weight.size >= BLAS_WEIGHTS:
         on_host(lambda: _gemms((x, weight, y)))
-        launch(activate_rows, n, y.size, y.reshape(-1), n_out, bias, tuple(activation))
+        launch(activate_kernel(activation.code), n, y.size, y.reshape(-1), n_out, bias, tuple(activation))
         return
     last = n_out - n_out % panel_width(y.itemsize)
     if last < n_out:
@@ -125,7 +125,7 @@ def dense_forward(x, weight, bias, activation, y, scratch):
         (n_in, n_out),
         panel_width(y.itemsize),
         multiply_rows_address(y.dtype),
-        activate_address(y.dtype),
+        activate_address(y.dtype, activation),
         tuple(activation),
         _offsets(n, n_in),
         _offsets(n, n_out),
@@ -136,9 +136,9 @@ def dense_forward(x, weight, bias, activation, y, scratch):
 @Kernel
 def _gradient_rows(start, stop, lane, args):
     """dz by rows, and by panels of columns for the weight gradient."""
-    y, dy, act, sizes, width, dz = unpack(args)
+    y, dy, gradient, alpha, sizes, width, dz = unpack(args)
     n, _, n_out = sizes
-    gradient_before(y, dy, start * n_out, stop * n_out, act, dz)
+    call(gradient, start * n_out, stop * n_out, lane, (y, dy, alpha, dz))
     for first in range(0, n_out, width):
         valid, panel = min(width, n_out - first), n * n_out + first * n
         for i in range(start, stop):
@@ -212,7 +212,10 @@ def dense_backward(x, weight, y, dy, activation, dx, dw, db, scratch):
     x, weight, y, dy = as_input(x), as_input(weight), as_input(y), as_input(dy)
     n, (n_in, n_out) = x.shape[0], weight.shape
     width, multiply, sizes = panel_width(dy.itemsize), multiply_rows_address(dy.dtype), (n, n_in, n_out)
-    launch(_gradient_rows, n, n * n_out, y.reshape(-1), dy.reshape(-1), tuple(activation), sizes, width, scratch)
+    launch(
+        _gradient_rows, n, n * n_out, y.reshape(-1), dy.reshape(-1), gradient_address(y.dtype, activation),
+        float(activation.alpha), sizes, width, scratch,
+    )  # fmt: skip
     if db.size:
         launch(_bias_columns, n_out, n * n_out, scratch, n, n_out, db)
     if weight.size >= BLAS_WEIGHTS:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastcnn.kernels.cpu.epilogue import activate_address, gradient_before
+from fastcnn.kernels.cpu.epilogue import activate_address, gradient_kernel
 from fastcnn.kernels.cpu.launch import ColumnKernel, Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.runtime import U, as_input, jit
 
@@ -74,20 +74,15 @@ def _activate(start, stop, lane, args):
 def activation_forward(x, activation, y):
     """y = activation(x), any one shape."""
     x = as_input(x)
-    no_bias, activate = np.empty(0, x.dtype), activate_address(x.dtype)
+    no_bias, activate = np.empty(0, x.dtype), activate_address(x.dtype, activation)
     launch(_activate, x.size, x.size, x.reshape(-1), no_bias, tuple(activation), y.reshape(-1), activate)
-
-
-@Kernel
-def _activate_backward(start, stop, lane, args):
-    y, dy, act, dx = unpack(args)
-    gradient_before(y, dy, start, stop, act, dx)
 
 
 def activation_backward(y, dy, activation, dx):
     """dx = dy * activation'(.), from the output y."""
     y, dy = as_input(y), as_input(dy)
-    launch(_activate_backward, y.size, y.size, y.reshape(-1), dy.reshape(-1), tuple(activation), dx.reshape(-1))
+    kernel, alpha = gradient_kernel(activation.code), float(activation.alpha)
+    launch(kernel, y.size, y.size, y.reshape(-1), dy.reshape(-1), alpha, dx.reshape(-1))
 
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)

@@ -3,9 +3,14 @@ gradients.
 
 Kernels over one band or one image, called by address; channels are innermost, so that their loops run as
 vectors. Activations here are monotonic, so the pool comes first and the activation sees only the winners.
+
+Which activation and which kind of pooling is known when a kernel is compiled (`*_kernel(...)` makes it): one
+kernel with all of them takes several times as long to compile.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import numpy as np
 
@@ -14,81 +19,88 @@ from fastcnn.kernels.cpu.launch import Kernel, address_for, call, empty, unpack
 from fastcnn.kernels.cpu.lowering import Pool, has_pool
 from fastcnn.kernels.cpu.runtime import U, jit
 
-_is_pooled = jit(has_pool)
 
-
-@Kernel
-def activate_rows(start, stop, lane, args):
+@lru_cache(maxsize=8)
+def activate_kernel(code):
     """y = activation(y + bias) over the rows start..stop of k channels, in place. `act` is (code, alpha)."""
-    y, k, bias, act = unpack(args)
-    pixels, start = stop - start, start * k
-    code, zero = act[0], y.dtype.type(0)
-    if bias.shape[0]:
-        for i in range(pixels):
-            at = start + i * k
-            if code == 1:
-                for j in range(k):
-                    v = y[U(at + j)] + bias[U(j)]
-                    y[U(at + j)] = zero if v <= zero else v
-            else:
-                for j in range(k):
-                    y[U(at + j)] += bias[j]
-    elif code == 1:
-        for i in range(start, start + pixels * k):
-            v = y[U(i)]
-            y[U(i)] = zero if v <= zero else v
-    if code == 2:
-        alpha = y.dtype.type(act[1])
-        for i in range(start, start + pixels * k):
-            v = y[U(i)]
-            low = alpha * expm1(zero if v > zero else v)
-            y[U(i)] = v if v > zero else low
-    elif code == 3:
-        for i in range(start, start + pixels * k):
-            y[U(i)] = tanh(y[U(i)])
+
+    @Kernel
+    def activate_rows(start, stop, lane, args):
+        y, k, bias, act = unpack(args)
+        pixels, start = stop - start, start * k
+        zero = y.dtype.type(0)
+        if bias.shape[0]:
+            for i in range(pixels):
+                at = start + i * k
+                if code == 1:
+                    for j in range(k):
+                        v = y[U(at + j)] + bias[U(j)]
+                        y[U(at + j)] = zero if v <= zero else v
+                else:
+                    for j in range(k):
+                        y[U(at + j)] += bias[j]
+        elif code == 1:
+            for i in range(start, start + pixels * k):
+                v = y[U(i)]
+                y[U(i)] = zero if v <= zero else v
+        if code == 2:
+            alpha = y.dtype.type(act[1])
+            for i in range(start, start + pixels * k):
+                v = y[U(i)]
+                low = alpha * expm1(zero if v > zero else v)
+                y[U(i)] = v if v > zero else low
+        elif code == 3:
+            for i in range(start, start + pixels * k):
+                y[U(i)] = tanh(y[U(i)])
+
+    return activate_rows
 
 
-@Kernel
-def pool_rows(start, stop, lane, args):
+@lru_cache(maxsize=8)
+def pool_kernel(plain, want_argmax):
     """Pool the convolution's rows start..stop (at z[band0:], `pitch` pixels long) into image n of y, then bias
-    and activation.
+    and activation. `plain`: the common window, 2x2 without padding.
     """
-    z, band0, pitch, n, activate, bias, act, pool, y, argmax = unpack(args)
-    p0, p1 = start, stop
-    k, want_argmax = pool.c, argmax.shape[0] > 0
-    row0 = (p0 + pool.stride_h - 1) // pool.stride_h if p0 else 0
-    row1 = pool.p if p1 == pool.h else (p1 + pool.stride_h - 1) // pool.stride_h
-    row1 = min(row1, pool.p)
-    plain = pool.r == 2 and pool.s == 2 and not (pool.pad_top or pool.pad_left or pool.pad_bottom or pool.pad_right)
-    for row in range(row0, row1):
-        for column in range(pool.q):
-            out = ((n * pool.p + row) * pool.q + column) * k
-            if plain:
-                first = band0 + ((row * pool.stride_h - p0) * pitch + column * pool.stride_w) * k
-                _pool_2x2(z, first, first + pitch * k, k, y, argmax, out, want_argmax)
-                continue
-            top, left = row * pool.stride_h - pool.pad_top, column * pool.stride_w - pool.pad_left
-            r0, r1 = max(0, -top), min(pool.r, pool.h - top)
-            s0, s1 = max(0, -left), min(pool.s, pool.w - left)
-            corner = band0 + ((top - p0) * pitch + left) * k
-            at, place = corner + (r0 * pitch + s0) * k, np.int32(r0 * pool.s + s0)
-            for j in range(k):
-                y[U(out + j)] = z[U(at + j)]
-            if want_argmax:
+
+    @Kernel
+    def pool_rows(start, stop, lane, args):
+        z, band0, pitch, n, activate, bias, act, pool, y, argmax = unpack(args)
+        p0, p1 = start, stop
+        k = pool.c
+        row0 = (p0 + pool.stride_h - 1) // pool.stride_h if p0 else 0
+        row1 = pool.p if p1 == pool.h else (p1 + pool.stride_h - 1) // pool.stride_h
+        row1 = min(row1, pool.p)
+        for row in range(row0, row1):
+            for column in range(pool.q):
+                out = ((n * pool.p + row) * pool.q + column) * k
+                if plain:
+                    first = band0 + ((row * pool.stride_h - p0) * pitch + column * pool.stride_w) * k
+                    _pool_2x2(z, first, first + pitch * k, k, y, argmax, out, want_argmax)
+                    continue
+                top, left = row * pool.stride_h - pool.pad_top, column * pool.stride_w - pool.pad_left
+                r0, r1 = max(0, -top), min(pool.r, pool.h - top)
+                s0, s1 = max(0, -left), min(pool.s, pool.w - left)
+                corner = band0 + ((top - p0) * pitch + left) * k
+                at, place = corner + (r0 * pitch + s0) * k, np.int32(r0 * pool.s + s0)
                 for j in range(k):
-                    argmax[U(out + j)] = place
-            for r in range(r0, r1):
-                for s in range(s0, s1, 3):
-                    t, u = min(s + 1, s1 - 1), min(s + 2, s1 - 1)
-                    row_at, row_place = corner + r * pitch * k, r * pool.s
-                    _fold_3(
-                        z, row_at + s * k, row_at + t * k, row_at + u * k,
-                        np.int32(row_place + s), np.int32(row_place + t), np.int32(row_place + u),
-                        k, y, argmax, out, want_argmax,
-                    )  # fmt: skip
-    if row1 > row0:
-        first = n * pool.p
-        call(activate, (first + row0) * pool.q, (first + row1) * pool.q, lane, (y, k, bias, act))
+                    y[U(out + j)] = z[U(at + j)]
+                if want_argmax:
+                    for j in range(k):
+                        argmax[U(out + j)] = place
+                for r in range(r0, r1):
+                    for s in range(s0, s1, 3):
+                        t, u = min(s + 1, s1 - 1), min(s + 2, s1 - 1)
+                        row_at, row_place = corner + r * pitch * k, r * pool.s
+                        _fold_3(
+                            z, row_at + s * k, row_at + t * k, row_at + u * k,
+                            np.int32(row_place + s), np.int32(row_place + t), np.int32(row_place + u),
+                            k, y, argmax, out, want_argmax,
+                        )  # fmt: skip
+        if row1 > row0:
+            first = n * pool.p
+            call(activate, (first + row0) * pool.q, (first + row1) * pool.q, lane, (y, k, bias, act))
+
+    return pool_rows
 
 
 @jit
@@ -153,75 +165,94 @@ def _slope(y, code, alpha, one):
     return one
 
 
-@jit
-def gradient_before(y, dy, start, stop, act, dz):
+@lru_cache(maxsize=8)
+def gradient_kernel(code):
     """dz = dy * activation'(.) over the elements start..stop, from the output y."""
-    one, code, alpha = dz.dtype.type(1), act[0], dz.dtype.type(act[1])
-    for i in range(start, stop):
-        dz[U(i)] = dy[U(i)] * _slope(y[U(i)], code, alpha, one)
+
+    @Kernel
+    def gradient_before(start, stop, lane, args):
+        y, dy, parameter, dz = unpack(args)
+        one, alpha = dz.dtype.type(1), dz.dtype.type(parameter)
+        for i in range(start, stop):
+            dz[U(i)] = dy[U(i)] * _slope(y[U(i)], code, alpha, one)
+
+    return gradient_before
 
 
-@Kernel
-def scatter_gradient(n, stop, lane, args):
+@lru_cache(maxsize=16)
+def scatter_kernel(code, pooled, cover):
     """The pre-pool gradient of image n, into the padded image whose first inner pixel is at dz[start] and
-    whose rows are `pitch` pixels long; and its sum over the pixels added to dz[db : db + k].
+    whose rows are `pitch` pixels long; and its sum over the pixels added to dz[db : db + k]. `cover`: windows
+    lie side by side, without padding.
     """
-    dy, y, argmax, act, pool, dz, start, pitch, db = unpack(args)
-    k, code, alpha = pool.c, act[0], dz.dtype.type(act[1])
-    one = dz.dtype.type(1)
-    pooled = _is_pooled(pool)
-    cover = (
-        pooled and pool.r == pool.stride_h and pool.s == pool.stride_w
-        and not (pool.pad_top or pool.pad_left or pool.pad_bottom or pool.pad_right)
-    )  # fmt: skip
-    if pooled and not cover:
-        for row in range(pool.h):
-            first = start + row * pitch * k
-            for j in range(first, first + pool.w * k):
-                dz[j] = 0
-    for row in range(pool.p):
-        for column in range(pool.q):
-            at = ((n * pool.p + row) * pool.q + column) * k
-            top, left = row * pool.stride_h - pool.pad_top, column * pool.stride_w - pool.pad_left
-            first = start + (top * pitch + left) * k
-            if not pooled:
-                for j in range(k):
-                    v = dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
-                    dz[U(first + j)] = v
-                for j in range(k):
-                    dz[U(db + j)] += dz[U(first + j)]
-            elif cover:
-                for j in range(k):
-                    dz[U(db + j)] += dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
-                for r in range(pool.r):
-                    for s in range(pool.s):
-                        place, to = r * pool.s + s, first + (r * pitch + s) * k
-                        for j in range(k):
-                            v = dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
-                            dz[U(to + j)] = v if argmax[U(at + j)] == place else 0
-            else:
-                for j in range(k):
-                    v = dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
-                    place = np.int64(argmax[U(at + j)])
-                    dz[U(first + (place // pool.s * pitch + place % pool.s) * k + j)] += v
-                    dz[U(db + j)] += v
+
+    @Kernel
+    def scatter_gradient(n, stop, lane, args):
+        dy, y, argmax, parameter, pool, dz, start, pitch, db = unpack(args)
+        k, alpha = pool.c, dz.dtype.type(parameter)
+        one = dz.dtype.type(1)
+        if pooled and not cover:
+            for row in range(pool.h):
+                first = start + row * pitch * k
+                for j in range(first, first + pool.w * k):
+                    dz[j] = 0
+        for row in range(pool.p):
+            for column in range(pool.q):
+                at = ((n * pool.p + row) * pool.q + column) * k
+                top, left = row * pool.stride_h - pool.pad_top, column * pool.stride_w - pool.pad_left
+                first = start + (top * pitch + left) * k
+                if not pooled:
+                    for j in range(k):
+                        v = dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
+                        dz[U(first + j)] = v
+                    for j in range(k):
+                        dz[U(db + j)] += dz[U(first + j)]
+                elif cover:
+                    for j in range(k):
+                        dz[U(db + j)] += dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
+                    for r in range(pool.r):
+                        for s in range(pool.s):
+                            place, to = r * pool.s + s, first + (r * pitch + s) * k
+                            for j in range(k):
+                                v = dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
+                                dz[U(to + j)] = v if argmax[U(at + j)] == place else 0
+                else:
+                    for j in range(k):
+                        v = dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
+                        place = np.int64(argmax[U(at + j)])
+                        dz[U(first + (place // pool.s * pitch + place % pool.s) * k + j)] += v
+                        dz[U(db + j)] += v
+
+    return scatter_gradient
 
 
 _ACT, _POOL = (0, 0.0), Pool(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, False)
 
 
-def activate_address(dtype):
+def activate_address(dtype, activation):
     """What `call` takes to run `activate_rows` on arrays of `dtype`."""
-    return address_for(activate_rows, empty(dtype), 0, empty(dtype), _ACT)
+    return address_for(activate_kernel(int(activation[0])), empty(dtype), 0, empty(dtype), _ACT)
 
 
-def pool_address(dtype, argmax_dtype):
-    """What `call` takes to run `pool_rows` on arrays of `dtype`."""
+def gradient_address(dtype, activation):
+    """What `call` takes to run `gradient_before` on arrays of `dtype`."""
     x = empty(dtype)
-    return address_for(pool_rows, x, 0, 0, 0, 0, x, _ACT, _POOL, x, empty(argmax_dtype))
+    return address_for(gradient_kernel(int(activation[0])), x, x, 0.0, x)
 
 
-def scatter_address(dtype, argmax_dtype):
+def pool_address(dtype, argmax, pool):
+    """What `call` takes to run `pool_rows` on arrays of `dtype`, with `argmax` or without (size 0)."""
+    x, plain = empty(dtype), (pool.r, pool.s) == (2, 2) and not _padded(pool)
+    return address_for(pool_kernel(plain, argmax.size > 0), x, 0, 0, 0, 0, x, _ACT, _POOL, x, empty(argmax.dtype))
+
+
+def scatter_address(dtype, argmax_dtype, activation, pool):
     """What `call` takes to run `scatter_gradient` on arrays of `dtype`."""
-    x = empty(dtype)
-    return address_for(scatter_gradient, x, x, empty(argmax_dtype), _ACT, _POOL, x, 0, 0, 0)
+    x, pooled = empty(dtype), has_pool(pool)
+    cover = pooled and (pool.r, pool.s) == (pool.stride_h, pool.stride_w) and not _padded(pool)
+    kernel = scatter_kernel(int(activation[0]), pooled, cover)
+    return address_for(kernel, x, x, empty(argmax_dtype), 0.0, _POOL, x, 0, 0, 0)
+
+
+def _padded(pool):
+    return bool(pool.pad_top or pool.pad_left or pool.pad_bottom or pool.pad_right)

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from fastcnn.kernels.cpu.epilogue import activate_address, gradient_before
+from fastcnn.kernels.cpu.epilogue import activate_address, gradient_address
 from fastcnn.kernels.cpu.launch import ColumnKernel, ExactKernel, Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.runtime import U, as_input
 
@@ -95,7 +95,7 @@ def _normalise(start, stop, lane, args):
 def _launch_normalise(x, gamma, beta, mean, inv_std, activation, y):
     launch(
         _normalise, x.shape[0], x.size, x.reshape(-1), gamma, beta, mean, inv_std, tuple(activation),
-        activate_address(y.dtype), np.empty(0, y.dtype), y.reshape(-1),
+        activate_address(y.dtype, activation), np.empty(0, y.dtype), y.reshape(-1),
     )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, acti
 @ExactKernel
 def _block_gradients(start, stop, lane, args):
     """dz, the gradient before the activation; and each block's sums of dz and of dz * (x - mean)."""
-    x, y, dy, mean, act, sums, dz = unpack(args)
+    x, y, dy, mean, gradient, alpha, sums, dz = unpack(args)
     c = mean.shape[0]
     rows, blocks = dy.shape[0] // c, sums.shape[0] // (2 * c) - 1
     for block in range(start, stop):
@@ -139,7 +139,7 @@ def _block_gradients(start, stop, lane, args):
             sums[U(at + j)] = 0
         for piece in range(first, last, 64):  # stays in the first-level cache
             end = min(piece + 64, last)
-            gradient_before(y, dy, piece * c, end * c, act, dz)
+            call(gradient, piece * c, end * c, lane, (y, dy, alpha, dz))
             whole = piece + (end - piece) // 2 * 2
             for i in range(piece * c, whole * c, 2 * c):
                 for j in range(c):
@@ -191,7 +191,8 @@ def batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, d
     sums = np.empty(2 * (blocks + 1) * c)
     flat, dz = x.reshape(-1), dx.reshape(-1) if dx.size else np.empty(x.size, x.dtype)
     launch(
-        _block_gradients, blocks, x.size, flat, y.reshape(-1), dy.reshape(-1), mean, tuple(activation), sums, dz
+        _block_gradients, blocks, x.size, flat, y.reshape(-1), dy.reshape(-1), mean,
+        gradient_address(y.dtype, activation), float(activation.alpha), sums, dz,
     )  # fmt: skip
     launch(_merge_gradients, c, 4 * sums.size, sums, rows, inv_std, dgamma, dbeta)
     if dx.size:

@@ -33,8 +33,8 @@ def maxpool2d_forward(x, geometry, y, argmax):
         Pool(*geometry),
         y.reshape(-1),
         argmax.reshape(-1),
-        pool_address(y.dtype, argmax.dtype),
-        activate_address(y.dtype),
+        pool_address(y.dtype, argmax, geometry),
+        activate_address(y.dtype, (0, 0.0)),
     )
 
 

@@ -231,7 +231,8 @@ def winograd_forward(x, weight, bias, geometry, activation, pool, y, argmax, scr
         argmax.reshape(-1), scratch, t, sizes,
         (
             multiply_rows_address(y.dtype), transform_address("input", t.m, t.r, y.dtype), finish,
-            activate_address(y.dtype), pool_address(y.dtype, argmax.dtype) if has_pool(pool) and not pooled else 0,
+            activate_address(y.dtype, activation),
+            pool_address(y.dtype, argmax, pool) if has_pool(pool) and not pooled else 0,
         ),
         (
             _table(sizes.tile_rows * t.columns, g.c), _table(sizes.tile_rows * t.columns, t.width), _table(1, 0),
@@ -299,7 +300,7 @@ def _transpose_weights(start, stop, lane, args):
 @Kernel
 def _to_points(start, stop, lane, args):
     """dM and V of the images start..stop of a block, and each image's share of db."""
-    x, y, argmax, dy, scratch, first, wants, t, sizes, kernels, g, act, pool = unpack(args)
+    x, y, argmax, dy, scratch, first, wants, t, sizes, kernels, g, alpha, pool = unpack(args)
     scatter, to_points, gradient_to_points = kernels
     want_dw = wants[1]
     base = sizes.lanes + lane * sizes.lane
@@ -308,7 +309,7 @@ def _to_points(start, stop, lane, args):
     for i in range(start, stop):
         n, db = first + i, sizes.db + (first + i) * g.k
         fill_zero(scratch, db, db + g.k)
-        call(scatter, n, n + 1, lane, (dy, y, argmax, act, pool, scratch, dz, dz_pitch, db))
+        call(scatter, n, n + 1, lane, (dy, y, argmax, alpha, pool, scratch, dz, dz_pitch, db))
         for row in range(t.rows):
             tile = (i * t.rows + row) * t.columns * width
             source = (dz + row * t.m * dz_pitch * g.k, dz_pitch * g.k, g.k, t.m * g.k, width)
@@ -402,7 +403,7 @@ def winograd_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, 
             (sizes.u, t.side * sizes.u_point, sizes.u_point, t.width, points * sizes.u_point), g.c, t.width,
         )  # fmt: skip
     to_points = (
-        scatter_address(kind, argmax.dtype), transform_address("input", t.m, t.r, kind),
+        scatter_address(kind, argmax.dtype, activation, pool), transform_address("input", t.m, t.r, kind),
         transform_address("output gradient", t.m, t.r, kind),
     )  # fmt: skip
     tables = (
@@ -414,7 +415,7 @@ def winograd_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, 
         images = min(sizes.images, n - first)
         launch(
             _to_points, images, _operations(g, images), x.reshape(-1), y.reshape(-1), argmax.reshape(-1),
-            dy.reshape(-1), scratch, first, wants, t, sizes, to_points, g, tuple(activation), Pool(*pool),
+            dy.reshape(-1), scratch, first, wants, t, sizes, to_points, g, float(activation[1]), Pool(*pool),
         )  # fmt: skip
         launch(
             _multiply_points, points, _operations(g, images), scratch, first, images * t.rows * t.columns, wants, t,
