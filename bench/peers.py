@@ -1,174 +1,91 @@
-"""Training and predicting side by side with PyTorch: the same network, batch, optimiser and dropout, float32,
-the same threads.
+"""Training steps and predictions side by side with PyTorch, Keras and JAX: the same networks, parameters, batches,
+optimiser and dropout, float32, the same threads.
 
-Each side runs in a process of its own, alternating in rounds; before anything is timed, all sides must give
-the same outputs and the same loss from the same parameters. PyTorch runs contiguous and channels_last, and
-its better mode of each round counts. `python -m bench.peers [--threads 2] [--rounds 9] [--torch-python
-PATH]`, where PATH is a Python that has torch.
+Each side runs in a process of its own, alternating in rounds of short turns. Before a cell (a network, a batch size,
+training or predicting) is timed, every mode of every side must give the same logits, or the same losses without
+dropout. A mode of a peer that does not run, or differs where another of its modes agrees, is left out. A peer runs in
+its best mode: all its modes are screened, the best and those near it take part in the rounds, and the best of each
+round counts. `python -m bench.peers --torch-python PATH --keras-python PATH --jax-python PATH`, each a Python that
+has the framework. Cells are merged into bench/results/peers.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.machine import save, usable_cores, versions
+from bench.machine import RESULTS, cpu_name, save, usable_cores
+from bench.networks import CLASSES, DROPOUT, NETWORKS, fastcnn_layers
 
-BATCH, CLASSES, DROPOUT, RATE = 128, 10, 0.4, 1e-3
-SIDES = ("fastcnn", "torch contiguous", "torch channels_last")
-# PyTorch's names of the seed network's parameters, and how its layout follows from ours.
-TORCH_NAMES = {"0.weight": "0", "2.weight": "3", "5.weight": "7", "7.weight": "10"}
-
-
-def seed_layers(dropout: float) -> list[Any]:
-    """conv32-3x3 / pool / conv64-3x3 / pool / dense128 / dropout / dense10."""
-    from fastcnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D
-
-    return [
-        Conv2D(32, activation="relu"), MaxPool2D(), Conv2D(64, activation="relu"), MaxPool2D(), Flatten(),
-        Dense(128, activation="relu"), Dropout(dropout), Dense(CLASSES),
-    ]  # fmt: skip
-
-
-Run = Callable[[int], float]  # (steps) -> seconds
-
-
-def fastcnn_side(threads: int, data: dict[str, np.ndarray]) -> tuple[dict[str, Any], Run, Run]:
-    """What is checked (logits, loss), a function that trains and one that predicts some batches."""
-    from fastcnn import Network
-
-    def network(dropout: float) -> Any:
-        net = Network(seed_layers(dropout), (28, 28, 1), n_jobs=threads, random_state=0)
-        net.load_params({name: data[name] for name in net.params})
-        return net
-
-    x, labels = data["x"], data["labels"]
-    check = network(0.0)
-    checked = {"logits": check.forward(x).tolist(), "losses": [check.train_step(x, labels) for _ in range(3)]}
-    net = network(DROPOUT)
-
-    def train(steps: int) -> float:
-        start = time.perf_counter()
-        for _ in range(steps):
-            net.train_step(x, labels)
-        return time.perf_counter() - start
-
-    def predict(steps: int) -> float:
-        start = time.perf_counter()
-        for _ in range(steps):
-            net.forward(x)
-        return time.perf_counter() - start
-
-    return checked, train, predict
-
-
-def torch_side(threads: int, data: dict[str, np.ndarray], channels_last: bool) -> tuple[dict[str, Any], Run, Run]:
-    """The same in PyTorch."""
-    import torch
-    from torch import nn
-
-    torch.set_num_threads(threads)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-
-    def network(dropout: float) -> tuple[Any, Any]:
-        torch.manual_seed(0)
-        net = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(3136, 128), nn.ReLU(), nn.Dropout(dropout), nn.Linear(128, CLASSES),
-        )  # fmt: skip
-        state = {}
-        for ours, theirs in TORCH_NAMES.items():
-            weight, bias = data[ours], data[ours.replace("weight", "bias")]
-            if weight.ndim == 4:
-                weight = weight.transpose(3, 2, 0, 1)
-            elif weight.shape[0] == 3136:  # flattened (7, 7, 64) here, (64, 7, 7) there
-                weight = weight.reshape(7, 7, 64, 128).transpose(2, 0, 1, 3).reshape(3136, 128).T
-            else:
-                weight = weight.T
-            state[f"{theirs}.weight"] = torch.from_numpy(np.ascontiguousarray(weight))
-            state[f"{theirs}.bias"] = torch.from_numpy(bias)
-        net.load_state_dict(state)
-        net = net.to(memory_format=layout)
-        return net, torch.optim.Adam(net.parameters(), lr=RATE)
-
-    x = torch.from_numpy(data["x"].transpose(0, 3, 1, 2).copy()).contiguous(memory_format=layout)
-    labels, loss_of = torch.from_numpy(data["labels"]), nn.CrossEntropyLoss()
-
-    def step(net: Any, optimizer: Any) -> Any:
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(net(x), labels)
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    check, optimizer = network(0.0)
-    with torch.inference_mode():
-        logits = check(x).tolist()
-    checked = {"logits": logits, "losses": [float(step(check, optimizer).detach()) for _ in range(3)]}
-    net, optimizer = network(DROPOUT)
-
-    def train(steps: int) -> float:
-        net.train()
-        start = time.perf_counter()
-        for _ in range(steps):
-            step(net, optimizer)
-        return time.perf_counter() - start
-
-    def predict(steps: int) -> float:
-        net.eval()
-        start = time.perf_counter()
-        with torch.inference_mode():
-            for _ in range(steps):
-                net(x)
-        return time.perf_counter() - start
-
-    return checked, train, predict
-
-
-def worker(side: str, threads: int, path: str) -> None:
-    """Print what is checked, then answer each line "train N" or "predict N" with seconds."""
-    data = dict(np.load(path))
-    if side == "fastcnn":
-        checked, train, predict = fastcnn_side(threads, data)
-    else:
-        checked, train, predict = torch_side(threads, data, side.endswith("channels_last"))
-    print(json.dumps(checked | {"versions": versions("fastcnn", "numba", "numpy", "torch")}), flush=True)
-    for line in sys.stdin:
-        what, steps = line.split()
-        print({"train": train, "predict": predict}[what](int(steps)), flush=True)
+PEERS = ("torch", "keras", "jax")
+MODULES = {"torch": "torch", "keras": "tensorflow", "jax": "jax"}
+NAMES = {"fastcnn": "fastcnn", "torch": "PyTorch", "keras": "Keras", "jax": "JAX"}
+TOLERANCES = {"train": {"rtol": 2e-3}, "predict": {"rtol": 1e-3, "atol": 1e-4}}
+BATCHES = (32, 128, 512)
+KEPT = 0.9  # of the best screened rate: modes from here on take part in the rounds
+SCREENING_TURNS = 3
+BUSY = 0.1  # of the machine, by other processes: from here on a cell is suspect
+# On the CPU, and quietly. What threads do between two operations stays the frameworks' own choice: measured, the
+# idle processes use no core as they are.
+ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3",
+}  # fmt: skip
 
 
 class Side:
-    """A worker process."""
+    """A framework in a process of its own, with one network."""
 
-    def __init__(self, name: str, python: str, threads: int, path: str) -> None:
-        command = [python, "-m", "bench.peers", "--worker", name, "--threads", str(threads), "--data", path]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.checked = json.loads(self._answer())
+    def __init__(self, framework: str, python: str, network: str, threads: int, folder: str) -> None:
+        self.framework, self.batch = framework, 0
+        self.steps: dict[str, int] = {}  # a turn's, by mode
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "inductor")}
+        self.process = subprocess.Popen(
+            [python, "-m", "bench.sides", framework, network, str(threads), str(Path(folder) / f"{network}.npz")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
+            env=cache | os.environ | ENVIRONMENT,
+        )  # fmt: skip
+        self.versions: dict[str, str] = self._answer()
 
-    def _answer(self) -> str:
+    def _answer(self) -> Any:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the worker ended: {self.process.args}")
-        return line
+            raise SystemExit(f"the process of {self.framework} ended: {self.process.args}")
+        return json.loads(line)
 
-    def images_per_second(self, what: str, steps: int) -> float:
+    def ask(self, *words: object) -> Any:
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{what} {steps}\n")
+        self.process.stdin.write(" ".join(map(str, words)) + "\n")
         self.process.stdin.flush()
-        return BATCH * steps / float(self._answer())
+        return self._answer()
+
+    def open(self, what: str, batch: int) -> dict[str, Any]:
+        """Build the cell; what is to be compared, by mode, or a text where a mode does not run."""
+        self.batch, self.steps = batch, {}
+        return self.ask("open", what, batch)
+
+    def rate(self, mode: str, steps: int | None = None) -> float:
+        """Images a second in one turn."""
+        steps = steps or self.steps[mode]
+        return self.batch * steps / self.ask("run", mode, steps)
+
+    def calibrate(self, mode: str, seconds: float) -> float:
+        """Choose the steps of a turn; images a second."""
+        steps = 1
+        while (elapsed := self.ask("run", mode, steps)) < seconds / 5:
+            steps *= 4 if elapsed < seconds / 20 else 2
+        self.steps[mode] = max(1, round(seconds * steps / elapsed))
+        return self.batch * steps / elapsed
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -176,63 +93,242 @@ class Side:
         self.process.wait()
 
 
-def compare(sides: dict[str, Side], rounds: int, steps: int) -> dict[str, Any]:
-    """Rounds of one turn a side, in alternating order; rates, and the ratio to the better mode of PyTorch."""
-    result: dict[str, Any] = {}
-    for what in ("train", "predict"):
-        for side in sides.values():
-            side.images_per_second(what, 5)
-        rates: dict[str, list[float]] = {name: [] for name in sides}
-        for i in range(rounds):
-            for name in list(sides)[:: 1 if i % 2 == 0 else -1]:
-                rates[name].append(sides[name].images_per_second(what, steps))
-        best = [max(rates[SIDES[1]][i], rates[SIDES[2]][i]) for i in range(rounds)]
-        ratios = [ours / theirs for ours, theirs in zip(rates[SIDES[0]], best, strict=True)]
-        result[what] = {"images_per_second": rates, "ratios": ratios, "quartiles": statistics.quantiles(ratios, n=4)}
-        for name in sides:
-            print(f"{what:<8} {name:<20} {statistics.median(rates[name]):>9,.0f} images/s", flush=True)
-        low, middle, high = result[what]["quartiles"]
-        print(f"{what:<8} ratio {middle:.2f} (quartiles {low:.2f} to {high:.2f})", flush=True)
+def busy_share(seconds: float = 0.25) -> float:
+    """The share of the machine that is busy while all sides wait: other processes' (0 where Linux does not tell)."""
+    path = Path("/proc/stat")
+    if not path.exists():
+        return 0.0
+
+    def times() -> tuple[int, int]:
+        words = [int(word) for word in path.read_text().splitlines()[0].split()[1:]]
+        return sum(words), words[3] + words[4]
+
+    total, idle = times()
+    time.sleep(seconds)
+    later, idle_later = times()
+    return 1 - (idle_later - idle) / (later - total) if later > total else 0.0
+
+
+def check(what: str, answers: dict[str, dict[str, Any]], cell: str) -> dict[str, str]:
+    """Compare all modes of all sides with fastcnn; the modes to leave out, with the reason."""
+    (ours,) = answers["fastcnn"].values()
+    if isinstance(ours, str):
+        raise SystemExit(f"{cell}: fastcnn does not run: {ours}")
+    failed = {}
+    for framework, modes in answers.items():
+        wrong = {}
+        for mode, theirs in modes.items():
+            if isinstance(theirs, str):
+                failed[f"{framework} {mode}"] = theirs
+            elif not np.allclose(theirs, ours, **TOLERANCES[what]):
+                values = f": {theirs}, not {ours}" if what == "train" else ""
+                wrong[f"{framework} {mode}"] = ("losses" if what == "train" else "logits") + f" differ{values}"
+        failed |= wrong
+        # Where all that runs differs, nothing says that it is the peer who is wrong.
+        if wrong and all(f"{framework} {mode}" in failed for mode in modes):
+            raise SystemExit(f"{cell}: {framework} and fastcnn do not compute the same: {wrong}")
+    for mode, reason in failed.items():
+        print(f"{cell}: {mode} is left out: {reason}", flush=True)
+    return failed
+
+
+def screen(side: Side, modes: list[str], seconds: float) -> dict[str, float]:
+    """The best rate of some turns of each mode; a mode half as fast as another gets no more than the first."""
+    rates = {mode: side.calibrate(mode, seconds) for mode in modes}
+    hopeful = [mode for mode in modes if rates[mode] > max(rates.values()) / 2]
+    if len(hopeful) > 1:
+        for _ in range(SCREENING_TURNS):
+            for mode in hopeful:
+                rates[mode] = max(rates[mode], side.rate(mode, max(1, side.steps[mode] // 2)))
+    return rates
+
+
+def measure(sides: dict[str, Side], network: str, what: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One cell: check, screen, rounds in alternating order."""
+    cell = f"{network} {what} {batch}"
+    start = time.perf_counter()
+    answers = {name: side.open(what, batch) for name, side in sides.items()}
+    failed = check(what, answers, cell)
+    screening, turns = {}, []
+    for name, side in sides.items():
+        modes = [mode for mode in answers[name] if f"{name} {mode}" not in failed]
+        if modes:
+            rates = screening[name] = screen(side, modes, args.seconds)
+            turns += [(name, mode) for mode in modes if rates[mode] >= KEPT * max(rates.values())]
+    rates: dict[str, list[float]] = {f"{name} {mode}": [] for name, mode in turns}
+    busy = [busy_share()]
+    for i in range(args.rounds):
+        for name, mode in turns[:: 1 if i % 2 == 0 else -1]:
+            rates[f"{name} {mode}"].append(sides[name].rate(mode))
+
+    def best(framework: str) -> list[float]:
+        return [max(turn) for turn in zip(*(rates[f"{n} {m}"] for n, m in turns if n == framework), strict=True)]
+
+    ours = best("fastcnn")
+    ratios = {name: [a / b for a, b in zip(ours, best(name), strict=True)] for name in screening if name != "fastcnn"}
+    busy.append(busy_share())
+    print(f"{cell:<20} {statistics.median(ours):>9,.0f} images/s ", end=" ")
+    print(*(f"{name} x{statistics.median(ratio):.2f}" for name, ratio in ratios.items()), sep=", ", end="; ")
+    print(*(mode for name, mode in turns if name == "torch"), f"({time.perf_counter() - start:.0f} s)", flush=True)
+    if max(busy) > BUSY:
+        print(f"{cell}: other processes keep {max(busy):.0%} of the machine busy; do not trust it", flush=True)
+    return {
+        "network": network, "what": what, "batch": batch,
+        "run": {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cpu": cpu_name(), "threads": args.threads,
+            "rounds": args.rounds, "seconds": args.seconds,
+        },
+        "versions": {name: side.versions for name, side in sides.items()},
+        "screening": {name: rates for name, rates in screening.items() if name != "fastcnn"},
+        "failed": failed, "busy": busy, "rates": rates, "ratios": ratios,
+    }  # fmt: skip
+
+
+def write_data(network: str, folder: str) -> None:
+    """Images, labels and fastcnn's parameters, for all sides of a network."""
+    from fastcnn import Network
+
+    net, rng = NETWORKS[network], np.random.default_rng(0)
+    data = {}
+    for name, value in Network(fastcnn_layers(net), net.input_shape, random_state=0).params.items():
+        # Vectors start as zeros and ones, which would hide a mix-up.
+        shaken = value * rng.uniform(0.8, 1.2, value.shape) + rng.uniform(-0.1, 0.1, value.shape)
+        data[name] = (shaken if value.ndim == 1 else value).astype(np.float32)
+    n = max(BATCHES)
+    data["x"] = rng.standard_normal((n, *net.input_shape)).astype(np.float32)
+    data["labels"] = rng.integers(0, CLASSES, n)
+    np.savez(Path(folder) / f"{network}.npz", **data)
+
+
+def available(pythons: dict[str, str]) -> list[str]:
+    """The peers that their Python has."""
+    found = []
+    for name, python in pythons.items():
+        code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({MODULES[name]!r}) is None)"
+        try:
+            missing = subprocess.run([python, "-c", code], check=False).returncode
+        except OSError as error:
+            missing = error.errno
+        if missing:
+            print(f"{NAMES[name]} is left out: {python} has no {MODULES[name]} (give --{name}-python PATH)", flush=True)
+        else:
+            found.append(name)
+    return found
+
+
+def place(cell: dict[str, Any]) -> tuple[int, str, int]:
+    """Of a cell in the table; no two have the same."""
+    return list(NETWORKS).index(cell["network"]), cell["what"], cell["batch"]
+
+
+def merged(cell: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells measured so far with this one in its place."""
+    path = RESULTS / "peers.json"
+    cells = json.loads(path.read_text()).get("cells", []) if path.exists() else []
+    return sorted([c for c in cells if place(c) != place(cell)] + [cell], key=place)
+
+
+def suspect(cell: dict[str, Any]) -> bool:
+    """Whether other processes were at work beside this cell."""
+    return max(cell["busy"]) > BUSY
+
+
+def summary(cells: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """For each peer: the geometric mean of the cells' median ratios, and the smallest cell; one image apart.
+
+    Suspect cells do not count: threads that wait for each other in a loop suffer most from a busy machine.
+    """
+    kinds = {
+        "train": lambda c: c["what"] == "train",
+        "predict": lambda c: c["what"] == "predict" and c["batch"] > 1,
+        "predict one": lambda c: c["what"] == "predict" and c["batch"] == 1,
+    }
+    result: dict[str, dict[str, Any]] = {}
+    for peer in PEERS:
+        for kind, belongs in kinds.items():
+            medians = {
+                f"{c['network']} {c['batch']}": statistics.median(c["ratios"][peer])
+                for c in cells if belongs(c) and peer in c["ratios"] and not suspect(c)
+            }  # fmt: skip
+            if medians:
+                least = min(medians, key=lambda name: medians[name])
+                result.setdefault(peer, {})[kind] = {
+                    "geometric mean": statistics.geometric_mean(medians.values()), "cells": len(medians),
+                    "least": medians[least], "least cell": least,
+                }  # fmt: skip
     return result
 
 
-def main() -> None:
+def show(cells: list[dict[str, Any]]) -> None:
+    """The table of all cells: rates of the best modes, ratios with their quartiles."""
+    print("\n" + " " * 20 + "".join(f"{name:>10}" for name in NAMES.values()), "  fastcnn / peer (quartiles)")
+    for c in cells:
+        best: dict[str, float] = {}
+        for mode, rates in c["rates"].items():
+            name = mode.split()[0]
+            best[name] = max(best.get(name, 0), statistics.median(rates))
+        row = "".join(f"{best[name]:>10,.0f}" if name in best else f"{'-':>10}" for name in NAMES)
+        ratios = []
+        for name, values in c["ratios"].items():
+            low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+            ratios.append(f"{name} {middle:.2f} ({low:.2f}-{high:.2f})")
+        ratios += ["SUSPECT: busy"] * suspect(c)
+        print(f"{c['network']:<8}{c['what']:<8}{c['batch']:>4}{row}   {'  '.join(ratios)}")
+    print()
+    for peer, kinds in summary(cells).items():
+        for kind, s in kinds.items():
+            print(
+                f"{NAMES[peer]:<8} {kind:<12} geometric mean {s['geometric mean']:.2f} of {s['cells']} cells, "
+                f"least {s['least']:.2f} ({s['least cell']})"
+            )
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--batches", nargs="+", type=int, choices=(1, *BATCHES), default=[1, *BATCHES])
+    parser.add_argument("--what", nargs="+", choices=("train", "predict"), default=["train", "predict"])
     parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--torch-python", default=sys.executable)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--data", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.worker:
-        worker(args.worker, args.threads, args.data)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.35, help="of a turn, about")
+    for name in PEERS:
+        parser.add_argument(f"--{name}-python", default=sys.executable, metavar="PATH")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    pythons = {name: getattr(args, f"{name}_python") for name in PEERS}
+    peers = available(pythons)
+    if not peers:
+        print("no peer is there: nothing measured")
         return
-
-    from fastcnn import Network
-
-    rng = np.random.default_rng(0)
-    net = Network(seed_layers(0.0), (28, 28, 1), random_state=0)
-    data = {name: value.copy() for name, value in net.params.items()}
-    data |= {"x": rng.standard_normal((BATCH, 28, 28, 1)).astype(np.float32), "labels": rng.integers(0, CLASSES, BATCH)}
+    setting = {
+        "adam": 1e-3,
+        "dropout": DROPOUT,
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "seconds": args.seconds,
+    }
+    cells: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "data.npz")
-        np.savez(path, **data)
-        pythons = dict(zip(SIDES, (sys.executable, args.torch_python, args.torch_python), strict=True))
-        sides = {name: Side(name, pythons[name], args.threads, path) for name in SIDES}
-        try:
-            ours = sides["fastcnn"].checked
-            for name, side in sides.items():
-                np.testing.assert_allclose(side.checked["logits"], ours["logits"], rtol=1e-3, atol=1e-4, err_msg=name)
-                np.testing.assert_allclose(side.checked["losses"], ours["losses"], rtol=1e-3, err_msg=name)
-            print("checked: equal outputs and losses on every side", flush=True)
-            result = compare(sides, args.rounds, args.steps)
-        finally:
-            for side in sides.values():
-                side.close()
-    about = {name: side.checked["versions"] for name, side in sides.items()}
-    setting = {"batch": BATCH, "dropout": DROPOUT, "threads": args.threads, "steps": args.steps, "rounds": args.rounds}
-    print(f"written: {save('peers', {'versions': about, 'setting': setting, **result})}")
+        for network in args.networks:
+            write_data(network, folder)
+            sides: dict[str, Side] = {}
+            try:
+                for name in ("fastcnn", *peers):
+                    sides[name] = Side(name, pythons.get(name, sys.executable), network, args.threads, folder)
+                for what in args.what:
+                    # Training one image at a time is nobody's way to train.
+                    for batch in (b for b in args.batches if b > 1 or what == "predict"):
+                        cells = merged(measure(sides, network, what, batch, args))
+                        path = save("peers", {"setting": setting, "cells": cells})
+            finally:
+                for side in sides.values():
+                    side.close()
+    if cells:
+        show(cells)
+        print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fastcnn.kernels.cpu.depthwise import depthwise_chunks, depthwise_forward, is_depthwise
 from fastcnn.kernels.cpu.epilogue import activate_address, pool_address, scatter_address
 from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.lowering import Pool, forward_tables, has_pool, input_tables, weight_tables
@@ -99,6 +100,8 @@ def conv2d_backward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes:
     gradient and a panel of it.
     """
     g, size = geometry, np.dtype(dtype).itemsize
+    if is_depthwise(g):
+        return _chunks(n, g, size) * _partial(g) + lanes * (2 * _image(g) + _round(g.p * g.q * g.k))
     if geometry.winograd and n:
         return backward_scratch(geometry, n, size, lanes)
     return (
@@ -197,6 +200,14 @@ def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax,
     band_rows = _band_rows(geometry, pool)
     band = _round(band_rows * g.q * g.k) if has_pool(pool) else 0
     layout = (_round(_packed_forward(g, size)), image + band, image, band_rows)
+    if is_depthwise(g):
+        launch(
+            depthwise_forward, x.shape[0], _operations(g, x.shape[0]), x.reshape(-1), weight.reshape(-1), bias,
+            y.reshape(-1), argmax.reshape(-1), scratch, layout,
+            (activate_address(y.dtype, activation), pool_address(y.dtype, argmax, pool) if has_pool(pool) else 0),
+            g, tuple(activation), Pool(*pool), forward_tables(geometry),
+        )  # fmt: skip
+        return
     width = panel_width(size)
     launch(_pack_forward_kernel, 1, weight.size, weight.reshape(-1), g, width, scratch)
     launch(
@@ -302,6 +313,17 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
         return
     g, size, n, width = geometry, dy.itemsize, dy.shape[0], panel_width(dy.itemsize)
     chunks, packed, partial = _chunks(n, g, size), _round(_packed_backward(g, size)), _partial(g)
+    if is_depthwise(g):
+        packed = 0
+        launch(
+            depthwise_chunks, chunks, 2 * _operations(g, n), x.reshape(-1), weight.reshape(-1), y.reshape(-1),
+            argmax.reshape(-1), dy.reshape(-1), dx.reshape(-1), scratch,
+            (n, chunks, packed, partial, _image(geometry), _round(g.p * g.q * g.k)), (dx.size > 0, dw.size > 0),
+            scatter_address(dy.dtype, argmax.dtype, activation, pool), g, float(activation[1]), Pool(*pool),
+            forward_tables(geometry),
+        )  # fmt: skip
+        _merge(chunks, packed, partial, scratch, dw, db, g)
+        return
     layout = (
         n, chunks, packed, partial, _image(geometry), _gradient_image(geometry, size), _gradient_panel(g, size)
     )  # fmt: skip
@@ -329,19 +351,15 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
         weight_tables(geometry),
         tables,
     )
+    _merge(chunks, packed, partial, scratch, dw, db, g)
+
+
+def _merge(chunks, packed, partial, scratch, dw, db, g):
     if dw.size:
         launch(_merge_chunks, dw.size, dw.size * chunks, chunks, packed, partial, scratch, dw.reshape(-1))
     if db.size:
-        launch(
-            _merge_chunks,
-            db.size,
-            0,
-            chunks,
-            packed + g.r * g.s * (g.c // g.groups) * g.k,
-            partial,
-            scratch,
-            db,
-        )
+        first = packed + g.r * g.s * (g.c // g.groups) * g.k
+        launch(_merge_chunks, db.size, 0, chunks, first, partial, scratch, db)
 
 
 # ------------------------------------------------------------------ the convolution alone, without epilogue

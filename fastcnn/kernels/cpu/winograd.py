@@ -33,6 +33,7 @@ from fastcnn.kernels.cpu.winograd_transforms import output_address, transform_ad
 
 TILES = 48  # about how many a lane takes through the forward pass at a time
 BLOCK_BYTES = 1 << 22  # of V and dM in one block of the backward pass
+MIN_CHANNELS = 32  # with fewer, the transforms cost more than they save
 MAX_WEIGHTS = 1 << 17  # channels in times out: transforming more costs small batches more than it saves
 
 
@@ -41,12 +42,12 @@ def winograd_tile(geometry: Any, itemsize: int) -> int:
 
     For a window of 3x3, m is 4 or 2, whichever leaves fewer multiplications for the image's size (a tile that
     hangs over the edge is computed whole); for 5x5 it is 2. 0 where that is less than 1.7 times fewer, where
-    channels do not fill panels, or for more than MAX_WEIGHTS.
+    channels do not fill panels, for fewer than MIN_CHANNELS, or for more than MAX_WEIGHTS.
     """
     g, width = geometry, panel_width(itemsize)
     if g.r != g.s or g.r not in (3, 5) or (g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.groups) != (1,) * 5:
         return 0
-    if g.c % width or g.k % width or g.c * g.k > MAX_WEIGHTS:
+    if g.c % width or g.k % width or min(g.c, g.k) < MIN_CHANNELS or g.c * g.k > MAX_WEIGHTS:
         return 0
     saved = {
         m: g.r * g.s * g.p * g.q / (-(-g.p // m) * -(-g.q // m) * (m + g.r - 1) ** 2)
