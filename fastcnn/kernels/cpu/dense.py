@@ -28,6 +28,7 @@ from fastcnn.kernels.cpu.runtime import U, as_input, one_blas_thread
 DEPTH = 256  # terms of the sum in one pass over the rows: a panel of them stays in the first-level cache
 ROWS = 96  # of the weight gradient at a time: so much of x, packed, stays in the cache beside a panel of dz
 BLAS_WEIGHTS = 1 << 20
+FEW_ROWS = 16  # with fewer, lanes share the weight instead of the batch
 
 
 @lru_cache(maxsize=256)
@@ -79,18 +80,24 @@ def _pack_last_panel(start, stop, lane, args):
 
 @RowKernel
 def _forward_rows(start, stop, lane, args):
-    x, weight, bias, y, scratch, sizes, width, multiply, activate, act, x_rows, y_rows, segment = unpack(args)
-    n_in, n_out = sizes
+    """The rows start..stop of y; or (`by_panel`, without the activation) its panels of columns."""
+    x, weight, bias, y, scratch, sizes, width, kernels, act, x_rows, y_rows, segment = unpack(args)
+    n, n_in, n_out, by_panel = sizes
+    multiply, activate = kernels
+    row0, row1, column0, column1 = start, stop, 0, n_out
+    if by_panel:
+        row0, row1, column0, column1 = 0, n, start * width, min(stop * width, n_out)
     for k0 in range(0, n_in, DEPTH):
         depth = min(DEPTH, n_in - k0)
-        for first in range(0, n_out, width):
+        for first in range(column0, column1, width):
             valid = min(width, n_out - first)
             source, at, step = weight, k0 * n_out + first, n_out
             if valid < width:
                 source, at, step = scratch, k0 * width, width
             tile = (x, k0, x_rows, y, first, y_rows, segment, depth, 1, source, at, step, 0, valid, k0 > 0)
-            call(multiply, start, stop, lane, tile)
-    call(activate, start, stop, lane, (y, n_out, bias, act))
+            call(multiply, row0, row1, lane, tile)
+    if not by_panel:
+        call(activate, row0, row1, lane, (y, n_out, bias, act))
 
 
 def _gemms(*products):
@@ -113,24 +120,15 @@ def dense_forward(x, weight, bias, activation, y, scratch):
             _pack_last_panel, n_in, n_in * (n_out - last), weight.reshape(-1), n_out, last, panel_width(y.itemsize),
             scratch,
         )  # fmt: skip
+    by_panel = n < FEW_ROWS
+    kernels = multiply_rows_address(y.dtype), activate_address(y.dtype, activation)
     launch(
-        _forward_rows,
-        n,
-        n * n_in * n_out // 8,
-        x.reshape(-1),
-        weight.reshape(-1),
-        bias,
-        y.reshape(-1),
-        scratch,
-        (n_in, n_out),
-        panel_width(y.itemsize),
-        multiply_rows_address(y.dtype),
-        activate_address(y.dtype, activation),
-        tuple(activation),
-        _offsets(n, n_in),
-        _offsets(n, n_out),
-        _offsets(1, 0),
-    )
+        _forward_rows, _panels(n_out, panel_width(y.itemsize)) if by_panel else n, n * n_in * n_out // 8, x.reshape(-1),
+        weight.reshape(-1), bias, y.reshape(-1), scratch, (n, n_in, n_out, int(by_panel)), panel_width(y.itemsize),
+        kernels, tuple(activation), _offsets(n, n_in), _offsets(n, n_out), _offsets(1, 0),
+    )  # fmt: skip
+    if by_panel:
+        launch(activate_kernel(activation.code), n, y.size, y.reshape(-1), n_out, bias, tuple(activation))
 
 
 @Kernel
