@@ -28,7 +28,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy fastcnn
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed-test
+bench: $(VENV)/installed-bench
 	$(BIN)/python -m bench
 
 clean:

@@ -106,7 +106,7 @@ Backward = Callable[[Buffer, "Buffer | np.ndarray"], None]  # (dy, dx or an unwa
 def _emit_conv2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:
     g: Any = group.head.geometry
     if e.winograd:
-        g = g._replace(winograd=e.kernels.conv2d_algorithm(g, e.dtype))
+        g = g._replace(winograd=e.kernels.conv2d_algorithm(g, e.batch, e.dtype))
     how = f"winograd F({g.winograd}x{g.winograd}, {g.r}x{g.s})" if g.winograd else "direct"
     weight, dw = e.param(group, "conv2d", "weight"), e.grad(group, "conv2d", "weight") if e.training else None
     if not e.fuse:

@@ -24,8 +24,8 @@ equals wins; NaN wins over everything. Max-pooling pads with minus infinity.
 # mypy: disable-error-code="no-untyped-def"
 
 
-def conv2d_algorithm(geometry, dtype):
-    """The value for `geometry.winograd` that is fastest in this backend, decided by the shapes alone."""
+def conv2d_algorithm(geometry, n, dtype):
+    """The value for `geometry.winograd` that is fastest in this backend for n images, decided by shapes alone."""
 
 
 def conv2d_forward_scratch(geometry, pool, n, dtype, lanes):

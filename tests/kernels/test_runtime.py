@@ -110,7 +110,7 @@ def test_the_cache_is_read_by_the_next_process(tmp_path):
         + """
 train(0)
 from fastcnn.kernels.cpu import conv
-stats = conv._forward_images.function.stats
+stats = conv._forward_bands.function.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
     )

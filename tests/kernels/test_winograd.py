@@ -233,8 +233,8 @@ def test_mean_error_is_a_few_times_the_direct_one(what, most, m, r):
 
 @pytest.mark.small
 def test_rule_chooses_by_shape():
-    def chosen(shape, filters, kernel_size=3, dtype=np.float32, **settings):
-        return cpu.conv2d_algorithm(conv_geometry(shape, filters, kernel_size, **settings), dtype)
+    def chosen(shape, filters, kernel_size=3, n=32, dtype=np.float32, **settings):
+        return cpu.conv2d_algorithm(conv_geometry(shape, filters, kernel_size, **settings), n, dtype)
 
     width = WIDTH[np.dtype(np.float32)]
     assert chosen((14, 14, 2 * width), 2 * width) == 4
@@ -248,5 +248,6 @@ def test_rule_chooses_by_shape():
     for setting in ({"stride": 2}, {"dilation": 2}, {"groups": 2}):
         assert chosen((14, 14, 2 * width), 2 * width, **setting) == 0
     assert chosen((4, 4, 32 * width), 32 * width) == 0  # more weights than a small batch pays for
-    assert any(cpu.conv2d_algorithm(case.geometry, np.float32) for case in LAYERS)
-    assert reference.conv2d_algorithm(conv_geometry((14, 14, 32), 64, 3), np.float32) == 0
+    assert chosen((4, 4, 2 * width), 2 * width, n=1) == 0  # too few tiles for the transform of the weights
+    assert any(cpu.conv2d_algorithm(case.geometry, case.n, np.float32) for case in LAYERS)
+    assert reference.conv2d_algorithm(conv_geometry((14, 14, 32), 64, 3), 32, np.float32) == 0

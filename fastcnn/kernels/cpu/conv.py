@@ -1,9 +1,9 @@
 """2-D convolution and its gradients, with bias, activation and max-pooling applied while a band of the image
 is hot.
 
-The work is cut by images: a lane (thread) owns a range of them and pads one image at a time into its scratch,
-where the micro-kernel reads windows in place. Forward goes through the image in bands of output rows:
-convolve all panels of channels, then bias, activation and pooling over the band. Backward rebuilds the
+A lane (thread) pads one image at a time into its scratch, where the micro-kernel reads windows in place. Forward
+cuts the images into bands of output rows, the work that lanes share: convolve all panels of channels, then
+bias, activation and pooling over the band. Backward is cut by images. It rebuilds the
 pre-pool gradient dz of one image from dy, y and argmax, adds its share to the weight gradient and convolves
 it with the flipped weights for the input gradient. Weight gradients are summed over a fixed number of chunks
 of images, then over the chunks in order, so they do not depend on the number of lanes.
@@ -81,9 +81,9 @@ def _chunks(n: int, g: Any, itemsize: int) -> int:
     return max(1, min(n, CHUNKS, CHUNK_BYTES // partial))
 
 
-def conv2d_algorithm(geometry: Any, dtype: Any) -> int:
-    """The `winograd` of the geometry that is fastest here: by a rule of shapes, never by the clock."""
-    return winograd_tile(geometry, np.dtype(dtype).itemsize)
+def conv2d_algorithm(geometry: Any, n: int, dtype: Any) -> int:
+    """The `winograd` of the geometry that is fastest for n images: by a rule of shapes, never by the clock."""
+    return winograd_tile(geometry, n, np.dtype(dtype).itemsize)
 
 
 def conv2d_forward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes: int) -> int:
@@ -135,11 +135,12 @@ def _operations(g: Any, n: int) -> int:
 @Kernel
 def _pack_forward_kernel(start, stop, lane, args):
     weight, g, width, scratch = unpack(args)
-    pack_forward(weight, g, width, scratch)
+    pack_forward(weight, g, width, scratch, start, stop)
 
 
 @Kernel
-def _forward_images(start, stop, lane, args):
+def _forward_bands(start, stop, lane, args):
+    """The bands start..stop, counted through all images."""
     x, bias, y, argmax, scratch, layout, width, kernels, g, act, pool, t = unpack(args)
     multiply, activate, pool_rows = kernels  # pool_rows: 0 where there is no pooling
     packed_size, lane_size, image_size, band_rows = layout
@@ -151,42 +152,33 @@ def _forward_images(start, stop, lane, args):
     band0 = image0 + image_size
     if t.padded:
         fill_zero(scratch, image0, image0 + image_size)
-    for n in range(start, stop):
+    bands, padded = (g.p + band_rows - 1) // band_rows, -1
+    for item in range(start, stop):
+        n, p0 = item // bands, item % bands * band_rows
+        p1 = min(p0 + band_rows, g.p)
         source, source0 = x, n * g.h * g.w * g.c
         if t.padded:
-            pad_image(x, source0, g.h, g.w, g.c, scratch, image0, g.pad_top, g.pad_left, t.wp)
+            if padded != n:
+                pad_image(x, source0, g.h, g.w, g.c, scratch, image0, g.pad_top, g.pad_left, t.wp)
+                padded = n
             source, source0 = scratch, image0
-        for p0 in range(0, g.p, band_rows):
-            p1 = min(p0 + band_rows, g.p)
-            target, target0 = y, n * g.p * g.q * g.k
-            if pooled:
-                target, target0 = scratch, band0 - p0 * g.q * g.k
-            for group in range(g.groups):
-                for panel in range(panels):
-                    first, packed0 = panel * width, (group * panels + panel) * panel_size
-                    for seg0 in range(0, t.segments.shape[0], t.per_pass):
-                        tile = (
-                            source,
-                            source0 + group * cg,
-                            t.rows,
-                            target,
-                            target0 + group * kg + first,
-                            t.out_rows,
-                            t.segments[seg0 : seg0 + t.per_pass],
-                            t.seg_len,
-                            1,
-                            scratch,
-                            packed0 + seg0 * t.seg_len * width,
-                            width,
-                            0,
-                            min(width, kg - first),
-                            seg0 > 0,
-                        )
-                        call(multiply, p0 * g.q, p1 * g.q, lane, tile)
-            if pooled:
-                call(pool_rows, p0, p1, lane, (scratch, band0, g.q, n, activate, bias, act, pool, y, argmax))
-            else:
-                call(activate, (n * g.p + p0) * g.q, (n * g.p + p1) * g.q, lane, (y, g.k, bias, act))
+        target, target0 = y, n * g.p * g.q * g.k
+        if pooled:
+            target, target0 = scratch, band0 - p0 * g.q * g.k
+        for group in range(g.groups):
+            for panel in range(panels):
+                first, packed0 = panel * width, (group * panels + panel) * panel_size
+                for seg0 in range(0, t.segments.shape[0], t.per_pass):
+                    tile = (
+                        source, source0 + group * cg, t.rows, target, target0 + group * kg + first, t.out_rows,
+                        t.segments[seg0 : seg0 + t.per_pass], t.seg_len, 1, scratch,
+                        packed0 + seg0 * t.seg_len * width, width, 0, min(width, kg - first), seg0 > 0,
+                    )  # fmt: skip
+                    call(multiply, p0 * g.q, p1 * g.q, lane, tile)
+        if pooled:
+            call(pool_rows, p0, p1, lane, (scratch, band0, g.q, n, activate, bias, act, pool, y, argmax))
+        else:
+            call(activate, (n * g.p + p0) * g.q, (n * g.p + p1) * g.q, lane, (y, g.k, bias, act))
 
 
 def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax, scratch):
@@ -209,10 +201,11 @@ def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax,
         )  # fmt: skip
         return
     width = panel_width(size)
-    launch(_pack_forward_kernel, 1, weight.size, weight.reshape(-1), g, width, scratch)
+    panels = g.groups * _panels(g.k // g.groups, size)
+    launch(_pack_forward_kernel, panels, weight.size, weight.reshape(-1), g, width, scratch)
     launch(
-        _forward_images,
-        x.shape[0],
+        _forward_bands,
+        x.shape[0] * -(-g.p // band_rows),
         _operations(g, x.shape[0]),
         x.reshape(-1),
         bias,

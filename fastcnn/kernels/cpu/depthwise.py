@@ -34,7 +34,7 @@ def _add_taps(x, at, step, weight, w, c, taps, out, out0):
 
 @Kernel
 def depthwise_forward(start, stop, lane, args):
-    """The images start..stop; arguments and scratch as `conv._forward_images`, the weights as they are."""
+    """The images start..stop; arguments and scratch as `conv._forward_bands`, the weights as they are."""
     x, weight, bias, y, argmax, scratch, layout, kernels, g, act, pool, t = unpack(args)
     activate, pool_rows = kernels
     packed_size, lane_size, image_size, band_rows = layout

@@ -239,8 +239,11 @@ def _store_tile(builder, tile, c_ptr, c_rows_ptr, valid, accumulate, vector, ele
             with write:
                 builder.store(value, pointer).align = size
 
+    def row_offset(i: int) -> Any:
+        return builder.load(builder.gep(c_rows_ptr, [ir.Constant(word, i)]))
+
     def row_start(i: int) -> Any:
-        return builder.gep(c_ptr, [builder.load(builder.gep(c_rows_ptr, [ir.Constant(word, i)]))])
+        return builder.gep(c_ptr, [row_offset(i)])
 
     with builder.if_else(builder.icmp_signed("==", valid, ir.Constant(word, width))) as (whole, edge):
         with whole:
@@ -250,15 +253,29 @@ def _store_tile(builder, tile, c_ptr, c_rows_ptr, valid, accumulate, vector, ele
                     place = builder.gep(start, [ir.Constant(word, v * lanes)])
                     put(builder.bitcast(place, vector.as_pointer()), builder.load(cell))
         with edge:
+            # Rows that lie side by side are written whole, in order: each next one sets right what the one before
+            # wrote past its end, if that is no more than the next one's length. Not so the last.
+            reach = builder.sub(row_offset(len(tile) - 1), row_offset(0))
+            touching = builder.icmp_signed("==", reach, builder.mul(valid, ir.Constant(word, len(tile) - 1)))
+            long = builder.icmp_signed(">=", builder.add(valid, valid), ir.Constant(word, width))
+            whole_rows = builder.and_(builder.and_(touching, long), builder.not_(accumulate))
+            with builder.if_then(whole_rows):
+                for i, row in enumerate(tile[:-1]):
+                    start = row_start(i)
+                    for v, cell in enumerate(row):
+                        place = builder.gep(start, [ir.Constant(word, v * lanes)])
+                        builder.store(builder.load(cell), builder.bitcast(place, vector.as_pointer())).align = size
             spill = cgutils.alloca_once(builder, ir.ArrayType(element, width))
             first = builder.bitcast(spill, element.as_pointer())
             for i, row in enumerate(tile):
-                start = row_start(i)
-                for v, cell in enumerate(row):
-                    place = builder.gep(first, [ir.Constant(word, v * lanes)])
-                    builder.store(builder.load(cell), builder.bitcast(place, vector.as_pointer())).align = size
-                with cgutils.for_range(builder, valid) as loop:
-                    put(builder.gep(start, [loop.index]), builder.load(builder.gep(first, [loop.index])))
+                careful = ir.Constant(ir.IntType(1), 1) if i == len(tile) - 1 else builder.not_(whole_rows)
+                with builder.if_then(careful):
+                    start = row_start(i)
+                    for v, cell in enumerate(row):
+                        place = builder.gep(first, [ir.Constant(word, v * lanes)])
+                        builder.store(builder.load(cell), builder.bitcast(place, vector.as_pointer())).align = size
+                    with cgutils.for_range(builder, valid) as loop:
+                        put(builder.gep(start, [loop.index]), builder.load(builder.gep(first, [loop.index])))
 
 
 def _tiles_twin(rows, vecs, count, a, a0, a_rows, c, c0, c_rows, row0, segments, n_seg, seg_len, a_step, b, b0, b_step,

@@ -6,21 +6,20 @@ from fastcnn.kernels.cpu.runtime import U, jit
 
 
 @jit
-def pack_forward(weight, g, width, packed):
-    """(R,S,C/G,K) -> [group][panel][r, s, c][column], columns past the last channel zero."""
+def pack_forward(weight, g, width, packed, start, stop):
+    """(R,S,C/G,K) -> [group][panel][r, s, c][column], columns past the last channel zero; the panels start..stop."""
     cg, kg = g.c // g.groups, g.k // g.groups
-    depth = g.r * g.s * cg
-    at = 0
-    for group in range(g.groups):
-        for first in range(0, kg, width):
-            valid = min(width, kg - first)
-            for row in range(depth):
-                start = row * g.k + group * kg + first
-                for j in range(valid):
-                    packed[U(at + j)] = weight[U(start + j)]
-                for j in range(valid, width):
-                    packed[U(at + j)] = 0
-                at += width
+    depth, panels = g.r * g.s * cg, (kg + width - 1) // width
+    for panel in range(start, stop):
+        at, first = panel * depth * width, panel % panels * width
+        valid = min(width, kg - first)
+        for row in range(depth):
+            source = row * g.k + panel // panels * kg + first
+            for j in range(valid):
+                packed[U(at + j)] = weight[U(source + j)]
+            for j in range(valid, width):
+                packed[U(at + j)] = 0
+            at += width
 
 
 @jit

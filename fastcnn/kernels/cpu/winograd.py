@@ -34,15 +34,17 @@ from fastcnn.kernels.cpu.winograd_transforms import output_address, transform_ad
 TILES = 48  # about how many a lane takes through the forward pass at a time
 BLOCK_BYTES = 1 << 22  # of V and dM in one block of the backward pass
 MIN_CHANNELS = 32  # with fewer, the transforms cost more than they save
+MIN_TILES = {2: 32, 4: 8}
 MAX_WEIGHTS = 1 << 17  # channels in times out: transforming more costs small batches more than it saves
 
 
-def winograd_tile(geometry: Any, itemsize: int) -> int:
-    """The side m of the output tile to compute `geometry` with, or 0 for the direct convolution.
+def winograd_tile(geometry: Any, n: int, itemsize: int) -> int:
+    """The side m of the output tile to compute `geometry` with for n images, or 0 for the direct convolution.
 
     For a window of 3x3, m is 4 or 2, whichever leaves fewer multiplications for the image's size (a tile that
     hangs over the edge is computed whole); for 5x5 it is 2. 0 where that is less than 1.7 times fewer, where
-    channels do not fill panels, for fewer than MIN_CHANNELS, or for more than MAX_WEIGHTS.
+    channels do not fill panels, for fewer than MIN_CHANNELS, for more than MAX_WEIGHTS, or where so few tiles
+    (MIN_TILES) do not repay the transform of the weights.
     """
     g, width = geometry, panel_width(itemsize)
     if g.r != g.s or g.r not in (3, 5) or (g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.groups) != (1,) * 5:
@@ -54,7 +56,8 @@ def winograd_tile(geometry: Any, itemsize: int) -> int:
         for m in ((2, 4) if g.r == 3 else (2,))
     }
     best = max(saved, key=lambda m: saved[m])
-    return best if saved[best] >= 1.7 else 0
+    tiles = n * -(-g.p // best) * -(-g.q // best)
+    return best if saved[best] >= 1.7 and tiles >= MIN_TILES[best] else 0
 
 
 class Layout(NamedTuple):

@@ -1,0 +1,89 @@
+"""The report says of each goal whether it was reached, and has a section for what was measured."""
+
+import json
+
+import pytest
+
+from bench.report import write
+from tests.cases import LAYERS
+
+ABOUT = {"command": "python -m bench.made_up", "cpu": "a processor, 2 cores", "versions": {"python": "3.11"}}
+
+
+def cell(network, what, batch, ratio):
+    return {
+        "network": network, "what": what, "batch": batch, "versions": {"torch": {"torch": "2"}}, "busy": [0.0],
+        "rates": {"fastcnn network": [ratio * 100.0] * 3, "torch eager-contiguous": [100.0] * 3},
+        "ratios": {"torch": [ratio] * 3},
+    }  # fmt: skip
+
+
+def kernel(layer, what, algorithm, share):
+    return {
+        "layer": layer, "what": what, "algorithm": algorithm, "ms": 1.0, "gflops": 50.0, "gbs": 1.0, "share": share,
+        "share_quartiles": [share, share],
+    }  # fmt: skip
+
+
+def report(folder, **results):
+    """The lines of the report on these results."""
+    for name, result in results.items():
+        (folder / f"{name}.json").write_text(json.dumps(ABOUT | result))
+    write(folder, folder / "RESULTS.md")
+    return (folder / "RESULTS.md").read_text().splitlines()
+
+
+def verdict(lines, goal):
+    """The last column of the goal's line."""
+    (line,) = [line for line in lines if line.startswith(f"| {goal}")]
+    return line.split("|")[-2].strip()
+
+
+def test_without_results_nothing_is_reached(tmp_path):
+    lines = report(tmp_path)
+    goals = [line for line in lines if line.endswith("not measured |")]
+    assert len(goals) > 10
+    assert not [line for line in lines if line.endswith("reached |")]
+    assert "Not measured on a GPU." in lines
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(3.5, "reached so far; incomplete"), (2.0, "**not reached**")])
+def test_a_few_cells_do_not_reach_a_goal_for_all(tmp_path, ratio, expected):
+    cells = [cell("seed", "train", 32, ratio), cell("seed", "train", 128, ratio)]
+    lines = report(tmp_path, peers={"setting": {"threads": 2}, "cells": cells})
+    assert verdict(lines, "training, times as fast as PyTorch") == expected
+    assert verdict(lines, "predicting, times as fast as PyTorch") == "not measured"
+    assert any(line.startswith("| seed 32 |") and f"**{ratio:.2f}**" in line for line in lines)
+
+
+def test_all_cells_reach_a_goal(tmp_path):
+    networks = ("seed", "lenet5", "digits", "vgg", "strided")
+    cells = [cell(network, "train", batch, 3.5) for network in networks for batch in (32, 128, 512)]
+    cells[4] = cell("lenet5", "train", 128, 1.2)
+    lines = report(tmp_path, peers={"setting": {"threads": 2}, "cells": cells})
+    assert verdict(lines, "training, times as fast as PyTorch") == "reached"
+    assert verdict(lines, "training, no cell") == "**not reached**"
+
+
+def test_a_share_of_the_peak_is_asked_of_every_layer(tmp_path):
+    wide = [
+        c.name for c in LAYERS if c.geometry.c >= 32 and c.geometry.k >= 32 and c.kernel_size == 3 and c.groups == 1
+    ]
+    shares = [0.95] * (len(wide) - 1) + [0.8]
+    rows = [kernel(name, "conv forward", "direct", share) for name, share in zip(wide, shares, strict=True)]
+    rows += [kernel(name, "conv weight gradient", "direct", 0.9) for name in wide]
+    rows += [kernel("LeNet-5 C1", "conv weight gradient", "direct", 0.1)]  # not asked of few channels
+    lines = report(tmp_path, kernels={"peak_gflops": 60.0, "bandwidth_gbs": {"L1": 100.0}, "rows": rows})
+    assert verdict(lines, "direct 3x3 conv forward") == "**not reached**"
+    assert verdict(lines, "direct 3x3 conv weight gradient") == "reached"
+    assert verdict(lines, "Winograd 3x3 conv forward") == "not measured"
+
+
+def test_what_is_slower_is_said(tmp_path):
+    both = {"fastcnn": [2.0], "MLPClassifier": [1.0]}
+    mlp = {
+        "seconds": both, "epoch_seconds": both, "epochs": both, "accuracy": both, "target": [0.84], "ratios": [0.5],
+        "setting": {"images": 1000, "epochs": {"fastcnn": 6, "MLPClassifier": 40}},
+    }  # fmt: skip
+    lines = report(tmp_path, estimators={"threads": 2, "batch": 128, "mlp": mlp})
+    assert any("slower: it takes 2.00 times as long" in line for line in lines)
