@@ -26,9 +26,10 @@ from fastcnn.kernels.cpu.packing import (
     pack_forward,
     pack_panel,
     pad_image,
+    sum_parts,
     transpose_image,
 )
-from fastcnn.kernels.cpu.runtime import U, as_input
+from fastcnn.kernels.cpu.runtime import as_input
 from fastcnn.kernels.cpu.winograd import (
     backward_scratch,
     forward_scratch,
@@ -286,18 +287,6 @@ def _pack_backward_kernel(start, stop, lane, args):
     pack_backward(weight, g, t, width, scratch)
 
 
-@Kernel
-def _merge_chunks(start, stop, lane, args):
-    """out[start:stop] = sum of the chunks, in their order."""
-    chunks, first, partial_size, scratch, out = unpack(args)
-    for i in range(start, stop):
-        out[U(i)] = scratch[U(first + i)]
-    for chunk in range(1, chunks):
-        at = first + chunk * partial_size
-        for i in range(start, stop):
-            out[U(i)] += scratch[U(at + i)]
-
-
 def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch):
     """dx, dw, db of the block from the gradient dy of its output y. dy is not changed."""
     x, weight, y, argmax, dy = as_input(x), as_input(weight), as_input(y), as_input(argmax), as_input(dy)
@@ -349,10 +338,10 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
 
 def _merge(chunks, packed, partial, scratch, dw, db, g):
     if dw.size:
-        launch(_merge_chunks, dw.size, dw.size * chunks, chunks, packed, partial, scratch, dw.reshape(-1))
+        launch(sum_parts, dw.size, dw.size * chunks, chunks, packed, partial, scratch, dw.reshape(-1))
     if db.size:
         first = packed + g.r * g.s * (g.c // g.groups) * g.k
-        launch(_merge_chunks, db.size, 0, chunks, first, partial, scratch, db)
+        launch(sum_parts, db.size, 0, chunks, first, partial, scratch, db)
 
 
 # ------------------------------------------------------------------ the convolution alone, without epilogue

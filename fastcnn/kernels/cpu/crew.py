@@ -82,12 +82,16 @@ def _swap(typingctx, address, old, new):
     return types.boolean(types.int64, types.int64, types.int64), codegen
 
 
+def call_pointer(builder: Any, address: Any, numbers: Any, pointer: Any) -> None:
+    """Emit the call of the kernel at `address` with (start, stop, lane) and its arguments' pointer."""
+    kind = ir.FunctionType(ir.VoidType(), [_WORD] * 3 + [cgutils.voidptr_t])
+    builder.call(builder.inttoptr(address, kind.as_pointer()), [*numbers, pointer])
+
+
 @intrinsic
 def _call_at(typingctx, address, start, stop, lane, pointer):
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [_WORD] * 3 + [cgutils.voidptr_t])
-        function = builder.inttoptr(args[0], kind.as_pointer())
-        builder.call(function, [*args[1:4], builder.inttoptr(args[4], cgutils.voidptr_t)])
+        call_pointer(builder, args[0], args[1:4], builder.inttoptr(args[4], cgutils.voidptr_t))
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), codegen

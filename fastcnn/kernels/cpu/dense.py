@@ -12,7 +12,6 @@ count either.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,31 +19,14 @@ import numpy as np
 from fastcnn.kernels.cpu._blas import gemm
 from fastcnn.kernels.cpu.epilogue import activate_address, activate_kernel, gradient_address
 from fastcnn.kernels.cpu.launch import ColumnKernel, Kernel, RowKernel, call, launch, on_host, unpack
-from fastcnn.kernels.cpu.lowering import PIXELS
+from fastcnn.kernels.cpu.lowering import PIXELS, offsets, panel_offsets
 from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
-from fastcnn.kernels.cpu.packing import fill_zero
 from fastcnn.kernels.cpu.runtime import U, as_input, one_blas_thread
 
 DEPTH = 256  # terms of the sum in one pass over the rows: a panel of them stays in the first-level cache
 ROWS = 96  # of the weight gradient at a time: so much of x, packed, stays in the cache beside a panel of dz
 BLAS_WEIGHTS = 1 << 20
 FEW_ROWS = 16  # with fewer, lanes share the weight instead of the batch
-
-
-@lru_cache(maxsize=256)
-def _offsets(count: int, pitch: int) -> np.ndarray:
-    return np.arange(count, dtype=np.int64) * pitch
-
-
-@lru_cache(maxsize=256)
-def _panel_offsets(count: int, width: int, panel: int) -> np.ndarray:
-    return np.arange(count, dtype=np.int64) // width * panel + np.arange(count) % width
-
-
-@Kernel
-def _fill_zero(start, stop, lane, args):
-    (out,) = unpack(args)
-    fill_zero(out, start, stop)
 
 
 def dense_forward_scratch(n: int, n_in: int, n_out: int, dtype: Any, lanes: int) -> int:
@@ -109,23 +91,21 @@ def _gemms(*products):
 def dense_forward(x, weight, bias, activation, y, scratch):
     """y (N,n_out) = activation(x (N,n_in) @ weight (n_in,n_out) + bias)."""
     x, weight, bias = as_input(x), as_input(weight), as_input(bias)
-    n, (n_in, n_out) = x.shape[0], weight.shape
+    n, (n_in, n_out), width = x.shape[0], weight.shape, panel_width(y.itemsize)
     if weight.size >= BLAS_WEIGHTS:
         on_host(lambda: _gemms((x, weight, y)))
         launch(activate_kernel(activation.code), n, y.size, y.reshape(-1), n_out, bias, tuple(activation))
         return
-    last = n_out - n_out % panel_width(y.itemsize)
+    last = n_out - n_out % width
     if last < n_out:
-        launch(
-            _pack_last_panel, n_in, n_in * (n_out - last), weight.reshape(-1), n_out, last, panel_width(y.itemsize),
-            scratch,
-        )  # fmt: skip
+        work = n_in * (n_out - last)
+        launch(_pack_last_panel, n_in, work, weight.reshape(-1), n_out, last, width, scratch)
     by_panel = n < FEW_ROWS
     kernels = multiply_rows_address(y.dtype), activate_address(y.dtype, activation)
     launch(
-        _forward_rows, _panels(n_out, panel_width(y.itemsize)) if by_panel else n, n * n_in * n_out // 8, x.reshape(-1),
-        weight.reshape(-1), bias, y.reshape(-1), scratch, (n, n_in, n_out, int(by_panel)), panel_width(y.itemsize),
-        kernels, tuple(activation), _offsets(n, n_in), _offsets(n, n_out), _offsets(1, 0),
+        _forward_rows, _panels(n_out, width) if by_panel else n, n * n_in * n_out // 8, x.reshape(-1),
+        weight.reshape(-1), bias, y.reshape(-1), scratch, (n, n_in, n_out, int(by_panel)), width, kernels,
+        tuple(activation), offsets(n, n_in), offsets(n, n_out), offsets(1, 0),
     )  # fmt: skip
     if by_panel:
         launch(activate_kernel(activation.code), n, y.size, y.reshape(-1), n_out, bias, tuple(activation))
@@ -186,7 +166,7 @@ def _weight_rows(start, stop, lane, args):
                 for j in range(valid):
                     scratch[U(at + i * width + j)] = x[U(source + j)]
         for k0 in range(0, n_out, width):
-            for n0 in range(0, n, PIXELS):
+            for n0 in range(0, max(n, 1), PIXELS):  # without images: a product of nothing, zeros
                 tile = (
                     scratch, block0 + n0 * width, x_rows, dw, first * n_out + k0, dw_rows, segment,
                     min(PIXELS, n - n0), width, scratch, n * n_out + k0 * n + n0 * width, width, 0,
@@ -224,15 +204,13 @@ def dense_backward(x, weight, y, dy, activation, dx, dw, db, scratch):
         return
     blocks = (n * n_out + _panels(n_out, width) * n * width, _block(n, n_out, width))
     work, rows = n * n_in * n_out // 8, x.reshape(-1)
-    if dw.size and n == 0:
-        launch(_fill_zero, dw.size, dw.size, dw.reshape(-1))
-    elif dw.size:
+    if dw.size:
         launch(
             _weight_rows, -(-n_in // ROWS), work, rows, dw.reshape(-1), scratch, sizes, width, blocks, multiply,
-            _panel_offsets(ROWS, width, n * width), _offsets(ROWS, n_out), _offsets(1, 0),
+            panel_offsets(ROWS, width, n * width), offsets(ROWS, n_out), offsets(1, 0),
         )  # fmt: skip
     if dx.size:
         launch(
             _input_panels, _panels(n_in, width), work, weight.reshape(-1), dx.reshape(-1), scratch, sizes, width,
-            blocks, multiply, _offsets(n, n_out), _offsets(n, n_in), _offsets(1, 0),
+            blocks, multiply, offsets(n, n_out), offsets(n, n_in), offsets(1, 0),
         )  # fmt: skip

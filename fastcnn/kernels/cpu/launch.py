@@ -28,7 +28,6 @@ from numba.extending import intrinsic
 from fastcnn.kernels.cpu import crew
 from fastcnn.kernels.cpu.runtime import jit, lanes, recording, recording_into
 
-_WORD = ir.IntType(64)
 _POINTER = ir.IntType(8).as_pointer()
 
 
@@ -54,11 +53,6 @@ def _spill(context: Any, builder: Any, kind: Any, value: Any) -> Any:
     return builder.bitcast(slot, _POINTER)
 
 
-def _call_pointer(builder: Any, address: Any, numbers: tuple[Any, ...], pointer: Any) -> None:
-    kernel_type = ir.FunctionType(ir.VoidType(), [_WORD] * 3 + [_POINTER])
-    builder.call(builder.inttoptr(address, kernel_type.as_pointer()), [*numbers, pointer])
-
-
 @intrinsic
 def call(typingctx, address, start, stop, lane, args):
     """Call the kernel at `address` with a tuple of arguments that lives on this caller's stack."""
@@ -66,7 +60,7 @@ def call(typingctx, address, start, stop, lane, args):
 
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
         pointer = _spill(context, builder, args, values[4])
-        _call_pointer(builder, values[0], values[1:4], pointer)
+        crew.call_pointer(builder, values[0], values[1:4], pointer)
         return context.get_dummy_value()
 
     return signature, codegen

@@ -93,6 +93,18 @@ def _table(values: Any) -> np.ndarray:
     return np.ascontiguousarray(values, dtype=np.int64).reshape(-1)
 
 
+@lru_cache(maxsize=256)
+def offsets(count: int, pitch: int) -> np.ndarray:
+    """Places of `count` rows that lie `pitch` apart."""
+    return np.arange(count, dtype=np.int64) * pitch
+
+
+@lru_cache(maxsize=256)
+def panel_offsets(count: int, width: int, panel: int) -> np.ndarray:
+    """Places of `count` columns that lie in panels of `width`, the panels `panel` apart."""
+    return np.arange(count, dtype=np.int64) // width * panel + np.arange(count) % width
+
+
 def _passes(segments: np.ndarray, seg_len: int) -> tuple[np.ndarray, int, int]:
     """Segments cut into equal pieces where they are too long for one pass, their length, and how many a pass
     takes.

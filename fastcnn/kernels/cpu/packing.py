@@ -1,7 +1,10 @@
-"""Copies into the layouts that the micro-kernel reads: weights in panels, images padded or with channels first."""
+"""Copies into the layouts that the micro-kernel reads, weights in panels, images padded or with channels first;
+and the sum of what was computed in parts.
+"""
 
 from __future__ import annotations
 
+from fastcnn.kernels.cpu.launch import Kernel, unpack
 from fastcnn.kernels.cpu.runtime import U, jit
 
 
@@ -76,3 +79,15 @@ def pack_panel(dz, start, p, q, k, pitch, width, panel0):
 def fill_zero(out, start, stop):
     for i in range(start, stop):
         out[U(i)] = 0
+
+
+@Kernel
+def sum_parts(start, stop, lane, args):
+    """out[start:stop] = the sum of `parts` vectors, in their order: they lie `size` apart from scratch[first]."""
+    parts, first, size, scratch, out = unpack(args)
+    for i in range(start, stop):
+        out[U(i)] = scratch[U(first + i)]
+    for part in range(1, parts):
+        at = first + part * size
+        for i in range(start, stop):
+            out[U(i)] += scratch[U(at + i)]

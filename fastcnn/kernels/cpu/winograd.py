@@ -21,13 +21,11 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from fastcnn.kernels.cpu.epilogue import activate_address, pool_address, scatter_address
 from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
-from fastcnn.kernels.cpu.lowering import DEPTH, PIXELS, Pool, has_pool
+from fastcnn.kernels.cpu.lowering import DEPTH, PIXELS, Pool, has_pool, offsets, panel_offsets
 from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
-from fastcnn.kernels.cpu.packing import fill_zero
+from fastcnn.kernels.cpu.packing import fill_zero, sum_parts
 from fastcnn.kernels.cpu.runtime import U, jit
 from fastcnn.kernels.cpu.winograd_transforms import output_address, transform_address, transform_kernel
 
@@ -90,17 +88,6 @@ def _round(size: int) -> int:
 def _odd(size: int) -> int:
     """`size` rounded up to an odd number of 16 elements."""
     return (-(-size // 16) | 1) * 16
-
-
-@lru_cache(maxsize=256)
-def _table(count: int, pitch: int) -> np.ndarray:
-    return np.arange(count, dtype=np.int64) * pitch
-
-
-@lru_cache(maxsize=256)
-def _panel_table(count: int, width: int, panel: int) -> np.ndarray:
-    """Offsets of channels that lie in panels."""
-    return np.arange(count, dtype=np.int64) // width * panel + np.arange(count) % width
 
 
 @jit
@@ -239,7 +226,7 @@ def winograd_forward(x, weight, bias, geometry, activation, pool, y, argmax, scr
             pool_address(y.dtype, argmax, pool) if has_pool(pool) and not pooled else 0,
         ),
         (
-            _table(sizes.tile_rows * t.columns, g.c), _table(sizes.tile_rows * t.columns, t.width), _table(1, 0),
+            offsets(sizes.tile_rows * t.columns, g.c), offsets(sizes.tile_rows * t.columns, t.width), offsets(1, 0),
         ), g, tuple(activation), Pool(*pool),
     )  # fmt: skip
 
@@ -376,17 +363,6 @@ def _from_points(start, stop, lane, args):
                 dx[U(out + j)] = scratch[U(at + j)]
 
 
-@Kernel
-def _sum_images(start, stop, lane, args):
-    """db = the images' shares, in their order."""
-    scratch, first, n, k, db = unpack(args)
-    for j in range(start, stop):
-        db[U(j)] = 0
-    for i in range(n):
-        for j in range(start, stop):
-            db[U(j)] += scratch[U(first + i * k + j)]
-
-
 def backward_scratch(geometry: Any, n: int, itemsize: int, lanes: int) -> int:
     """Elements: U', dU, a block's V and dM, db by image, then for each lane a strip and dz, or dx."""
     sizes = _backward_sizes(geometry, n, itemsize)
@@ -411,8 +387,8 @@ def winograd_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, 
         transform_address("output gradient", t.m, t.r, kind),
     )  # fmt: skip
     tables = (
-        _panel_table(g.c, t.width, panel), _table(g.c, g.k), _table(sizes.tiles, t.width),
-        _table(g.k // t.width, panel), _table(1, 0),
+        panel_offsets(g.c, t.width, panel), offsets(g.c, g.k), offsets(sizes.tiles, t.width),
+        offsets(g.k // t.width, panel), offsets(1, 0),
     )  # fmt: skip
     from_points = transform_address("input gradient", t.m, t.r, kind)
     for first in range(0, n, sizes.images):
@@ -435,4 +411,4 @@ def winograd_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, 
             (0, g.s * g.c * g.k, g.c * g.k, g.k, t.width), g.k, t.width,
         )  # fmt: skip
     if db.size:
-        launch(_sum_images, g.k, n * g.k, scratch, sizes.db, n, g.k, db)
+        launch(sum_parts, g.k, n * g.k, n, sizes.db, g.k, scratch, db)

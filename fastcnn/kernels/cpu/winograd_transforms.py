@@ -176,11 +176,12 @@ class _Lanes:
         return self._new(self.builder.fneg(self.value))
 
 
-def _tile_pointer(context: Any, builder: Any, kind: Any, array: Any, start: Any, row: Any, column: Any) -> Any:
-    """A function (i, j) -> pointer to the vector of that place of a tile."""
+def _tile_pointer(
+    context: Any, builder: Any, kind: Any, array: Any, start: Any, row: Any, column: Any, lanes: int
+) -> Any:
+    """A function (i, j) -> pointer to the vector of `lanes` elements at that place of a tile."""
     data = context.make_array(kind)(context, builder, array).data
-    element = data.type.pointee
-    vector = ir.VectorType(element, VECTOR_BYTES * 8 // (64 if isinstance(element, ir.DoubleType) else 32))
+    vector = ir.VectorType(data.type.pointee, lanes)
 
     def place(i: int, j: int) -> Any:
         at = builder.add(start, builder.mul(row, ir.Constant(start.type, i)))
@@ -211,11 +212,12 @@ def _transform(typingctx, place, m, r, src, src0, src_row, src_col, dst, dst0, d
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         src_, src0_, src_row_, src_col_, dst_, dst0_, dst_row_, dst_col_, channels_ = args[3:]
         itemsize = src.dtype.bitwidth // 8
-        lanes = ir.Constant(ir.IntType(64), VECTOR_BYTES // itemsize)
-        with cgutils.for_range(builder, builder.udiv(channels_, lanes)) as loop:
-            shift = builder.mul(loop.index, lanes)
-            source = _tile_pointer(context, builder, src, src_, builder.add(src0_, shift), src_row_, src_col_)
-            target = _tile_pointer(context, builder, dst, dst_, builder.add(dst0_, shift), dst_row_, dst_col_)
+        lanes = VECTOR_BYTES // itemsize
+        width = ir.Constant(ir.IntType(64), lanes)
+        with cgutils.for_range(builder, builder.udiv(channels_, width)) as loop:
+            shift = builder.mul(loop.index, width)
+            source = _tile_pointer(context, builder, src, src_, builder.add(src0_, shift), src_row_, src_col_, lanes)
+            target = _tile_pointer(context, builder, dst, dst_, builder.add(dst0_, shift), dst_row_, dst_col_, lanes)
 
             def load(i: int, j: int) -> _Lanes:
                 return _Lanes(builder, _load(builder, source(i, j), itemsize))
@@ -288,13 +290,14 @@ def _finish(typingctx, m, r, pooled, wants, src, src0, src_row, src_col, dst, ar
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         src_, src0_, src_row_, src_col_, dst_, argmax_, dst0_, dst_row_, dst_col_, rows_, columns_, channels_ = args[4:]
         itemsize = src.dtype.bitwidth // 8
-        lanes = ir.Constant(ir.IntType(64), VECTOR_BYTES // itemsize)
-        with cgutils.for_range(builder, builder.udiv(channels_, lanes)) as loop:
-            shift = builder.mul(loop.index, lanes)
-            source = _tile_pointer(context, builder, src, src_, builder.add(src0_, shift), src_row_, src_col_)
+        lanes = VECTOR_BYTES // itemsize
+        width = ir.Constant(ir.IntType(64), lanes)
+        with cgutils.for_range(builder, builder.udiv(channels_, width)) as loop:
+            shift = builder.mul(loop.index, width)
+            source = _tile_pointer(context, builder, src, src_, builder.add(src0_, shift), src_row_, src_col_, lanes)
             first = builder.add(dst0_, shift)
-            target = _tile_pointer(context, builder, dst, dst_, first, dst_row_, dst_col_)
-            winner = context.make_array(argmax)(context, builder, argmax_).data
+            target = _tile_pointer(context, builder, dst, dst_, first, dst_row_, dst_col_, lanes)
+            winner = _tile_pointer(context, builder, argmax, argmax_, first, dst_row_, dst_col_, lanes)
 
             def load(i: int, j: int) -> _Lanes:
                 return _Lanes(builder, _load(builder, source(i, j), itemsize))
@@ -308,12 +311,8 @@ def _finish(typingctx, m, r, pooled, wants, src, src0, src_row, src_col, dst, ar
             def store(i: int, j: int) -> None:
                 builder.store(values[i][j], target(i, j)).align = itemsize
                 if wants.literal_value:
-                    at = builder.add(first, builder.mul(dst_row_, ir.Constant(first.type, i)))
-                    at = builder.add(at, builder.mul(dst_col_, ir.Constant(first.type, j)))
-                    narrow = ir.VectorType(ir.IntType(8 * argmax.dtype.bitwidth // 8), values[i][j].type.count)
-                    pointer = builder.bitcast(builder.gep(winner, [at]), narrow.as_pointer())
-                    where = places[i][j] if narrow == places[i][j].type else builder.trunc(places[i][j], narrow)
-                    builder.store(where, pointer).align = 1
+                    pointer = winner(i, j)
+                    builder.store(builder.trunc(places[i][j], pointer.type.pointee), pointer).align = 1
 
             size = len(values)
             whole = builder.and_(
