@@ -17,19 +17,20 @@ import numpy as np
 
 from fastcnn.kernels.cpu.depthwise import depthwise_chunks, depthwise_forward, is_depthwise
 from fastcnn.kernels.cpu.epilogue import activate_address, pool_address, scatter_address
-from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
-from fastcnn.kernels.cpu.lowering import Pool, forward_tables, has_pool, input_tables, weight_tables
-from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
+from fastcnn.kernels.cpu.launch import Kernel, address_for, call, launch, unpack
+from fastcnn.kernels.cpu.lowering import Pool, column_tables, forward_tables, has_pool, input_tables, weight_tables
+from fastcnn.kernels.cpu.microkernel import ADD, BIAS, ZERO, multiply_rows_address, panel_width
 from fastcnn.kernels.cpu.packing import (
     fill_zero,
     pack_backward,
+    pack_columns,
     pack_forward,
     pack_panel,
     pad_image,
     sum_parts,
     transpose_image,
 )
-from fastcnn.kernels.cpu.runtime import as_input
+from fastcnn.kernels.cpu.runtime import U, as_input
 from fastcnn.kernels.cpu.winograd import (
     backward_scratch,
     forward_scratch,
@@ -49,7 +50,7 @@ def _panels(channels: int, itemsize: int) -> int:
 
 def _packed_forward(g: Any, itemsize: int) -> int:
     kg = g.k // g.groups
-    return g.groups * _panels(kg, itemsize) * panel_width(itemsize) * g.r * g.s * (g.c // g.groups)
+    return g.groups * _panels(kg, itemsize) * panel_width(itemsize) * (1 + g.r * g.s * (g.c // g.groups))
 
 
 def _packed_backward(g: Any, itemsize: int) -> int:
@@ -108,7 +109,7 @@ def conv2d_backward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes:
     return (
         _round(_packed_backward(g, size))
         + _chunks(n, g, size) * _partial(g)
-        + lanes * (_image(g) + _gradient_image(g, size) + _gradient_panel(g, size))
+        + lanes * (_image(g) + _gradient_image(g, size) + _gradient_panel(g, size) + _columns_image(g, size))
     )
 
 
@@ -125,6 +126,11 @@ def _gradient_panel(g: Any, itemsize: int) -> int:
     return _round(g.p * g.q * panel_width(itemsize))
 
 
+def _columns_image(g: Any, itemsize: int) -> int:
+    t = column_tables(g, panel_width(itemsize))
+    return _round(t.hp * t.wp * g.c) if t.chosen and t.padded else 0
+
+
 def _operations(g: Any, n: int) -> int:
     """Multiply-adds, as vectors of eight, of one pass over n images; and the output at least."""
     return int(n * g.p * g.q * g.k * (1 + g.r * g.s * (g.c // g.groups) // 8))
@@ -135,18 +141,18 @@ def _operations(g: Any, n: int) -> int:
 
 @Kernel
 def _pack_forward_kernel(start, stop, lane, args):
-    weight, g, width, scratch = unpack(args)
-    pack_forward(weight, g, width, scratch, start, stop)
+    weight, bias, g, width, scratch = unpack(args)
+    pack_forward(weight, bias, g, width, scratch, start, stop)
 
 
 @Kernel
 def _forward_bands(start, stop, lane, args):
     """The bands start..stop, counted through all images."""
-    x, bias, y, argmax, scratch, layout, width, kernels, g, act, pool, t = unpack(args)
+    x, no_bias, y, argmax, scratch, layout, width, kernels, g, act, pool, t = unpack(args)
     multiply, activate, pool_rows = kernels  # pool_rows: 0 where there is no pooling
     packed_size, lane_size, image_size, band_rows = layout
     kg, cg = g.k // g.groups, g.c // g.groups
-    panel_size = g.r * g.s * cg * width
+    panel_size = (1 + g.r * g.s * cg) * width
     panels = (kg + width - 1) // width
     pooled = pool_rows != 0
     image0 = packed_size + lane * lane_size
@@ -173,13 +179,14 @@ def _forward_bands(start, stop, lane, args):
                     tile = (
                         source, source0 + group * cg, t.rows, target, target0 + group * kg + first, t.out_rows,
                         t.segments[seg0 : seg0 + t.per_pass], t.seg_len, 1, scratch,
-                        packed0 + seg0 * t.seg_len * width, width, 0, min(width, kg - first), seg0 > 0,
+                        packed0 + width + seg0 * t.seg_len * width, width, 0, min(width, kg - first),
+                        ADD if seg0 > 0 else BIAS,
                     )  # fmt: skip
                     call(multiply, p0 * g.q, p1 * g.q, lane, tile)
         if pooled:
-            call(pool_rows, p0, p1, lane, (scratch, band0, g.q, n, activate, bias, act, pool, y, argmax))
+            call(pool_rows, p0, p1, lane, (scratch, band0, g.q, n, activate, no_bias, act, pool, y, argmax))
         else:
-            call(activate, (n * g.p + p0) * g.q, (n * g.p + p1) * g.q, lane, (y, g.k, bias, act))
+            call(activate, (n * g.p + p0) * g.q, (n * g.p + p1) * g.q, lane, (y, g.k, no_bias, act))
 
 
 def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax, scratch):
@@ -203,13 +210,13 @@ def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax,
         return
     width = panel_width(size)
     panels = g.groups * _panels(g.k // g.groups, size)
-    launch(_pack_forward_kernel, panels, weight.size, weight.reshape(-1), g, width, scratch)
+    launch(_pack_forward_kernel, panels, weight.size, weight.reshape(-1), bias, g, width, scratch)
     launch(
         _forward_bands,
         x.shape[0] * -(-g.p // band_rows),
         _operations(g, x.shape[0]),
         x.reshape(-1),
-        bias,
+        bias[:0],  # it is in the packed weights
         y.reshape(-1),
         argmax.reshape(-1),
         scratch,
@@ -232,13 +239,13 @@ def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax,
 
 @Kernel
 def _backward_chunks(start, stop, lane, args):
-    x, y, argmax, dy, dx, scratch, layout, width, wants, kernels, g, alpha, pool, ft, wt, it = unpack(args)
-    n_images, chunks, packed_size, partial_size, image_size, gradient_size, panel_size = layout
+    x, y, argmax, dy, dx, scratch, layout, width, wants, kernels, g, alpha, pool, ft, wt, it, columns = unpack(args)
+    n_images, chunks, packed_size, partial_size, image_size, gradient_size, panel_size, columns_size = layout
     want_dx, want_dw = wants
-    multiply, scatter = kernels
+    multiply, scatter, by_columns = kernels
     kg, cg = g.k // g.groups, g.c // g.groups
     depth = g.r * g.s * cg
-    image0 = packed_size + chunks * partial_size + lane * (image_size + gradient_size + panel_size)
+    image0 = packed_size + chunks * partial_size + lane * (image_size + gradient_size + panel_size + columns_size)
     dz0 = image0 + image_size
     dz_start = dz0 + (it.top * it.qp + it.left) * g.k
     panel0 = dz0 + gradient_size
@@ -255,15 +262,21 @@ def _backward_chunks(start, stop, lane, args):
             for group in range(g.groups):
                 source0 = image0 + group * cg * ft.hp * ft.wp
                 for first in range(0, kg, width):
-                    pack_panel(scratch, dz_start + group * kg + first, g.p, g.q, g.k, it.qp, width, panel0)
+                    panel, panel_row, panel_skip = dz_start + group * kg + first, g.k, (it.qp - g.q) * g.k
+                    if wt.packed:
+                        pack_panel(scratch, panel, g.p, g.q, g.k, it.qp, width, panel0)
+                        panel, panel_row, panel_skip = panel0, width, 0
                     for p0 in range(0, g.p, wt.per_pass):
                         tile = (
                             scratch, source0, wt.rows, scratch, partial0 + group * kg + first, wt.out_rows,
-                            wt.segments[p0 : p0 + wt.per_pass], g.q, g.stride_w, scratch, panel0 + p0 * g.q * width,
-                            width, 0, min(width, kg - first), True,
+                            wt.segments[p0 : p0 + wt.per_pass], g.q, g.stride_w, scratch,
+                            panel + p0 * (g.q * panel_row + panel_skip), panel_row, panel_skip,
+                            min(width, kg - first), ADD,
                         )  # fmt: skip
                         call(multiply, 0, depth, lane, tile)
-        if want_dx:
+        if want_dx and columns.chosen:
+            call(by_columns, n, n + 1, lane, (scratch, dz_start, panel0 + panel_size, dx, multiply, width, g, columns))
+        elif want_dx:
             at, dx0 = 0, n * g.h * g.w * g.c
             for phase in range(it.seg_lens.shape[0]):
                 n_taps = it.tap_starts[phase + 1] - it.tap_starts[phase]
@@ -275,16 +288,44 @@ def _backward_chunks(start, stop, lane, args):
                             tile = (
                                 scratch, dz0 + group * kg, it.rows, dx, dx0 + group * cg + first, it.out_rows,
                                 segments[seg0 : seg0 + per_pass], seg_len, 1, scratch, at + seg0 * seg_len * width,
-                                width, 0, min(width, cg - first), seg0 > 0,
+                                width, 0, min(width, cg - first),
+                                ADD if seg0 > 0 else ZERO,
                             )  # fmt: skip
                             call(multiply, it.starts[phase], it.starts[phase + 1], lane, tile)
                         at += n_taps * kg * width
 
 
 @Kernel
+def _input_by_columns(n, stop, lane, args):
+    """The input gradient of image n from its dz, by `column_tables`."""
+    scratch, dz_start, image0, dx, multiply, width, g, t = unpack(args)
+    target, target0, size = dx, n * g.h * g.w * g.c, g.h * g.w * g.c
+    if t.padded:
+        target, target0, size = scratch, image0, t.hp * t.wp * g.c
+    fill_zero(target, target0, target0 + size)
+    at = 0
+    for r in range(g.r):
+        for first in range(0, g.s * g.c, width):
+            tile = (
+                scratch, dz_start, t.rows, target, target0 + r * g.dilation_h * t.wp * g.c + first, t.out_rows,
+                t.segment, g.k, 1, scratch, at, width, 0, min(width, g.s * g.c - first), ADD,
+            )  # fmt: skip
+            call(multiply, 0, g.p * g.q, lane, tile)
+            at += g.k * width
+    if t.padded:
+        for h in range(g.h):
+            source, to = image0 + ((g.pad_top + h) * t.wp + g.pad_left) * g.c, (n * g.h + h) * g.w * g.c
+            for j in range(g.w * g.c):
+                dx[U(to + j)] = scratch[U(source + j)]
+
+
+@Kernel
 def _pack_backward_kernel(start, stop, lane, args):
-    weight, g, t, width, scratch = unpack(args)
-    pack_backward(weight, g, t, width, scratch)
+    weight, g, t, columns, width, scratch = unpack(args)
+    if columns.chosen:
+        pack_columns(weight, g, width, scratch)
+    else:
+        pack_backward(weight, g, t, width, scratch)
 
 
 def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch):
@@ -307,11 +348,15 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
         _merge(chunks, packed, partial, scratch, dw, db, g)
         return
     layout = (
-        n, chunks, packed, partial, _image(geometry), _gradient_image(geometry, size), _gradient_panel(g, size)
+        n, chunks, packed, partial, _image(geometry), _gradient_image(geometry, size), _gradient_panel(g, size),
+        _columns_image(geometry, size),
     )  # fmt: skip
-    tables = input_tables(geometry)
+    tables, columns = input_tables(geometry), column_tables(geometry, width)
     if dx.size:
-        launch(_pack_backward_kernel, 1, weight.size, weight.reshape(-1), g, tables, width, scratch)
+        launch(_pack_backward_kernel, 1, weight.size, weight.reshape(-1), g, tables, columns, width, scratch)
+    multiply, by_columns = multiply_rows_address(dy.dtype), 0
+    if dx.size and columns.chosen:
+        by_columns = address_for(_input_by_columns, scratch, 0, 0, scratch, 0, width, g, columns)
     launch(
         _backward_chunks,
         chunks,
@@ -325,13 +370,14 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
         layout,
         width,
         (dx.size > 0, dw.size > 0),
-        (multiply_rows_address(dy.dtype), scatter_address(dy.dtype, argmax.dtype, activation, pool)),
+        (multiply, scatter_address(dy.dtype, argmax.dtype, activation, pool), by_columns),
         g,
         float(activation[1]),
         Pool(*pool),
         forward_tables(geometry),
         weight_tables(geometry),
         tables,
+        columns,
     )
     _merge(chunks, packed, partial, scratch, dw, db, g)
 

@@ -20,7 +20,7 @@ from fastcnn.kernels.cpu._blas import gemm
 from fastcnn.kernels.cpu.epilogue import activate_address, activate_kernel, gradient_address
 from fastcnn.kernels.cpu.launch import ColumnKernel, Kernel, RowKernel, call, launch, on_host, unpack
 from fastcnn.kernels.cpu.lowering import PIXELS, offsets, panel_offsets
-from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
+from fastcnn.kernels.cpu.microkernel import ADD, ZERO, multiply_rows_address, panel_width
 from fastcnn.kernels.cpu.runtime import U, as_input, one_blas_thread
 
 DEPTH = 256  # terms of the sum in one pass over the rows: a panel of them stays in the first-level cache
@@ -76,7 +76,23 @@ def _forward_rows(start, stop, lane, args):
             source, at, step = weight, k0 * n_out + first, n_out
             if valid < width:
                 source, at, step = scratch, k0 * width, width
-            tile = (x, k0, x_rows, y, first, y_rows, segment, depth, 1, source, at, step, 0, valid, k0 > 0)
+            tile = (
+                x,
+                k0,
+                x_rows,
+                y,
+                first,
+                y_rows,
+                segment,
+                depth,
+                1,
+                source,
+                at,
+                step,
+                0,
+                valid,
+                ADD if k0 > 0 else ZERO,
+            )
             call(multiply, row0, row1, lane, tile)
     if not by_panel:
         call(activate, row0, row1, lane, (y, n_out, bias, act))
@@ -145,7 +161,8 @@ def _input_panels(start, stop, lane, args):
         for k0 in range(0, n_out, DEPTH):
             tile = (
                 scratch, k0, dz_rows, dx, first, dx_rows, segment, min(DEPTH, n_out - k0), 1, scratch,
-                block0 + k0 * width, width, 0, valid, k0 > 0,
+                block0 + k0 * width, width, 0, valid,
+                ADD if k0 > 0 else ZERO,
             )  # fmt: skip
             call(multiply, 0, n, lane, tile)
 
@@ -170,7 +187,7 @@ def _weight_rows(start, stop, lane, args):
                 tile = (
                     scratch, block0 + n0 * width, x_rows, dw, first * n_out + k0, dw_rows, segment,
                     min(PIXELS, n - n0), width, scratch, n * n_out + k0 * n + n0 * width, width, 0,
-                    min(width, n_out - k0), n0 > 0,
+                    min(width, n_out - k0), ADD if n0 > 0 else ZERO,
                 )  # fmt: skip
                 call(multiply, 0, rows, lane, tile)
 

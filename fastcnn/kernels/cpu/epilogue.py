@@ -18,6 +18,7 @@ from fastcnn.kernels.cpu.exponential import expm1, tanh
 from fastcnn.kernels.cpu.launch import Kernel, address_for, call, empty, unpack
 from fastcnn.kernels.cpu.lowering import Pool, has_pool
 from fastcnn.kernels.cpu.runtime import U, jit
+from fastcnn.kernels.cpu.vectors import element, load, spread, store, vector_size
 
 
 @lru_cache(maxsize=8)
@@ -191,7 +192,14 @@ def scatter_kernel(code, pooled, cover):
         dy, y, argmax, parameter, pool, dz, start, pitch, db = unpack(args)
         k, alpha = pool.c, dz.dtype.type(parameter)
         one = dz.dtype.type(1)
-        if pooled and not cover:
+        if not pooled:
+            for row in range(pool.p):
+                at, first = (n * pool.p + row) * pool.q * k, start + row * pitch * k
+                for j in range(pool.q * k):
+                    dz[U(first + j)] = dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
+            add_columns(dz, start, pool.p, pool.q, pitch, k, db)
+            return
+        if not cover:
             for row in range(pool.h):
                 first = start + row * pitch * k
                 for j in range(first, first + pool.w * k):
@@ -201,13 +209,7 @@ def scatter_kernel(code, pooled, cover):
                 at = ((n * pool.p + row) * pool.q + column) * k
                 top, left = row * pool.stride_h - pool.pad_top, column * pool.stride_w - pool.pad_left
                 first = start + (top * pitch + left) * k
-                if not pooled:
-                    for j in range(k):
-                        v = dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
-                        dz[U(first + j)] = v
-                    for j in range(k):
-                        dz[U(db + j)] += dz[U(first + j)]
-                elif cover:
+                if cover:
                     for j in range(k):
                         dz[U(db + j)] += dy[U(at + j)] * _slope(y[U(at + j)], code, alpha, one)
                     for r in range(pool.r):
@@ -224,6 +226,23 @@ def scatter_kernel(code, pooled, cover):
                         dz[U(db + j)] += v
 
     return scatter_gradient
+
+
+@jit
+def add_columns(z, start, rows, columns, pitch, k, out):
+    """z[out : out + k] += the sum over the pixels of an image in z whose rows are `pitch` pixels long."""
+    size = vector_size(z)
+    for first in range(0, k, size):
+        total = spread(z, z.dtype.type(0))
+        for row in range(rows):
+            at = start + row * pitch * k + first
+            for column in range(columns):
+                total = total + load(z, U(at + column * k))
+        if first + size <= k:
+            store(z, U(out + first), load(z, U(out + first)) + total)
+        else:
+            for j in range(k - first):
+                z[U(out + first + j)] += element(total, j)
 
 
 _ACT, _POOL = (0, 0.0), Pool(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, False)
@@ -249,9 +268,13 @@ def pool_address(dtype, argmax, pool):
 def scatter_address(dtype, argmax_dtype, activation, pool):
     """What `call` takes to run `scatter_gradient` on arrays of `dtype`."""
     x, pooled = empty(dtype), has_pool(pool)
-    cover = pooled and (pool.r, pool.s) == (pool.stride_h, pool.stride_w) and not _padded(pool)
-    kernel = scatter_kernel(int(activation[0]), pooled, cover)
+    kernel = scatter_kernel(int(activation[0]), pooled, pooled and side_by_side(pool))
     return address_for(kernel, x, x, empty(argmax_dtype), 0.0, _POOL, x, 0, 0, 0)
+
+
+def side_by_side(pool):
+    """Whether windows neither overlap nor leave gaps, and have no padding."""
+    return (pool.r, pool.s) == (pool.stride_h, pool.stride_w) and not _padded(pool)
 
 
 def _padded(pool):

@@ -61,6 +61,7 @@ class WeightTables(NamedTuple):
     out_rows: np.ndarray
     segments: np.ndarray
     per_pass: int  # segments in one pass over the rows
+    packed: bool  # dz is copied into panels before; else it is read where it lies
 
 
 class InputTables(NamedTuple):
@@ -83,10 +84,26 @@ class InputTables(NamedTuple):
     taps: np.ndarray  # r * S + s, in the order the packed weights have
 
 
+class ColumnTables(NamedTuple):
+    """Rows: pixels of dz, down the image's columns, so that neighbours add to places apart. Columns: (s, c), for
+    each r.
+    """
+
+    chosen: bool  # over the input tables
+    hp: int
+    wp: int
+    padded: bool
+    rows: np.ndarray  # in the padded output gradient
+    out_rows: np.ndarray  # in the padded input gradient, for r = 0
+    segment: np.ndarray
+
+
 DEPTH = (
     384  # terms of a sum in one pass over the rows, so that the pass's panel of weights stays in the first-level cache
 )
-PIXELS = 128  # the same for the weight gradient, where each term comes from a cache line of its own
+PIXELS = 128  # the same where each term comes from a cache line of its own
+PACKED_PIXELS = 256  # the same for the weight gradient of a convolution with its gradient dz packed in panels
+PACKED_ROWS, PACKED_CHANNELS = 64, 32  # dz is packed where it has more channels and the product more rows than these
 
 
 def _table(values: Any) -> np.ndarray:
@@ -138,9 +155,10 @@ def weight_tables(g: Any) -> WeightTables:
     hp, wp = g.h + g.pad_top + g.pad_bottom, g.w + g.pad_left + g.pad_right
     r, s, c = np.ogrid[: g.r, : g.s, : g.c // g.groups]
     rows = (c * hp + r * g.dilation_h) * wp + s * g.dilation_w
+    packed = rows.size > PACKED_ROWS and g.k > PACKED_CHANNELS
     return WeightTables(
         _table(rows), _table(np.arange(rows.size) * g.k), _table(np.arange(g.p) * g.stride_h * wp),
-        max(1, PIXELS // g.q),
+        max(1, (PACKED_PIXELS if packed else PIXELS) // g.q), packed,
     )  # fmt: skip
 
 
@@ -185,3 +203,24 @@ def input_tables(g: Any) -> InputTables:
         pp, qp, top, left, _table(starts), np.concatenate(rows), np.concatenate(out_rows), _table(seg_starts),
         np.concatenate(segments), _table(seg_lens), _table(per_pass), _table(tap_starts), np.concatenate(taps),
     )  # fmt: skip
+
+
+COLUMN_COST = 8  # of adding a tile to memory, as terms of its sums
+
+
+@lru_cache(maxsize=256)
+def column_tables(g: Any, width: int) -> ColumnTables:
+    """Tables of the input gradient the other way round: each pixel of dz, times the weights of a row of the window,
+    is added to the S * C neighbours in dx that it came from. For few channels, which leave a panel of
+    `width` columns mostly empty.
+    """
+    hp, wp = g.h + g.pad_top + g.pad_bottom, g.w + g.pad_left + g.pad_right
+    t = input_tables(g)
+    q, p = np.ogrid[: g.q, : g.p]
+    rows, out_rows = (p * t.qp + q) * g.k, (p * g.stride_h * wp + q * g.stride_w) * g.c
+    panel = width // 2 if g.c <= width // 2 else width
+    pixels = g.h * g.w / (g.stride_h * g.stride_w)
+    gathered = pixels * g.s * -(-g.c // panel) * panel * g.k
+    scattered = g.p * g.q * -(-g.s * g.c // width) * width * (g.k + COLUMN_COST)
+    chosen = g.groups == 1 and (g.dilation_w == 1 or g.s == 1) and scattered < gathered
+    return ColumnTables(chosen, hp, wp, (hp, wp) != (g.h, g.w), _table(rows), _table(out_rows), _table([0]))

@@ -9,15 +9,20 @@ from fastcnn.kernels.cpu.runtime import U, jit
 
 
 @jit
-def pack_forward(weight, g, width, packed, start, stop):
-    """(R,S,C/G,K) -> [group][panel][r, s, c][column], columns past the last channel zero; the panels start..stop."""
+def pack_forward(weight, bias, g, width, packed, start, stop):
+    """(R,S,C/G,K) -> [group][panel][bias; r, s, c][column], columns past the last channel zero; the panels
+    start..stop.
+    """
     cg, kg = g.c // g.groups, g.k // g.groups
     depth, panels = g.r * g.s * cg, (kg + width - 1) // width
     for panel in range(start, stop):
-        at, first = panel * depth * width, panel % panels * width
-        valid = min(width, kg - first)
+        at, first = panel * (1 + depth) * width, panel % panels * width
+        valid, channel = min(width, kg - first), panel // panels * kg + first
+        for j in range(width):
+            packed[U(at + j)] = bias[U(channel + j)] if j < valid and bias.shape[0] else 0
+        at += width
         for row in range(depth):
-            source = row * g.k + panel // panels * kg + first
+            source = row * g.k + channel
             for j in range(valid):
                 packed[U(at + j)] = weight[U(source + j)]
             for j in range(valid, width):
@@ -42,6 +47,23 @@ def pack_backward(weight, g, t, width, packed):
                         for j in range(valid, width):
                             packed[U(at + k * width + j)] = 0
                     at += kg * width
+
+
+@jit
+def pack_columns(weight, g, width, packed):
+    """(R,S,C,K) -> [r][panel][k][column s, c], columns past the last zero."""
+    columns = g.s * g.c
+    at = 0
+    for r in range(g.r):
+        for first in range(0, columns, width):
+            valid = min(width, columns - first)
+            source = (r * columns + first) * g.k
+            for k in range(g.k):
+                for j in range(valid):
+                    packed[U(at + j)] = weight[U(source + j * g.k + k)]
+                for j in range(valid, width):
+                    packed[U(at + j)] = 0
+                at += width
 
 
 @jit

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastcnn.kernels.cpu.epilogue import activate_address, pool_address
+from fastcnn.kernels.cpu.epilogue import activate_address, pool_address, side_by_side
 from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.lowering import Pool
 from fastcnn.kernels.cpu.runtime import U, as_input
+from fastcnn.kernels.cpu.vectors import load, spread, store, vector_size
 
 SMALL_WINDOW = 16  # taps up to which looking at each is faster than going to the winner's place
 
@@ -83,26 +84,32 @@ def maxpool2d_backward(dy, argmax, geometry, dx):
 @Kernel
 def _average_forward(start, stop, lane, args):
     x, g, y = unpack(args)
-    one = y.dtype.type(1)
+    one, zero, size = y.dtype.type(1), spread(y, y.dtype.type(0)), vector_size(y)
+    whole = (g.c + size - 1) // size * size
+    end, line = stop * g.p * g.q * g.c, g.w * g.c
     for n in range(start, stop):
         for p in range(g.p):
             top = p * g.stride_h - g.pad_top
+            r0, r1 = max(0, top), min(top + g.r, g.h)
             for q in range(g.q):
                 left = q * g.stride_w - g.pad_left
-                r0, r1 = max(0, top), min(top + g.r, g.h)
                 s0, s1 = max(0, left), min(left + g.s, g.w)
-                out = ((n * g.p + p) * g.q + q) * g.c
+                share = one / y.dtype.type(g.r * g.s if g.count_include_pad else (r1 - r0) * (s1 - s0))
+                out, corner = ((n * g.p + p) * g.q + q) * g.c, ((n * g.h + r0) * g.w + s0) * g.c
+                if out + whole <= end and corner + (r1 - r0) * line + whole <= x.shape[0]:
+                    for c in range(0, g.c, size):
+                        total = zero
+                        for r in range(r1 - r0):
+                            for s in range(s1 - s0):
+                                total = total + load(x, U(corner + r * line + s * g.c + c))
+                        store(y, U(out + c), total * spread(y, share))
+                    continue
                 for c in range(g.c):
-                    y[U(out + c)] = 0
-                for r in range(r0, r1):
-                    for s in range(s0, s1):
-                        at = ((n * g.h + r) * g.w + s) * g.c
-                        for c in range(g.c):
-                            y[U(out + c)] += x[U(at + c)]
-                count = g.r * g.s if g.count_include_pad else (r1 - r0) * (s1 - s0)
-                share = one / y.dtype.type(count)
-                for c in range(g.c):
-                    y[U(out + c)] *= share
+                    total = y.dtype.type(0)
+                    for r in range(r1 - r0):
+                        for s in range(s1 - s0):
+                            total += x[U(corner + r * line + s * g.c + c)]
+                    y[U(out + c)] = total * share
 
 
 def avgpool2d_forward(x, geometry, y):
@@ -113,6 +120,7 @@ def avgpool2d_forward(x, geometry, y):
 
 @Kernel
 def _average_backward(start, stop, lane, args):
+    """Where windows overlap or are padded: each adds its share."""
     dy, g, dx = unpack(args)
     image = g.h * g.w * g.c
     one = dx.dtype.type(1)
@@ -135,7 +143,34 @@ def _average_backward(start, stop, lane, args):
                             dx[U(out + c)] += dy[U(at + c)] * share
 
 
+@Kernel
+def _average_spread(start, stop, lane, args):
+    """Where windows lie side by side: dx is written from its first to its last pixel."""
+    dy, g, dx = unpack(args)
+    image, size = g.h * g.w * g.c, vector_size(dx)
+    share, whole = dx.dtype.type(1) / dx.dtype.type(g.r * g.s), (g.c + size - 1) // size * size
+    for n in range(start, stop):
+        for h in range(g.p * g.r):
+            row, source = n * image + h * g.w * g.c, (n * g.p + h // g.r) * g.q * g.c
+            for q in range(g.q):
+                at = source + q * g.c
+                out = row + q * g.s * g.c
+                if out + (g.s - 1) * g.c + whole <= stop * image and at + whole <= dy.shape[0]:
+                    for s in range(g.s):
+                        for c in range(0, g.c, size):
+                            store(dx, U(out + s * g.c + c), load(dy, U(at + c)) * spread(dx, share))
+                    continue
+                for s in range(g.s):
+                    for c in range(g.c):
+                        dx[U(out + s * g.c + c)] = dy[U(at + c)] * share
+            for i in range(row + g.q * g.s * g.c, row + g.w * g.c):
+                dx[U(i)] = 0
+        for i in range(n * image + g.p * g.r * g.w * g.c, (n + 1) * image):
+            dx[U(i)] = 0
+
+
 def avgpool2d_backward(dy, geometry, dx):
     """dx: each dy spread evenly over what its window averaged."""
     dy = as_input(dy)
-    launch(_average_backward, dy.shape[0], dx.size, dy.reshape(-1), Pool(*geometry), dx.reshape(-1))
+    kernel = _average_spread if side_by_side(geometry) else _average_backward
+    launch(kernel, dy.shape[0], dx.size, dy.reshape(-1), Pool(*geometry), dx.reshape(-1))

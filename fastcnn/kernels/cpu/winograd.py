@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from fastcnn.kernels.cpu.epilogue import activate_address, pool_address, scatter_address
 from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.lowering import DEPTH, PIXELS, Pool, has_pool, offsets, panel_offsets
-from fastcnn.kernels.cpu.microkernel import multiply_rows_address, panel_width
+from fastcnn.kernels.cpu.microkernel import ADD, ZERO, multiply_rows_address, panel_width
 from fastcnn.kernels.cpu.packing import fill_zero, sum_parts
 from fastcnn.kernels.cpu.runtime import U, jit
 from fastcnn.kernels.cpu.winograd_transforms import output_address, transform_address, transform_kernel
@@ -181,7 +181,8 @@ def _forward_blocks(start, stop, lane, args):
                     tile = (
                         scratch, v0 + point * sizes.v_point + c0, v_rows, scratch, m0 + point * sizes.m_point, m_rows,
                         segment, min(DEPTH, g.c - c0), 1, scratch,
-                        (panel * points + point) * sizes.u_point + c0 * width, width, 0, width, c0 > 0,
+                        (panel * points + point) * sizes.u_point + c0 * width, width, 0, width,
+                        ADD if c0 > 0 else ZERO,
                     )  # fmt: skip
                     call(multiply, 0, count * t.columns, lane, tile)
             for i in range(count):
@@ -329,7 +330,7 @@ def _multiply_points(start, stop, lane, args):
                     tile = (
                         scratch, v0 + t0 * width, v_rows, scratch, sizes.du + point * sizes.du_point + k0, du_rows,
                         segment, min(PIXELS, tiles - t0), width, scratch, dm0 + k0 // width * panel + t0 * width, width,
-                        0, width, first + t0 > 0,
+                        0, width, ADD if first + t0 > 0 else ZERO,
                     )  # fmt: skip
                     call(multiply, 0, g.c, lane, tile)
         if want_dx:
@@ -339,7 +340,7 @@ def _multiply_points(start, stop, lane, args):
                     tile = (
                         scratch, dm0, tile_rows, scratch, v0 + c0 // width * panel, tile_rows,
                         dm_segments[s0 : s0 + per_pass], width, 1, scratch, u0 + s0 * width * width, width, 0, width,
-                        s0 > 0,
+                        ADD if s0 > 0 else ZERO,
                     )  # fmt: skip
                     call(multiply, 0, tiles, lane, tile)
 

@@ -1,0 +1,140 @@
+"""Vectors of as many elements as a register holds, for loops over channels.
+
+LLVM makes vectors of plain loops over many channels, not of those over few, such as the 6 of LeNet's first layer.
+A kernel that says `load`, `+` and `store` itself runs whole vectors over any number: what it writes past a
+pixel's last channel, the next pixel's own values then replace.
+
+Without Numba a vector is an array of `vector_size(x)` elements.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core.datamodel import models, register_default
+from numba.extending import intrinsic, overload
+
+from fastcnn.kernels.cpu.microkernel import VECTOR_BYTES
+
+
+class Vector(types.Type):
+    """Numba's type of a vector of `dtype`."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype, self.size = dtype, VECTOR_BYTES * 8 // dtype.bitwidth
+        super().__init__(name=f"Vector({dtype})")
+
+
+@register_default(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Vector) -> None:
+        super().__init__(manager, kind, ir.VectorType(manager[kind.dtype].get_value_type(), kind.size))
+
+
+def vector_size(x: Any) -> int:
+    """Elements of a vector of the array x's dtype."""
+    return VECTOR_BYTES // x.itemsize
+
+
+@overload(vector_size)
+def _vector_size(x):
+    size = VECTOR_BYTES * 8 // x.dtype.bitwidth
+    return lambda x: size
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    vector = ir.VectorType(data.type.pointee, VECTOR_BYTES * 8 // kind.dtype.bitwidth)
+    return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
+
+
+@intrinsic
+def load(typingctx, x, at):
+    """The vector at x[at]."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value = builder.load(_pointer(context, builder, x, *args))
+        value.align = x.dtype.bitwidth // 8
+        return value
+
+    return Vector(x.dtype)(x, types.uintp), codegen
+
+
+@intrinsic
+def store(typingctx, x, at, value):
+    """x[at : at + vector_size(x)] = value."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[2], _pointer(context, builder, x, *args[:2])).align = x.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(x, types.uintp, value), codegen
+
+
+@intrinsic
+def spread(typingctx, x, number):
+    """A vector of `number`, of the array x's dtype."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = context.get_value_type(sig.return_type)
+        single = builder.insert_element(ir.Constant(kind, ir.Undefined), args[1], ir.Constant(ir.IntType(32), 0))
+        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+        return builder.shuffle_vector(single, single, everywhere)
+
+    return Vector(x.dtype)(x, x.dtype), codegen
+
+
+@intrinsic
+def element(typingctx, value, i):
+    """The vector's element i."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.extract_element(*args)
+
+    return value.dtype(value, types.int64), codegen
+
+
+def _operation(name: str) -> Any:
+    @intrinsic
+    def operation(typingctx, a, b):
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return getattr(builder, name)(*args, flags=["contract"])
+
+        return a(a, a), codegen
+
+    return operation
+
+
+_add, _multiply = _operation("fadd"), _operation("fmul")
+
+
+@overload(operator.add)
+def _plus(a, b):
+    if isinstance(a, Vector) and a == b:
+        return lambda a, b: _add(a, b)
+
+
+@overload(operator.mul)
+def _times(a, b):
+    if isinstance(a, Vector) and a == b:
+        return lambda a, b: _multiply(a, b)
+
+
+if numba.config.DISABLE_JIT:
+
+    def load(x, at):
+        return x[at : at + vector_size(x)].copy()
+
+    def store(x, at, value):
+        x[at : at + vector_size(x)] = value
+
+    def element(value, i):
+        return value[i]
+
+    def spread(x, number):
+        return np.full(vector_size(x), number, x.dtype)
