@@ -18,7 +18,19 @@ from fastcnn.kernels.cpu.exponential import expm1, tanh
 from fastcnn.kernels.cpu.launch import Kernel, address_for, call, empty, unpack
 from fastcnn.kernels.cpu.lowering import Pool, has_pool
 from fastcnn.kernels.cpu.runtime import U, jit
-from fastcnn.kernels.cpu.vectors import element, load, spread, store, vector_size
+from fastcnn.kernels.cpu.vectors import (
+    element,
+    larger,
+    larger_place,
+    load,
+    places,
+    spread,
+    store,
+    store_places,
+    vector_size,
+)
+
+KNOWN_WINDOW = 9  # taps of a window up to which a pooling kernel is compiled for it
 
 
 @lru_cache(maxsize=8)
@@ -57,101 +69,64 @@ def activate_kernel(code):
     return activate_rows
 
 
-@lru_cache(maxsize=8)
-def pool_kernel(plain, want_argmax):
+@lru_cache(maxsize=16)
+def pool_kernel(window, padded, want_argmax):
     """Pool the convolution's rows start..stop (at z[band0:], `pitch` pixels long) into image n of y, then bias
-    and activation. `plain`: the common window, 2x2 without padding.
+    and activation. `window`: (r, s) if small, else (0, 0); `padded`: whether windows may reach out of the image.
     """
+    known_r, known_s = window
 
     @Kernel
     def pool_rows(start, stop, lane, args):
         z, band0, pitch, n, activate, bias, act, pool, y, argmax = unpack(args)
         p0, p1 = start, stop
-        k = pool.c
+        k, size = pool.c, vector_size(y)
+        whole = (k + size - 1) // size * size
         row0 = (p0 + pool.stride_h - 1) // pool.stride_h if p0 else 0
         row1 = pool.p if p1 == pool.h else (p1 + pool.stride_h - 1) // pool.stride_h
         row1 = min(row1, pool.p)
+        end = (n * pool.p + row1) * pool.q * k
+        rows, columns = known_r, known_s
+        if not known_r:
+            rows, columns = pool.r, pool.s
         for row in range(row0, row1):
             for column in range(pool.q):
                 out = ((n * pool.p + row) * pool.q + column) * k
-                if plain:
-                    first = band0 + ((row * pool.stride_h - p0) * pitch + column * pool.stride_w) * k
-                    _pool_2x2(z, first, first + pitch * k, k, y, argmax, out, want_argmax)
-                    continue
                 top, left = row * pool.stride_h - pool.pad_top, column * pool.stride_w - pool.pad_left
-                r0, r1 = max(0, -top), min(pool.r, pool.h - top)
-                s0, s1 = max(0, -left), min(pool.s, pool.w - left)
-                corner = band0 + ((top - p0) * pitch + left) * k
-                at, place = corner + (r0 * pitch + s0) * k, np.int32(r0 * pool.s + s0)
-                for j in range(k):
-                    y[U(out + j)] = z[U(at + j)]
-                if want_argmax:
-                    for j in range(k):
-                        argmax[U(out + j)] = place
-                for r in range(r0, r1):
-                    for s in range(s0, s1, 3):
-                        t, u = min(s + 1, s1 - 1), min(s + 2, s1 - 1)
-                        row_at, row_place = corner + r * pitch * k, r * pool.s
-                        _fold_3(
-                            z, row_at + s * k, row_at + t * k, row_at + u * k,
-                            np.int32(row_place + s), np.int32(row_place + t), np.int32(row_place + u),
-                            k, y, argmax, out, want_argmax,
-                        )  # fmt: skip
+                r0, s0 = 0, 0
+                if padded:
+                    r0, s0 = max(0, -top), max(0, -left)
+                    rows, columns = min(pool.r, pool.h - top) - r0, min(pool.s, pool.w - left) - s0
+                corner = band0 + ((top + r0 - p0) * pitch + left + s0) * k
+                first = r0 * pool.s + s0
+                if out + whole <= end and corner + rows * pitch * k + whole <= z.shape[0]:
+                    for c in range(0, k, size):
+                        best, place = load(z, U(corner + c)), places(y, first)
+                        for r in range(rows):
+                            for s in range(columns):
+                                value = load(z, U(corner + (r * pitch + s) * k + c))
+                                if want_argmax:
+                                    place = larger_place(best, place, value, first + r * pool.s + s)
+                                best = larger(best, value)
+                        store(y, U(out + c), best)
+                        if want_argmax:
+                            store_places(argmax, U(out + c), place)
+                    continue
+                for c in range(k):
+                    largest, winner = z[U(corner + c)], first
+                    for r in range(rows):
+                        for s in range(columns):
+                            number = z[U(corner + (r * pitch + s) * k + c)]
+                            if number > largest or number != number:
+                                largest, winner = number, first + r * pool.s + s
+                    y[U(out + c)] = largest
+                    if want_argmax:
+                        argmax[U(out + c)] = winner
         if row1 > row0:
             first = n * pool.p
             call(activate, (first + row0) * pool.q, (first + row1) * pool.q, lane, (y, k, bias, act))
 
     return pool_rows
-
-
-@jit
-def _fold_3(z, at_a, at_b, at_c, place_a, place_b, place_c, k, y, argmax, out, want_argmax):
-    """The winner so far against three more taps of a row (a tap may come twice). One tap at a time would be
-    "store if it wins", a conditional store, which runs far slower than a chain of selects.
-    """
-    if want_argmax:
-        for j in range(k):
-            best, place = y[U(out + j)], np.int32(argmax[U(out + j)])
-            a, b, c = z[U(at_a + j)], z[U(at_b + j)], z[U(at_c + j)]
-            wins = (a > best) | (a != a)
-            best, place = a if wins else best, place_a if wins else place
-            wins = (b > best) | (b != b)
-            best, place = b if wins else best, place_b if wins else place
-            wins = (c > best) | (c != c)
-            y[U(out + j)] = c if wins else best
-            argmax[U(out + j)] = place_c if wins else place
-    else:
-        for j in range(k):
-            best = y[U(out + j)]
-            a, b, c = z[U(at_a + j)], z[U(at_b + j)], z[U(at_c + j)]
-            best = a if (a > best) | (a != a) else best
-            best = b if (b > best) | (b != b) else best
-            y[U(out + j)] = c if (c > best) | (c != c) else best
-
-
-@jit
-def _pool_2x2(z, upper, lower, k, y, argmax, out, want_argmax):
-    """The common window, with the winners kept in registers."""
-    zero, one, two, three = np.int32(0), np.int32(1), np.int32(2), np.int32(3)
-    if want_argmax:
-        for j in range(k):
-            a, b = z[U(upper + j)], z[U(upper + k + j)]
-            c, d = z[U(lower + j)], z[U(lower + k + j)]
-            # The second of a pair wins if larger or NaN: `|`, not `or`, so that there is no branch.
-            right = (b > a) | (b != b)
-            first, first_place = b if right else a, one if right else zero
-            right = (d > c) | (d != d)
-            second, second_place = d if right else c, three if right else two
-            below = (second > first) | (second != second)
-            y[U(out + j)] = second if below else first
-            argmax[U(out + j)] = second_place if below else first_place
-    else:
-        for j in range(k):
-            a, b = z[U(upper + j)], z[U(upper + k + j)]
-            c, d = z[U(lower + j)], z[U(lower + k + j)]
-            a = b if (b > a) | (b != b) else a
-            c = d if (d > c) | (d != d) else c
-            y[U(out + j)] = c if (c > a) | (c != c) else a
 
 
 @jit
@@ -261,8 +236,9 @@ def gradient_address(dtype, activation):
 
 def pool_address(dtype, argmax, pool):
     """What `call` takes to run `pool_rows` on arrays of `dtype`, with `argmax` or without (size 0)."""
-    x, plain = empty(dtype), (pool.r, pool.s) == (2, 2) and not _padded(pool)
-    return address_for(pool_kernel(plain, argmax.size > 0), x, 0, 0, 0, 0, x, _ACT, _POOL, x, empty(argmax.dtype))
+    x, window = empty(dtype), (pool.r, pool.s) if pool.r * pool.s <= KNOWN_WINDOW else (0, 0)
+    kernel = pool_kernel(window, _padded(pool), argmax.size > 0)
+    return address_for(kernel, x, 0, 0, 0, 0, x, _ACT, _POOL, x, empty(argmax.dtype))
 
 
 def scatter_address(dtype, argmax_dtype, activation, pool):

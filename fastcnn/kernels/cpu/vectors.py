@@ -81,12 +81,18 @@ def spread(typingctx, x, number):
     """A vector of `number`, of the array x's dtype."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = context.get_value_type(sig.return_type)
-        single = builder.insert_element(ir.Constant(kind, ir.Undefined), args[1], ir.Constant(ir.IntType(32), 0))
-        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
-        return builder.shuffle_vector(single, single, everywhere)
+        return _everywhere(builder, context.get_value_type(sig.return_type), args[1])
 
     return Vector(x.dtype)(x, x.dtype), codegen
+
+
+def _everywhere(builder: Any, kind: Any, number: Any) -> Any:
+    if isinstance(number.type, ir.IntType) and number.type != kind.element:
+        number = builder.trunc(number, kind.element)
+    single = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(
+        single, single, ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    )
 
 
 @intrinsic
@@ -125,6 +131,60 @@ def _times(a, b):
         return lambda a, b: _multiply(a, b)
 
 
+@intrinsic
+def larger(typingctx, best, value):
+    """The larger of two vectors, element by element; NaN is larger than anything."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(_wins(builder, *args), args[1], args[0])
+
+    return best(best, value), codegen
+
+
+def _wins(builder: Any, best: Any, value: Any) -> Any:
+    return builder.or_(builder.fcmp_ordered(">", value, best), builder.fcmp_unordered("uno", value, value))
+
+
+def _integers(kind: Any) -> Any:
+    """The vector type of as many places as `kind` has numbers."""
+    return Vector(types.int32 if kind.dtype == types.float32 else types.int64)
+
+
+@intrinsic
+def places(typingctx, x, place):
+    """A vector of `place`, for as many elements as the array x's vectors have."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _everywhere(builder, context.get_value_type(sig.return_type), args[1])
+
+    return _integers(x)(x, types.int64), codegen
+
+
+@intrinsic
+def larger_place(typingctx, best, place, value, new):
+    """`new` where `value` is larger than `best`, else `place`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        best_, place_, value_, new_ = args
+        return builder.select(_wins(builder, best_, value_), _everywhere(builder, place_.type, new_), place_)
+
+    return place(best, place, value, types.int64), codegen
+
+
+@intrinsic
+def store_places(typingctx, x, at, place):
+    """x[at : at + size of the vector] = place, for an array of unsigned integers."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(x)(context, builder, args[0]).data
+        kind = ir.VectorType(data.type.pointee, args[2].type.count)
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), kind.as_pointer())
+        builder.store(builder.trunc(args[2], kind), pointer).align = x.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(x, types.uintp, place), codegen
+
+
 if numba.config.DISABLE_JIT:
 
     def load(x, at):
@@ -138,3 +198,15 @@ if numba.config.DISABLE_JIT:
 
     def spread(x, number):
         return np.full(vector_size(x), number, x.dtype)
+
+    def larger(best, value):
+        return np.where((value > best) | (value != value), value, best)
+
+    def places(x, place):
+        return np.full(vector_size(x), place)
+
+    def larger_place(best, place, value, new):
+        return np.where((value > best) | (value != value), new, place)
+
+    def store_places(x, at, place):
+        x[at : at + len(place)] = place
