@@ -238,35 +238,35 @@ class Crew:
         self._lock = threading.Lock()
         self._alarms: list[Any] = [None]  # a lock for each lane but 0, held while it need not wake
         self._epochs = itertools.cycle(range(1, EPOCHS))
-        self._board, self._counters = _lines(0), _lines(0)
-        self._kept: list[np.ndarray] = []  # boards and counters of before: a late lane may still look at them
+        self._board, self._counters = Lines(0), Lines(0)
+        self._kept: list[Lines] = []  # counters of before: a late lane may still look at them
 
-    def run(self, calls: np.ndarray, lanes: int, small: int) -> None:
-        """Run the program `calls` (rows of ROW int64) on up to `lanes` lanes; on one, if another thread has them."""
-        count, address = len(calls), calls.ctypes.data
+    def run(self, address: int, count: int, lanes: int, small: int) -> None:
+        """Run the program of `count` calls (rows of ROW int64) at `address` on up to `lanes` lanes; on one, if
+        another thread has them.
+        """
         if lanes < 2 or not self._lock.acquire(blocking=False):
             _run_alone(address, count)
             return
         try:
             if lanes > len(self._alarms):
                 self._hire(lanes)
-            if count * (lanes + 1) * LINE > self._counters.nbytes:
+            if count * (lanes + 1) > self._counters.count:
                 self._kept.append(self._counters)
-                self._counters = _lines(2 * count * (lanes + 1))
-            board = self._board.ctypes.data
+                self._counters = Lines(2 * count * (lanes + 1))
+            board = self._board.address
             for lane in range(1, lanes):
                 if _wake(board, lane):
                     self._alarms[lane].release()
-            _lead(board, next(self._epochs), address, count, self._counters.ctypes.data, lanes, small)
+            _lead(board, next(self._epochs), address, count, self._counters.address, lanes, small)
         finally:
             self._lock.release()
 
     def _hire(self, lanes: int) -> None:
-        if self._board.size == 0:
+        if self._board.count == 0:
             # Compiled here, under one lock: lanes that start together must not all compile.
-            self._board = _lines(_ASLEEP + 1024)
-            board = self._board.ctypes.data
-            _store_word(board, -1)
+            self._board = Lines(_ASLEEP + 1024)
+            _store_word(self._board.address, -1)
             _serve.compile((types.int64, types.int64, types.int64))
             _fall_asleep.compile((types.int64, types.int64, types.int64))
         for lane in range(len(self._alarms), min(lanes, 1024)):
@@ -282,16 +282,18 @@ def _store_word(address, value):
     _store(address, value)
 
 
-def _lines(count: int) -> np.ndarray:
-    """Zeros, `count` cache lines of them, at a line's start."""
-    raw = np.zeros((count + 1) * LINE // 8, np.int64)
-    start = -raw.ctypes.data % LINE // 8
-    return raw[start : start + count * LINE // 8]
+class Lines:
+    """`count` cache lines of zeros, at a line's start."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._memory = np.zeros((count + 1) * LINE, np.uint8)
+        self.address = -(-self._memory.ctypes.data // LINE) * LINE
 
 
-def _live(board: np.ndarray, lane: int, alarm: Any) -> None:
+def _live(board: Lines, lane: int, alarm: Any) -> None:
     """A lane's life: serve, sleep, be woken."""
-    address, seen = board.ctypes.data, 0
+    address, seen = board.address, 0
     while True:
         seen = _serve(address, lane, seen)
         if _fall_asleep(address, lane, seen):
@@ -301,9 +303,9 @@ def _live(board: np.ndarray, lane: int, alarm: Any) -> None:
 _crew = Crew()
 
 
-def run(calls: np.ndarray, lanes: int, small: int) -> None:
+def run(address: int, count: int, lanes: int, small: int) -> None:
     """Run a program on the process's crew."""
-    _crew.run(calls, lanes, small)
+    _crew.run(address, count, lanes, small)
 
 
 def _after_fork_in_child() -> None:

@@ -14,7 +14,9 @@ between. So a small network's step costs what its kernels do.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -130,44 +132,73 @@ class ColumnKernel(ExactKernel):
 SMALL = 1 << 14  # operations, a few microseconds: below that, sharing them costs more than it saves
 
 
-def _layout(value: Any, out: bytearray) -> int:
-    """Append `value` as Numba lays it out in memory; returns its alignment."""
-    if isinstance(value, np.ndarray):  # owners (two pointers), elements, bytes of one, data, shape, strides
-        words = (0, 0, value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides)
-        _pad(out, 8)
-        out += np.array(words, np.int64).tobytes()
-        return 8
+_FORMATS: dict[type, str] = {bool: "?", int: "q", float: "d"}
+_FORMATS |= {
+    np.dtype(code).type: letter
+    for code, letter in zip("b1 i1 u1 i2 u2 i4 u4 i8 u8 f4 f8".split(), "?bBhHiIqQfd", strict=True)
+}
+
+
+def _kind(value: Any) -> Any:
+    """What the layout of `value` follows from."""
+    if isinstance(value, np.ndarray):
+        return value.ndim
     if isinstance(value, tuple):
-        inner = bytearray()
-        alignment = max((_layout(part, inner) for part in value), default=1)
-        _pad(inner, alignment)
-        _pad(out, alignment)
-        out += inner
-        return alignment
-    scalar = np.asarray(value)
-    _pad(out, scalar.itemsize)
-    out += scalar.tobytes()
-    return scalar.itemsize
+        return tuple([_kind(part) for part in value])
+    return type(value)
 
 
-def _pad(out: bytearray, alignment: int) -> None:
-    out += bytes(-len(out) % alignment)
+def _layout(kind: Any, start: int = 0) -> tuple[str, int, int]:
+    """How Numba lays out a value of this kind at `start`: its format, its end, its alignment."""
+    if isinstance(kind, int):  # an array: owners (two pointers), elements, bytes of one, data, shape, strides
+        padding = -start % 8
+        return f"{padding}x{5 + 2 * kind}q", start + padding + 8 * (5 + 2 * kind), 8
+    if isinstance(kind, tuple):
+        alignment = max((_layout(part)[2] for part in kind), default=1)
+        padding = -start % alignment
+        layout, end = f"{padding}x", start + padding
+        for part in kind:
+            inner, end, _ = _layout(part, end)
+            layout += inner
+        padding = -end % alignment
+        return f"{layout}{padding}x", end + padding, alignment
+    letter = _FORMATS[kind]
+    size = struct.calcsize(letter)
+    padding = -start % size
+    return f"{padding}x{letter}", start + padding + size, size
+
+
+@lru_cache(maxsize=1024)
+def _structure(kinds: tuple[Any, ...]) -> struct.Struct:
+    layout, end, _ = _layout(kinds)
+    return struct.Struct(f"={layout}{-end % 8}x")
+
+
+def _flatten(values: tuple[Any, ...], out: list[Any]) -> None:
+    for value in values:
+        if isinstance(value, np.ndarray):
+            out += (0, 0, value.size, value.itemsize, value.__array_interface__["data"][0])
+            out += value.shape
+            out += value.strides
+        elif isinstance(value, tuple):
+            _flatten(value, out)
+        else:
+            out.append(value)
 
 
 def _packed(args: tuple[Any, ...]) -> np.ndarray:
     """The tuple `args` in memory, as kernels read it."""
-    out = bytearray()
-    _layout(args, out)
-    _pad(out, 8)
-    return np.frombuffer(out, np.int64)
+    numbers: list[Any] = []
+    _flatten(args, numbers)
+    return np.frombuffer(bytearray(_structure(_kind(args)).pack(*numbers)), np.int64)
 
 
 class Program:
     """Launches in order, run by one call: what was kept within `record`."""
 
     def __init__(self) -> None:
-        self._parts: list[Any] = []  # rows of calls between functions of the host
-        self._kept: list[Any] = []  # arguments, which must outlive the program
+        self._parts: list[Any] = []  # functions of the host, and rows of calls; in the end (address, count) of these
+        self._kept: list[Any] = []  # arguments and rows, which must outlive the program
 
     def add(self, kernel: Kernel, n: int, work: int, args: tuple[Any, ...]) -> None:
         packed = _packed(args)
@@ -180,7 +211,11 @@ class Program:
         self._parts.append(function)
 
     def finish(self) -> Program:
-        self._parts = [part if callable(part) else np.array(part, np.int64) for part in self._parts]
+        for i, part in enumerate(self._parts):
+            if not callable(part):
+                rows = np.array(part, np.int64)
+                self._kept.append(rows)
+                self._parts[i] = rows.ctypes.data, len(rows)
         return self
 
     def __call__(self) -> None:
@@ -188,7 +223,8 @@ class Program:
             if callable(part):
                 part()
             else:
-                crew.run(part, lanes(), SMALL)
+                address, count = part
+                crew.run(address, count, lanes(), SMALL)
 
 
 def _row(kernel: Kernel, packed: np.ndarray, n: int, work: int, args: tuple[Any, ...]) -> tuple[int, ...]:
@@ -209,7 +245,8 @@ def launch(kernel: Kernel, n: int, work: int, *args: Any) -> None:
         program.add(kernel, n, work, args)
         return
     packed = _packed(args)
-    crew.run(np.array([_row(kernel, packed, n, work, args)], np.int64), lanes(), SMALL)
+    row = np.array(_row(kernel, packed, n, work, args), np.int64)
+    crew.run(row.ctypes.data, 1, lanes(), SMALL)
 
 
 def on_host(function: Callable[[], None]) -> None:
