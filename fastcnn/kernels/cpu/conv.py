@@ -321,11 +321,14 @@ def _input_by_columns(n, stop, lane, args):
 
 @Kernel
 def _pack_backward_kernel(start, stop, lane, args):
-    weight, g, t, columns, width, scratch = unpack(args)
-    if columns.chosen:
-        pack_columns(weight, g, width, scratch)
-    else:
-        pack_backward(weight, g, t, width, scratch)
+    weight, g, t, width, scratch = unpack(args)
+    pack_backward(weight, g, t, width, scratch)
+
+
+@Kernel
+def _pack_columns_kernel(start, stop, lane, args):
+    weight, g, width, scratch = unpack(args)
+    pack_columns(weight, g, width, scratch, start, stop)
 
 
 def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch):
@@ -352,8 +355,10 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
         _columns_image(geometry, size),
     )  # fmt: skip
     tables, columns = input_tables(geometry), column_tables(geometry, width)
-    if dx.size:
-        launch(_pack_backward_kernel, 1, weight.size, weight.reshape(-1), g, tables, columns, width, scratch)
+    if dx.size and columns.chosen:
+        launch(_pack_columns_kernel, g.r, weight.size, weight.reshape(-1), g, width, scratch)
+    elif dx.size:
+        launch(_pack_backward_kernel, 1, weight.size, weight.reshape(-1), g, tables, width, scratch)
     multiply, by_columns = multiply_rows_address(dy.dtype), 0
     if dx.size and columns.chosen:
         by_columns = address_for(_input_by_columns, scratch, 0, 0, scratch, 0, width, g, columns)

@@ -112,13 +112,13 @@ def _pause(typingctx):
 if os.name == "posix":
     _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
-    @jit
+    @jit(called="Python")
     def _offer_core():
         _sched_yield()
 
 else:
 
-    @jit
+    @jit(called="Python")
     def _offer_core():
         pass
 
@@ -170,7 +170,7 @@ def _take_part(board, epoch, calls, count, counters, lanes, small, lane):
             _pause()
 
 
-@jit
+@jit(called="Python")
 def _lead(board, epoch, calls, count, counters, lanes, small):
     """Run a program as lane 0, for the others to join."""
     _store(board + _EPOCH * LINE, -1)
@@ -190,14 +190,14 @@ def _lead(board, epoch, calls, count, counters, lanes, small):
     _take_part(board, epoch, calls, count, counters, lanes, small, 0)
 
 
-@jit
+@jit(called="Python")
 def _run_alone(calls, count):
     for i in range(count):
         row = calls + i * ROW * 8
         _call_at(_load(row), 0, _load(row + 16), 0, _load(row + 8))
 
 
-@jit
+@jit(called="Python")
 def _serve(board, lane, seen):
     """Take part in every program that comes, until none has come for a while; returns the last one's epoch."""
     idle = 0
@@ -217,7 +217,7 @@ def _serve(board, lane, seen):
     return seen
 
 
-@jit
+@jit(called="Python")
 def _fall_asleep(board, lane, seen):
     """Whether the lane must now wait to be woken: not if a program has come meanwhile."""
     _store(board + (_ASLEEP + lane) * LINE, 1)
@@ -225,7 +225,7 @@ def _fall_asleep(board, lane, seen):
     return epoch == seen or not _swap(board + (_ASLEEP + lane) * LINE, 1, 0)
 
 
-@jit
+@jit(called="Python")
 def _wake(board, lane):
     """Whether the lane was asleep; it is not any more."""
     return _swap(board + (_ASLEEP + lane) * LINE, 1, 0)
@@ -277,7 +277,7 @@ class Crew:
             threading.Thread(target=_live, args=arguments, name=f"fastcnn-{lane}", daemon=True).start()
 
 
-@jit
+@jit(called="Python")
 def _store_word(address, value):
     _store(address, value)
 

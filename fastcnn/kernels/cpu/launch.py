@@ -96,7 +96,7 @@ class Kernel:
     pieces = crew.PIECES  # into which a lane's share of the items is cut
 
     def __init__(self, function: Callable[..., None]) -> None:
-        self.function = jit(function, exact=self.exact)
+        self.function = jit(function, exact=self.exact, called="address")
         self.__doc__, self.__name__ = function.__doc__, function.__name__
         self._addresses: dict[Any, int] = {}
 

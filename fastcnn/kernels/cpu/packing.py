@@ -50,11 +50,11 @@ def pack_backward(weight, g, t, width, packed):
 
 
 @jit
-def pack_columns(weight, g, width, packed):
-    """(R,S,C,K) -> [r][panel][k][column s, c], columns past the last zero."""
+def pack_columns(weight, g, width, packed, start, stop):
+    """(R,S,C,K) -> [r][panel][k][column s, c], columns past the last zero; for the rows start..stop of the window."""
     columns = g.s * g.c
-    at = 0
-    for r in range(g.r):
+    at = start * ((columns + width - 1) // width) * g.k * width
+    for r in range(start, stop):
         for first in range(0, columns, width):
             valid = min(width, columns - first)
             source = (r * columns + first) * g.k

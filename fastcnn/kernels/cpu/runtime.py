@@ -172,12 +172,21 @@ class _Cache(FunctionCache):
     _impl_class = _CacheImpl
 
 
-def jit(function: Callable[..., Any] | None = None, *, exact: bool = False) -> Any:
-    """Compile a kernel: nogil, the shared fast-math flags (none if `exact`), cached where possible."""
+def jit(function: Callable[..., Any] | None = None, *, exact: bool = False, called: str = "kernels") -> Any:
+    """Compile a function: nogil, the shared fast-math flags (none if `exact`), cached where possible.
+
+    `called` says from where: "kernels" (in which it is inlined, unless its flags differ), by "address", or from
+    "Python". Wrappers that none of them needs would take as long to compile as the function; and without reference
+    counts (`_nrt`) there is less to compile, and no kernel can allocate.
+    """
     if function is None:
-        return lambda f: jit(f, exact=exact)
-    fastmath = set() if exact else FASTMATH
-    compiled = numba.njit(function, nogil=True, fastmath=fastmath, error_model="numpy")
+        return lambda f: jit(f, exact=exact, called=called)
+    options: dict[str, Any] = {"fastmath": set() if exact else FASTMATH, "error_model": "numpy", "_nrt": False}
+    if called != "Python":
+        options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": called == "kernels"}
+    if called == "kernels" and not exact:
+        options["inline"] = "always"
+    compiled = numba.njit(function, nogil=True, **options)
     if not numba.config.DISABLE_JIT and cache_dir() is not None:
         compiled._cache = _Cache(compiled.py_func)
     return compiled
