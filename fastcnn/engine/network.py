@@ -65,6 +65,8 @@ class Network:
 
     _last_plan: Plan | None
 
+    _kept_memory: np.ndarray | None  # of the last plan made: plans run one at a time, so that one serves all
+
     def __init__(
         self,
         layers: Sequence[Layer],
@@ -255,8 +257,9 @@ class Network:
             plan = compile_plan(
                 self._groups, self.input_shape, batch, self.dtype, self._kernels, mode,
                 lanes=self._kernels.max_threads(self.n_jobs), params=self.params, grads=self.grads,
-                dropout_states=self._dropout_states, winograd=self.winograd, fuse=self.fuse,
+                dropout_states=self._dropout_states, winograd=self.winograd, fuse=self.fuse, memory=self._kept_memory,
             )  # fmt: skip
+            self._kept_memory = plan.memory
             while len(self._plans) >= _KEPT_PLANS:
                 self._plans.pop(next(iter(self._plans)))
         self._plans[batch, mode] = plan  # the most recent last
@@ -297,6 +300,7 @@ class Network:
     def _reset_transients(self) -> None:
         self._lock = threading.RLock()
         self._plans: dict[tuple[int, str], Plan] = {}
+        self._kept_memory = None
         self._last_plan = None
         layers = [op.layer for op in self.ops if op.kind == "dropout"]
         self._dropout_states = dict(zip(layers, self._dropout, strict=True))

@@ -264,12 +264,15 @@ class Plan:
     ----------
     input, output : arrays (batch, ...); write the one, run, read the other
     output_grad, input_grad : arrays or None; of training plans
+    memory : array (bytes,), where the arena lies: other plans may use it before and after this one runs
     """
 
     def __init__(
         self, mode: str, batch: int, steps: tuple[Step, ...], n_forward: int, buffers: Mapping[Buffer, np.ndarray],
-        ends: Mapping[str, np.ndarray | None], arena_bytes: int, record: Callable[..., Callable[[], None]],
+        ends: Mapping[str, np.ndarray | None], memory: np.ndarray, arena_bytes: int,
+        record: Callable[..., Callable[[], None]],
     ) -> None:  # fmt: skip
+        self.memory = memory
         self.mode, self.batch, self.buffers, self.arena_bytes = mode, batch, buffers, arena_bytes
         self.forward_steps, self.backward_steps = steps[:n_forward], steps[n_forward:]
         self.input, self.output = ends["input"], ends["output"]
@@ -316,12 +319,13 @@ def compile_plan(
     dropout_states: Mapping[int, np.ndarray],
     winograd: bool = True,
     fuse: bool = True,
+    memory: np.ndarray | None = None,
 ) -> Plan:
     """Bind `groups` to kernels and memory for batches of `batch` samples of `in_shape`.
 
     `mode`: "inference"; "training" (no gradient of the input is computed); "training_dx" (it is). `winograd`:
     let the backend choose Winograd's algorithm where its rule says that it is faster. `fuse`: use kernels that do
-    several things at once.
+    several things at once. `memory`: another plan's, taken for this one's arena if it is large enough.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
@@ -361,7 +365,7 @@ def compile_plan(
         input_grad = dy if mode == "training_dx" else None
 
     ends = {"input": first, "output": x, "output_grad": output_grad, "input_grad": input_grad}
-    return _bind(e, mode, n_forward, ends)
+    return _bind(e, mode, n_forward, ends, memory)
 
 
 def _first_needing_gradient(groups: Sequence[Group], mode: str) -> int:
@@ -370,7 +374,7 @@ def _first_needing_gradient(groups: Sequence[Group], mode: str) -> int:
     return next((i for i, group in enumerate(groups) if any(op.params for op in group.ops)), len(groups))
 
 
-def _bind(e: Emitter, mode: str, n_forward: int, ends: Mapping[str, Buffer | None]) -> Plan:
+def _bind(e: Emitter, mode: str, n_forward: int, ends: Mapping[str, Buffer | None], memory: np.ndarray | None) -> Plan:
     """Lifetimes -> offsets -> views, and the steps with views in place of buffers."""
     n_steps = len(e.steps)
     # What the caller writes or reads between the steps: the input before them, the output and its gradient
@@ -392,7 +396,7 @@ def _bind(e: Emitter, mode: str, n_forward: int, ends: Mapping[str, Buffer | Non
                 use(arg, i, i)
 
     offsets, total = plan_arena([Lifetime(b.size, first, last) for b, (first, last) in lives.items()])
-    arena = aligned_empty(total)
+    arena = memory if memory is not None and memory.size >= total else aligned_empty(total)
     views = {
         b: arena[offset : offset + b.size].view(b.dtype).reshape(b.shape)
         for b, offset in zip(lives, offsets, strict=True)
@@ -405,7 +409,7 @@ def _bind(e: Emitter, mode: str, n_forward: int, ends: Mapping[str, Buffer | Non
 
     steps = tuple(step._replace(args=tuple(bound(arg) for arg in step.args)) for step in e.steps)
     arrays = {name: bound(end) for name, end in ends.items()}
-    return Plan(mode, e.batch, steps, n_forward, views, arrays, total, e.kernels.record)
+    return Plan(mode, e.batch, steps, n_forward, views, arrays, arena, total, e.kernels.record)
 
 
 def aligned_empty(size: int, alignment: int = 64) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Threads and the cache of compiled code: each risky case in a process of its own, with a time limit."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import numba
 import pytest
 
-from fastcnn.kernels.cpu import runtime
+from fastcnn.kernels.cpu import objects, runtime
 
 LIMIT = int(numba.config.NUMBA_NUM_THREADS)
 
@@ -104,18 +105,45 @@ def test_without_a_home_to_write_to(tmp_path):
     assert where.startswith(str(temporary)) and steps == "15"
 
 
-def test_the_cache_is_read_by_the_next_process(tmp_path):
-    code = (
-        TRAIN
-        + """
-train(0)
-from fastcnn.kernels.cpu import conv
-stats = conv._forward_bands.function.stats
-print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+COUNT = """
+from fastcnn.kernels.cpu import objects
+compiled, compile_ = [], objects._compile
+objects._compile = lambda function, *rest: compiled.append(function.__name__) or compile_(function, *rest)
 """
-    )
-    assert run(code, FASTCNN_CACHE_DIR=str(tmp_path)) == "0 1"
+
+
+def test_the_cache_is_read_by_the_next_process(tmp_path):
+    code = COUNT + TRAIN + "print(train(0)[-1], 'multiply_rows' in compiled, len(compiled))"
+    first = run(code, FASTCNN_CACHE_DIR=str(tmp_path)).split()
     files = sorted(path.name for path in tmp_path.rglob("*"))
-    assert run(code, FASTCNN_CACHE_DIR=str(tmp_path)) == "1 0"
+    second = run(code, FASTCNN_CACHE_DIR=str(tmp_path)).split()
+    assert first[1] == "True" and int(first[2]) > 10
+    assert second == [first[0], "False", "0"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == files
     assert runtime._sources_digest() in files
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])
+def test_a_damaged_object_file_is_compiled_again(tmp_path, damage):
+    code = COUNT + TRAIN + "print(train(0)[-1], len(compiled))"
+    good, _ = run(code, FASTCNN_CACHE_DIR=str(tmp_path)).split()
+    (path,) = tmp_path.rglob("multiply_rows-*.o")
+    written = path.read_bytes()
+    path.write_bytes(damage(written))
+    assert run(code, FASTCNN_CACHE_DIR=str(tmp_path)).split() == [good, "1"]
+    assert path.read_bytes()[:32] == hashlib.sha256(path.read_bytes()[32:]).digest()
+
+
+def test_code_that_differs_is_another_object():
+    def make(n):
+        def function(x):
+            return x + n
+
+        return function
+
+    def other(x):
+        return x + 2
+
+    digests = [objects._digest(make(1), "int64"), objects._digest(make(2), "int64"), objects._digest(make(1), "int32")]
+    assert len({*digests, objects._digest(other, "int64")}) == 4
+    assert objects._digest(make(1), "int64") == digests[0]

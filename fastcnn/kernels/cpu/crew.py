@@ -25,6 +25,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastcnn.kernels.cpu.objects import Entry
 from fastcnn.kernels.cpu.runtime import jit
 
 llvm.initialize_native_asmparser()  # for `pause`
@@ -83,9 +84,13 @@ def _swap(typingctx, address, old, new):
 
 
 def call_pointer(builder: Any, address: Any, numbers: Any, pointer: Any) -> None:
-    """Emit the call of the kernel at `address` with (start, stop, lane) and its arguments' pointer."""
-    kind = ir.FunctionType(ir.VoidType(), [_WORD] * 3 + [cgutils.voidptr_t])
-    builder.call(builder.inttoptr(address, kind.as_pointer()), [*numbers, pointer])
+    """Emit the call of the kernel at `address` with (start, stop, lane) and its arguments' pointer.
+
+    Numba's convention has two more, for a result and a failure; kernels have neither.
+    """
+    kind = ir.FunctionType(ir.IntType(32), [cgutils.voidptr_t] * 2 + [_WORD] * 3 + [cgutils.voidptr_t])
+    unused = [builder.bitcast(cgutils.alloca_once(builder, _WORD), cgutils.voidptr_t) for _ in range(2)]
+    builder.call(builder.inttoptr(address, kind.as_pointer()), [*unused, *numbers, pointer])
 
 
 @intrinsic
@@ -112,13 +117,13 @@ def _pause(typingctx):
 if os.name == "posix":
     _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
-    @jit(called="Python")
+    @jit
     def _offer_core():
         _sched_yield()
 
 else:
 
-    @jit(called="Python")
+    @jit
     def _offer_core():
         pass
 
@@ -170,7 +175,7 @@ def _take_part(board, epoch, calls, count, counters, lanes, small, lane):
             _pause()
 
 
-@jit(called="Python")
+@Entry
 def _lead(board, epoch, calls, count, counters, lanes, small):
     """Run a program as lane 0, for the others to join."""
     _store(board + _EPOCH * LINE, -1)
@@ -190,14 +195,14 @@ def _lead(board, epoch, calls, count, counters, lanes, small):
     _take_part(board, epoch, calls, count, counters, lanes, small, 0)
 
 
-@jit(called="Python")
+@Entry
 def _run_alone(calls, count):
     for i in range(count):
         row = calls + i * ROW * 8
         _call_at(_load(row), 0, _load(row + 16), 0, _load(row + 8))
 
 
-@jit(called="Python")
+@Entry
 def _serve(board, lane, seen):
     """Take part in every program that comes, until none has come for a while; returns the last one's epoch."""
     idle = 0
@@ -217,18 +222,18 @@ def _serve(board, lane, seen):
     return seen
 
 
-@jit(called="Python")
+@Entry
 def _fall_asleep(board, lane, seen):
     """Whether the lane must now wait to be woken: not if a program has come meanwhile."""
     _store(board + (_ASLEEP + lane) * LINE, 1)
     epoch = _load(board + _EPOCH * LINE)
-    return epoch == seen or not _swap(board + (_ASLEEP + lane) * LINE, 1, 0)
+    return 1 if epoch == seen or not _swap(board + (_ASLEEP + lane) * LINE, 1, 0) else 0
 
 
-@jit(called="Python")
+@Entry
 def _wake(board, lane):
     """Whether the lane was asleep; it is not any more."""
-    return _swap(board + (_ASLEEP + lane) * LINE, 1, 0)
+    return 1 if _swap(board + (_ASLEEP + lane) * LINE, 1, 0) else 0
 
 
 class Crew:
@@ -267,8 +272,8 @@ class Crew:
             # Compiled here, under one lock: lanes that start together must not all compile.
             self._board = Lines(_ASLEEP + 1024)
             _store_word(self._board.address, -1)
-            _serve.compile((types.int64, types.int64, types.int64))
-            _fall_asleep.compile((types.int64, types.int64, types.int64))
+            _serve.prepare()
+            _fall_asleep.prepare()
         for lane in range(len(self._alarms), min(lanes, 1024)):
             alarm = threading.Lock()
             alarm.acquire()
@@ -277,7 +282,7 @@ class Crew:
             threading.Thread(target=_live, args=arguments, name=f"fastcnn-{lane}", daemon=True).start()
 
 
-@jit(called="Python")
+@Entry
 def _store_word(address, value):
     _store(address, value)
 

@@ -28,7 +28,8 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
 from fastcnn.kernels.cpu import crew
-from fastcnn.kernels.cpu.runtime import jit, lanes, recording, recording_into
+from fastcnn.kernels.cpu.objects import machine_code
+from fastcnn.kernels.cpu.runtime import lanes, recording, recording_into
 
 _POINTER = ir.IntType(8).as_pointer()
 
@@ -82,11 +83,16 @@ def unpack(typingctx, pointer):
     return pointer.dtype(pointer), codegen
 
 
-def _compiled_address(function: Any, signature: tuple[Any, ...]) -> int:
-    """Address of a jitted function's C entry for `signature`, compiled (or read from the cache) if need be."""
-    function.compile(signature)
-    result = function.overloads[signature]
-    return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
+def _signature(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return types.int64, types.int64, types.int64, types.CPointer(numba.typeof(args))
+
+
+def _described(value: Any) -> str:
+    """The type of an argument, in words."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype.str}[{value.ndim}]"
+    name = type(value).__name__
+    return f"{name}({', '.join(map(_described, value))})" if isinstance(value, tuple) else name
 
 
 class Kernel:
@@ -96,7 +102,7 @@ class Kernel:
     pieces = crew.PIECES  # into which a lane's share of the items is cut
 
     def __init__(self, function: Callable[..., None]) -> None:
-        self.function = jit(function, exact=self.exact, called="address")
+        self.function = function
         self.__doc__, self.__name__ = function.__doc__, function.__name__
         self._addresses: dict[Any, int] = {}
 
@@ -105,8 +111,7 @@ class Kernel:
         key = tuple([(arg.dtype, arg.ndim) if isinstance(arg, np.ndarray) else type(arg) for arg in args])
         address = self._addresses.get(key)
         if address is None:
-            kind = types.CPointer(numba.typeof(args))
-            address = _compiled_address(self.function, (types.int64, types.int64, types.int64, kind))
+            address = machine_code(self.function, _described(args), lambda: _signature(args), self.exact)
             self._addresses[key] = address
         return address
 

@@ -4,9 +4,8 @@ Threads. A kernel is a serial, nogil function over a range of items, which the c
 (threads). `lanes()` says how many a call may use now. Numba's own threading layers are not used: OpenMP's hangs
 or kills a forked child, and workqueue's aborts the process when two Python threads enter it.
 
-Compilation. `jit` is `numba.njit` with the flags all kernels share and a cache whose directory is always
-writable and is keyed by the sources of the kernels, since Numba does not notice a change in another file than
-the function's own.
+Compilation. `jit` is `numba.njit` with the flags all kernels share. The cache of compiled kernels (`objects.py`) lies
+in a directory that can be written, named after the kernels' sources, the versions of the compiler and the host.
 """
 
 from __future__ import annotations
@@ -19,11 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import llvmlite
+import llvmlite.binding as llvm
 import numba
 import numpy as np
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from threadpoolctl import ThreadpoolController
 
 # NaN and infinity keep their meaning (no nnan, no ninf): a diverging fit must be seen.
@@ -105,7 +105,9 @@ def as_input(x: np.ndarray) -> np.ndarray:
 
 
 def _sources_digest() -> str:
-    digest = hashlib.sha256(f"{numba.__version__} {os.environ.get('FASTCNN_ISA', '')}".encode())
+    host = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    versions = numba.__version__, llvmlite.__version__, os.environ.get("FASTCNN_ISA", "")
+    digest = hashlib.sha256(repr((host, versions)).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -144,49 +146,17 @@ def cache_dir() -> Path | None:
     return _cache_dir
 
 
-class _Locator(_CacheLocator):
-    """Puts every kernel's compiled code into `cache_dir()`; the directory's name is the sources' stamp."""
-
-    def __init__(self, py_func: Any, py_file: str) -> None:
-        self._line = py_func.__code__.co_firstlineno
-
-    def get_cache_path(self) -> str:
-        return str(cache_dir())
-
-    def get_source_stamp(self) -> str:
-        return "sources in the directory's name"
-
-    def get_disambiguator(self) -> str:
-        return str(self._line)
-
-    @classmethod
-    def from_function(cls, py_func: Any, py_file: str) -> _Locator | None:
-        return cls(py_func, py_file) if cache_dir() is not None else None
-
-
-class _CacheImpl(CompileResultCacheImpl):
-    _locator_classes: ClassVar = [_Locator]
-
-
-class _Cache(FunctionCache):
-    _impl_class = _CacheImpl
-
-
 def jit(function: Callable[..., Any] | None = None, *, exact: bool = False, called: str = "kernels") -> Any:
-    """Compile a function: nogil, the shared fast-math flags (none if `exact`), cached where possible.
+    """A function for Numba to compile: nogil, with the shared fast-math flags (none if `exact`).
 
-    `called` says from where: "kernels" (in which it is inlined, unless its flags differ), by "address", or from
-    "Python". Wrappers that none of them needs would take as long to compile as the function; and without reference
-    counts (`_nrt`) there is less to compile, and no kernel can allocate.
+    `called` says from where: "kernels", in which it is inlined unless its flags are others, or by "address". Nobody
+    needs the wrappers that Python would call; and without reference counts (`_nrt`) there is less to compile, and
+    nothing can allocate.
     """
     if function is None:
         return lambda f: jit(f, exact=exact, called=called)
-    options: dict[str, Any] = {"fastmath": set() if exact else FASTMATH, "error_model": "numpy", "_nrt": False}
-    if called != "Python":
-        options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": called == "kernels"}
-    if called == "kernels" and not exact:
-        options["inline"] = "always"
-    compiled = numba.njit(function, nogil=True, **options)
-    if not numba.config.DISABLE_JIT and cache_dir() is not None:
-        compiled._cache = _Cache(compiled.py_func)
-    return compiled
+    inline = "always" if called == "kernels" and not exact else "never"
+    return numba.njit(
+        function, nogil=True, fastmath=set() if exact else FASTMATH, error_model="numpy", inline=inline,
+        no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False,
+    )  # fmt: skip

@@ -1,0 +1,131 @@
+"""Machine code of kernels: compiled by Numba once, kept as object files, and loaded by later processes without it.
+
+Numba has a cache of its own. To read from it, it first sets up its types and targets, which takes longer than
+training on a small data set, and some tens of MB. An object file needs LLVM's loader alone.
+
+A file holds the SHA-256 of the rest, the name of its function, and the object. Its name is made of all that the code
+follows from, within a directory named after the kernels' sources and the host (`runtime.cache_dir`). Kernels call
+nothing but each other, by address, and a few functions of the C library (exp, log, memset).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import llvmlite.binding as llvm
+
+from fastcnn.kernels.cpu import runtime
+
+_lock = threading.RLock()
+
+
+def machine_code(function: Callable[..., Any], kinds: str, signature: Callable[[], Any], exact: bool = False) -> int:
+    """Address of `function` compiled for the argument types `signature()`, which `kinds` describes, in Numba's own
+    convention: int32 f(result *, failure **, arguments...).
+    """
+    with _lock:
+        directory = runtime.cache_dir()
+        path = directory / f"{function.__name__}-{_digest(function, kinds)}.o" if directory else None
+        found = _read(path) if path else None
+        if found is None:
+            found = _compile(function, signature(), exact)
+            if path:
+                _write(path, *found)
+        name, code = found
+        engine = _engine()
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        return int(engine.get_function_address(name))
+
+
+def _digest(function: Callable[..., Any], kinds: str) -> str:
+    """What the code of a function follows from, beside the sources of this package."""
+    code, cells = function.__code__, [cell.cell_contents for cell in function.__closure__ or ()]
+    constants = [value for value in code.co_consts if not isinstance(value, CodeType)]
+    parts = (function.__module__, function.__qualname__, code.co_code, constants, code.co_names, cells, kinds)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _compile(function: Callable[..., Any], signature: Any, exact: bool) -> tuple[str, bytes]:
+    compiled = runtime.jit(function, exact=exact, called="address")
+    compiled.compile(signature)
+    result = compiled.overloads[signature]
+    _, _, (code, _) = result.library.serialize_using_object_code()
+    return result.fndesc.llvm_func_name, code
+
+
+def _read(path: Path) -> tuple[str, bytes] | None:
+    """None where there is no such file, or not what was written."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, rest = content[:32], content[32:]
+    if hashlib.sha256(rest).digest() != digest:
+        return None
+    name, _, code = rest.partition(b"\n")
+    return name.decode(), code
+
+
+def _write(path: Path, name: str, code: bytes) -> None:
+    """Whole or not at all; a full disk only means that the next process compiles again."""
+    rest = name.encode() + b"\n" + code
+    with contextlib.suppress(OSError):
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            try:
+                file.write(hashlib.sha256(rest).digest() + rest)
+                file.close()
+                os.replace(file.name, path)
+            except OSError:
+                os.unlink(file.name)
+                raise
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()  # the thread that held it does not exist there
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+@lru_cache(maxsize=1)
+def _engine() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(jit=True)
+    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+
+
+class Entry:
+    """A function of integers (int64) and their result, compiled when Python first calls it; it runs without the GIL."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self._call: Any = None
+
+    def __call__(self, *args: int) -> int:
+        if self._call is None:
+            self.prepare()
+        result, failure = ctypes.c_int64(), ctypes.c_void_p()
+        self._call(ctypes.byref(result), ctypes.byref(failure), *args)
+        return result.value
+
+    def prepare(self) -> None:
+        from numba import types
+
+        n = self.function.__code__.co_argcount
+        address = machine_code(self.function, f"int64 x {n}", lambda: (types.int64,) * n)
+        arguments = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * n
+        self._call = ctypes.CFUNCTYPE(ctypes.c_int32, *arguments)(address)
