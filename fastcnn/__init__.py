@@ -4,6 +4,7 @@ A short map of the house:
 
 - `classifier` : `CNNClassifier`, the only door to scikit-learn's estimator API
 - `layers` : layer specs to stack like legos; `datasets` : real data in, uint8 images out
+- `preprocessing` : transformers of images for pipelines; `inspection` : the network as a table and as a drawing
 - `engine` : layers -> ops -> fusion -> memory -> plan; `Network` runs it without scikit-learn
 - `training` : the loop, mini-batches, augmentation, optimisers, schedules, callbacks
 - `kernels` : the contract, its NumPy reference, and the compiled CPU kernels

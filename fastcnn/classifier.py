@@ -12,21 +12,24 @@ from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state, compute_class_weight
+from sklearn.utils import check_random_state, compute_class_weight, estimator_html_repr
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
-from fastcnn.architecture import build_layers
+from fastcnn.architecture import Architecture, build_layers
 from fastcnn.engine.network import Network
-from fastcnn.images import as_rows, chunks, fit_scaling, resolve_image_shape, row_contiguous
+from fastcnn.image_estimator import ImageEstimator
+from fastcnn.images import chunks, fit_scaling, row_contiguous
+from fastcnn.inspection import Summary, draw, summarize
 from fastcnn.kernels import get_backend
 from fastcnn.layers import Dense
 from fastcnn.persistence import SavedModel, read_model, write_model
+from fastcnn.sklearn_callbacks import CallbackSupport, FitTask
 from fastcnn.training.augment import check_augment
 from fastcnn.training.batches import BatchBuilder, BatchLoader
 from fastcnn.training.callbacks import progress
@@ -36,8 +39,6 @@ from fastcnn.training.schedules import SCHEDULES, make_schedule
 
 __all__ = ["CNNClassifier"]
 
-# The dtypes that mini-batches are built from in place; anything else becomes the first.
-_DTYPES = [np.float64, np.float32, np.uint8]
 # In inference: images together, and fewer of large ones.
 _BATCH_IMAGES, _BATCH_VALUES = 256, 2**22
 
@@ -50,7 +51,7 @@ class _Images(NamedTuple):
     weight: np.ndarray | None
 
 
-class CNNClassifier(ClassifierMixin, BaseEstimator):
+class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
     """Convolutional neural network classifier.
 
     Trained by stochastic gradient descent on the cross-entropy of a softmax. X may be images ``(n, H, W)``
@@ -65,7 +66,8 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
         for, activation, pooling.
 
     kernel_size : int or (int, int), default=3
-        Height and width of the convolutions' windows.
+        Height and width of the convolutions' windows. Where an image is so small that parts of a window would
+        never see anything but padding, they are left out; `summary` says so.
 
     pool : {"max", "avg"} or None, default="max"
         Pooling at the end of each block.
@@ -174,7 +176,8 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
         split. With an int the results are the same bits whatever `n_jobs` is.
 
     n_jobs : int or None, default=None
-        Threads; None or -1: all that Numba may use.
+        Threads. -1: all that Numba may use. None: as many, but one in the workers of a `multiprocessing` pool;
+        loky's workers have their share of the cores.
 
     device : {"cpu", "cuda", "auto"}, default="cpu"
         Where to compute. This version has no "cuda"; "auto" is the CPU.
@@ -183,7 +186,9 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
         Of the parameters and the computation.
 
     callbacks : list of callbacks or None, default=None
-        Objects with some of the methods of `fastcnn.training.callbacks.Callback`.
+        Objects with some of the methods of `fastcnn.training.callbacks.Callback`. Each fit calls copies of
+        them, `callbacks_`, so that no state goes from one fit, or fold, to another. With scikit-learn 1.9 or
+        newer, `set_callbacks` takes scikit-learn's own callbacks, whose tasks are the epochs.
 
     verbose : bool or int, default=False
         Whether to print a line for each epoch, with a progress bar on a terminal.
@@ -229,6 +234,9 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
     t_ : int
         Images that updates were made with.
 
+    callbacks_ : list
+        The copies of `callbacks` that the last fit called, with what they have noted.
+
     n_layers_ : int
         Layers of the network, each entry of its list being one.
 
@@ -261,7 +269,6 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
     """
 
     classes_: np.ndarray
-    image_shape_: tuple[int, int, int]
     channel_offset_: np.ndarray
     channel_scale_: np.ndarray
     network_: Network
@@ -425,6 +432,7 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
         ValueError
             If the data or a parameter cannot be used; the estimator is as it was before then.
         """
+        task = FitTask(self, X, y, sample_weight)
         goes_on = self.warm_start and self.__sklearn_is_fitted__()
         trained = self._copy_to_train(goes_on)
         rows, y, weight = trained._check_training_data(X, y, sample_weight)
@@ -451,11 +459,12 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
             early_stopping=self.early_stopping,
             validate=None if held_out is None else partial(trained._without_names()._validate, held_out),
             label_smoothing=self.label_smoothing,
-            callbacks=[*(self.callbacks or ()), progress(self.verbose)],
+            callbacks=[*trained.callbacks_, *task.callbacks(trained._as_fitted), progress(self.verbose)],
             start_epoch=start,
             history=trained._history,
         )
         self._take(trained)
+        task.end()
         self._warn()
         return self
 
@@ -500,7 +509,7 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
             schedule=lambda step: self.learning_rate_init,
             max_iter=1,
             label_smoothing=self.label_smoothing,
-            callbacks=[*(self.callbacks or ()), progress(self.verbose)],
+            callbacks=[*trained.callbacks_, progress(self.verbose)],
             start_epoch=trained._history.n_iter,
             history=trained._history,
         )
@@ -514,22 +523,33 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
         trained = copy(self)
         if goes_on:
             trained._history = deepcopy(self._history)
-            return trained
-        for name in [name for name in vars(trained) if name.endswith("_")]:
-            delattr(trained, name)
-        trained._history = History()
+        else:
+            for name in [name for name in vars(trained) if name.endswith("_")]:
+                delattr(trained, name)
+            trained._history = History()
+        trained.callbacks_ = [deepcopy(callback) for callback in self.callbacks or ()]
         return trained
 
     def _take(self, trained: Self) -> None:
         """Become `trained`."""
-        history = trained._history
-        trained.n_iter_, trained.best_iter_, trained.t_ = history.n_iter, history.best_iter, history.t
-        trained.loss_ = history.loss_curve[-1] if history.loss_curve else nan
-        trained.best_loss_, trained.loss_curve_ = history.best_loss, history.loss_curve
-        trained.validation_scores_ = history.validation_scores
-        trained.validation_loss_curve_ = history.validation_loss_curve
-        trained.n_layers_, trained.out_activation_ = len(trained.network_.layers), "softmax"
+        trained._note_history()
         self.__dict__ = trained.__dict__
+
+    def _note_history(self) -> None:
+        history = self._history
+        self.n_iter_, self.best_iter_, self.t_ = history.n_iter, history.best_iter, history.t
+        self.loss_ = history.loss_curve[-1] if history.loss_curve else nan
+        self.best_loss_, self.loss_curve_ = history.best_loss, history.loss_curve
+        self.validation_scores_ = history.validation_scores
+        self.validation_loss_curve_ = history.validation_loss_curve
+        self.n_layers_, self.out_activation_ = len(self.network_.layers), "softmax"
+
+    def _as_fitted(self) -> dict[str, Any]:
+        """The attributes of a copy that stays as this is now, amid training."""
+        fitted = copy(self)
+        fitted.network_, fitted._history = deepcopy(self.network_), deepcopy(self._history)
+        fitted._note_history()
+        return dict(vars(fitted))
 
     def _warn(self, one_pass: bool = False) -> None:
         reason = self._history.reason
@@ -562,32 +582,13 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
         self, X: Any, y: Any, sample_weight: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Rows, labels and weights; `n_features_in_` and `image_shape_` are set, or checked if there."""
-        reset = not hasattr(self, "image_shape_")
-        rows, shape = as_rows(X)
-        if not reset:
-            self._check_image_shape(shape)
-        rows, y = validate_data(self, rows, y, dtype=_DTYPES, reset=reset)
+        rows, y = self._check_images(X, y, reset=not hasattr(self, "image_shape_"))
         check_classification_targets(y)
-        if reset:
-            self.image_shape_ = resolve_image_shape(self.image_shape, shape, rows.shape[1])
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
             if not sample_weight.any():
                 raise ValueError("sample_weight is zero for every image")
         return row_contiguous(rows), y, sample_weight
-
-    def _check_images(self, X: Any) -> np.ndarray:
-        """Rows of images like those of `fit`."""
-        rows, shape = as_rows(X)
-        self._check_image_shape(shape)
-        return row_contiguous(validate_data(self, rows, dtype=_DTYPES, reset=False))
-
-    def _check_image_shape(self, shape: tuple[int, int, int] | None) -> None:
-        if shape is not None and shape != self.image_shape_:
-            raise ValueError(
-                f"X has images of shape {shape}, but {type(self).__name__} is expecting images of shape "
-                f"{self.image_shape_}"
-            )
 
     def _encode(self, y: np.ndarray) -> np.ndarray:
         """Places in `classes_`."""
@@ -619,21 +620,8 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
 
     def _renew_network(self, data: _Images, index: np.ndarray, seed: int, goes_on: bool) -> None:
         """A new `network_`: with the old parameters if training goes on, or else with a new scaling."""
-        layers = self.layers
-        if layers is None:
-            layers = build_layers(
-                self.image_shape_,
-                conv_channels=self.conv_channels,
-                kernel_size=self.kernel_size,
-                pool=self.pool,
-                pool_size=self.pool_size,
-                dense_units=self.dense_units,
-                activation=self.activation,
-                batch_norm=self.batch_norm,
-                dropout=self.dropout,
-            )
         network = Network(
-            [*layers, Dense(len(self.classes_))],
+            [*self._architecture().layers, Dense(len(self.classes_))],
             self.image_shape_,
             dtype=self.dtype,
             device=self.device,
@@ -648,6 +636,21 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
                 self.scale, data.rows, self.image_shape_, index, data.weight
             )
         self.network_ = network
+
+    def _architecture(self) -> Architecture:
+        if self.layers is not None:
+            return Architecture(list(self.layers), {})
+        return build_layers(
+            self.image_shape_,
+            conv_channels=self.conv_channels,
+            kernel_size=self.kernel_size,
+            pool=self.pool,
+            pool_size=self.pool_size,
+            dense_units=self.dense_units,
+            activation=self.activation,
+            batch_norm=self.batch_norm,
+            dropout=self.dropout,
+        )
 
     def _make_optimizer(self) -> Optimizer:
         rate, clip = self.learning_rate_init, self.clip_norm
@@ -727,7 +730,7 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
             In the order of `classes_`.
         """
         check_is_fitted(self)
-        return self._run(self.network_.predict_proba, self._check_images(X))
+        return self._run(self.network_.predict_proba, row_contiguous(self._check_images(X)))
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """The logarithm of each class's probability, finite where the probability is rounded to 0.
@@ -742,7 +745,7 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
             In the order of `classes_`.
         """
         check_is_fitted(self)
-        return _log_softmax(self._run(self.network_.forward, self._check_images(X)))
+        return _log_softmax(self._run(self.network_.forward, row_contiguous(self._check_images(X))))
 
     def _run(self, of_batch: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
         """`of_batch` of all images, a few at a time."""
@@ -835,19 +838,41 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
             optimizer=model._make_optimizer(),
         )
         model.network_.load_params(saved.params)
-        model._history = saved.history
-        model._take(model)
+        model._history, model.callbacks_ = saved.history, []
+        model._note_history()
         return model
+
+    # ----------------------------------------------------------------------------------- inspection
+
+    def summary(self) -> Summary:
+        """The network as a table: each layer's output shape, parameters and multiply-adds.
+
+        Says too what was made smaller than asked for, because the images are small.
+
+        Returns
+        -------
+        Summary
+            Shows itself as text, and in notebooks as HTML.
+        """
+        check_is_fitted(self)
+        layers = self.network_.layers
+        asked = self._architecture()  # of parameters that may have changed since `fit`
+        notes = asked.notes if tuple(asked.layers) == layers[:-1] else {}
+        return summarize(layers, self.image_shape_, notes)
+
+    def _repr_html_inner(self) -> str:
+        """scikit-learn's picture of an estimator, and once it is fitted the layers."""
+        html = estimator_html_repr(self)
+        return html + f"<div>{draw(self.summary())}</div>" if self.__sklearn_is_fitted__() else html
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        return bundle | {"text/html": self._repr_html_inner()} if "text/html" in bundle else bundle
 
     # --------------------------------------------------------------------------------- scikit-learn
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "network_")
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
-        return tags
 
 
 def _draw_seed(random_state: Any) -> int:

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
-from math import inf, prod
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +23,6 @@ import fastcnn
 
 if TYPE_CHECKING:
     from fastcnn.classifier import CNNClassifier
-    from fastcnn.layers import Layer
 
 __all__ = ["evaluate", "info", "predict", "train"]
 
@@ -145,16 +144,19 @@ def train(args: argparse.Namespace) -> int:
     if args.save:
         _check_writable(Path(args.save))
     source, (X, y), (X_test, y_test) = _load_training(args.data, args.image_size)
-    _say("data", f"{source.title}: {len(X):,} training images of {_shape(X.shape[1:])}, {len(np.unique(y))} classes")
+    _say(
+        "data",
+        f"{source.title}: {len(X):,} training images of {'x'.join(map(str, X.shape[1:]))}, {len(np.unique(y))} classes",
+    )
     kept = "that come with it" if source.has_test else f"kept back, one in {_HELD_OUT} of each class, always the same"
     _say("test data", f"{len(X_test):,} images {kept}")
 
-    watch = _Watch()
-    clf = _new_classifier(args, small=len(X) < _SMALL, watch=watch)
+    clf = _new_classifier(args, small=len(X) < _SMALL)
     _say("training", f"{_count(clf.max_iter, 'epoch')} in mini-batches of {clf.batch_size}, seed {args.seed}")
     with warnings.catch_warnings():  # what is to be said of it is said below
         warnings.filterwarnings("ignore", "Training (diverged|interrupted)|Maximum iterations")
         clf.fit(X, y)
+    (watch,) = clf.callbacks_
     interrupted = watch.reason == "interrupted"
     if not clf.n_iter_:
         if interrupted:
@@ -179,7 +181,7 @@ def train(args: argparse.Namespace) -> int:
     return 130 if interrupted else 0
 
 
-def _new_classifier(args: argparse.Namespace, small: bool, watch: _Watch) -> CNNClassifier:
+def _new_classifier(args: argparse.Namespace, small: bool) -> CNNClassifier:
     asked: dict[str, Any] = {
         "max_iter": args.epochs or (30 if small else None),
         "batch_size": args.batch_size or (32 if small else None),
@@ -199,7 +201,7 @@ def _new_classifier(args: argparse.Namespace, small: bool, watch: _Watch) -> CNN
         **patience,
         random_state=args.seed,
         n_jobs=args.threads,
-        callbacks=[watch],
+        callbacks=[_Watch()],
         verbose=not args.quiet,
     )
 
@@ -311,6 +313,7 @@ def predict(args: argparse.Namespace) -> int:
 
 def info(args: argparse.Namespace) -> int:
     """What a model file holds."""
+    from fastcnn.inspection import summarize
     from fastcnn.persistence import read_model
 
     model = read_model(args.model)
@@ -328,26 +331,8 @@ def info(args: argparse.Namespace) -> int:
     _say("settings", ", ".join(f"{name}={settings[name]}" for name in names if name in settings))
     _say("numbers", model.dtype)
     print()
-    shape: tuple[int, ...] = model.image_shape
-    rows, total = [("", "images", _shape(shape), "")], 0
-    for i, layer in enumerate(model.layers):
-        sizes = layer.param_shapes(shape).items()
-        count = sum(prod(size) for name, size in sizes if not name.startswith("running_"))
-        shape = layer.output_shape(shape)
-        rows.append((str(i), _short(layer), _shape(shape), f"{count:,}" if count else ""))
-        total += count
-    rows.append(("", "all", "", f"{total:,}"))
-    _print_table(("", "layer", "output", "parameters"), rows, "><>>")
+    print(summarize(model.layers, model.image_shape))
     return 0
-
-
-def _short(layer: Layer) -> str:
-    """A layer with those fields only that are not at their defaults."""
-    from dataclasses import fields
-
-    values = [(f, getattr(layer, f.name)) for f in fields(layer)]  # type: ignore[arg-type]
-    shown = ", ".join(f"{f.name}={value!r}" for f, value in values if value != f.default)
-    return f"{type(layer).__name__}({shown})"
 
 
 # -------------------------------------------------------------------------------------------------------------- output
@@ -367,10 +352,6 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: st
 
 def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" + "s" * (n != 1)
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _classes(clf: CNNClassifier) -> str:

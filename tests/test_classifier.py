@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from sklearn.metrics import accuracy_score, log_loss, make_scorer
 from sklearn.model_selection import train_test_split
 
 import fastcnn.classifier
+from fastcnn import Network
 from fastcnn.architecture import build_layers
 from fastcnn.classifier import CNNClassifier
 from fastcnn.layers import (
@@ -205,6 +208,20 @@ def test_images_are_not_copied(shape, few, monkeypatch):
     assert np.shares_memory(seen[-1], X)
 
 
+def test_memory_of_fit_and_predict(few):
+    """Beside the arrays of the network: mini-batches, never all images as floats, nor a copy of them."""
+    X = np.tile(few[0], (200, 1, 1))  # 3.8 MB; as float32 15 MB
+    y = np.tile(few[1], 200)
+    clf = small(batch_size=8, max_iter=1).fit(X[:100], y[:100])
+    for use in (lambda: clf.fit(X, y), lambda: clf.predict(X[:, ::-1][:, ::-1])):
+        tracemalloc.start()
+        use()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        # Labels and indices of 60,000 images are 0.5 MB each; probabilities 2.4 MB.
+        assert peak < 3.5 * X.nbytes
+
+
 @pytest.mark.parametrize(
     ("n_features", "image_shape", "expected"),
     [
@@ -286,20 +303,80 @@ def test_scale_none_and_constant_images(few):
 
 
 def test_short_form():
-    layers = build_layers((8, 8, 1), conv_channels=(4, 8), dense_units=16, activation="tanh", dropout=0.5)
+    layers = build_layers((8, 8, 1), conv_channels=(4, 8), dense_units=16, activation="tanh", dropout=0.5).layers
     block = [Tanh(), MaxPool2D((2, 2))]
     end = [Dropout(0.5), Dense(16), Tanh(), Dropout(0.5)]
     assert layers == [Conv2D(4), *block, Conv2D(8), *block, *end]
 
 
 def test_short_form_with_batch_norm():
-    layers = build_layers((8, 8, 1), conv_channels=4, pool="avg", dense_units=(), batch_norm=True)
+    layers, notes = build_layers((8, 8, 1), conv_channels=4, pool="avg", dense_units=(), batch_norm=True)
     assert layers == [Conv2D(4, use_bias=False), BatchNorm(), ReLU(), AvgPool2D((2, 2))]
+    assert not notes
 
 
-def test_short_form_shrinks_pooling():
-    layers = build_layers((1, 5, 1), conv_channels=(2, 2, 2), pool_size=3, dense_units=())
-    assert [layer for layer in layers if isinstance(layer, MaxPool2D)] == [MaxPool2D((1, 3))]
+def test_short_form_shrinks_windows():
+    layers, notes = build_layers((1, 5, 1), conv_channels=(2, 2, 2), kernel_size=(3, 5), pool_size=3, dense_units=())
+    convs = [Conv2D(2, (1, 5)), Conv2D(2, (1, 1)), Conv2D(2, (1, 1))]
+    assert layers == [convs[0], ReLU(), MaxPool2D((1, 3)), convs[1], ReLU(), convs[2], ReLU()]
+    assert notes == {
+        0: "kernel 3x5 -> 1x5",
+        2: "pooling 3x3 -> 1x3",
+        3: "kernel 3x5 -> 1x1",
+        4: "pooling 3x3 -> none",
+        5: "kernel 3x5 -> 1x1",
+        6: "pooling 3x3 -> none",
+    }
+
+
+@pytest.mark.parametrize(("size", "kernel"), [(1, 3), (2, 5), (2, 4), (3, 8)])
+def test_what_a_shrunk_kernel_leaves_out_sees_only_padding(size, kernel):
+    """The full window with the small one's weights in its middle gives the same."""
+    ((conv, *_), _) = build_layers((size, 9, 1), conv_channels=2, kernel_size=kernel, pool=None, dense_units=())
+    height = conv.kernel_size[0]
+    assert height == 2 * size - 1
+    x = np.random.default_rng(0).standard_normal((3, size, 9, 1))
+    small_net = Network([conv], x.shape[1:], dtype="float64", random_state=0)
+    full_net = Network([Conv2D(2, kernel)], x.shape[1:], dtype="float64", random_state=0)
+    weight = full_net.params["0.weight"].copy()
+    above = (kernel - 1) // 2 - (height - 1) // 2  # rows of padding that the small window does without
+    small_net.load_params({"0.weight": weight[above : above + height], "0.bias": full_net.params["0.bias"]})
+    np.testing.assert_allclose(small_net.forward(x), full_net.forward(x), atol=1e-12)
+
+
+def test_summary(few):
+    clf = small(conv_channels=(4, 4, 4, 4), pool_size=(2, 3)).fit(*few)
+    summary = clf.summary()
+    assert summary.n_params == clf.network_.n_params
+    assert [layer.output_shape for layer in summary.layers][-1] == (10,)
+    notes = [layer.note for layer in summary.layers if layer.note]
+    assert notes == [
+        "pooling 2x3 -> 2x2",
+        "kernel 3x3 -> 3x1",
+        "pooling 2x3 -> 2x1",
+        "kernel 3x3 -> 1x1",
+        "pooling 2x3 -> none",
+    ]
+    assert all(note in str(summary) for note in notes)
+    assert "->" not in str(small().fit(*few).summary())
+    with pytest.raises(NotFittedError):
+        small().summary()
+
+
+def test_summary_of_flat_data():
+    X = np.random.default_rng(0).random((40, 7))
+    text = str(small().fit(X, np.arange(40) % 2).summary())
+    assert "kernel 3x3 -> 1x3" in text and "pooling 2x2 -> 1x2" in text
+
+
+def test_html(few):
+    clf = small()
+    assert "<svg" not in clf._repr_html_()
+    clf.fit(*few)
+    for html in (clf._repr_html_(), clf._repr_mimebundle_()["text/html"]):
+        assert "CNNClassifier" in html and html.count("<svg") >= 1 and "Conv2D(filters=8)" in html
+    clf.set_params(conv_channels=())  # what is drawn is what was fitted
+    assert "Conv2D(filters=8)" in clf._repr_html_()
 
 
 @pytest.mark.parametrize(
@@ -533,6 +610,36 @@ def test_callback_stops(few):
             return True
 
     assert small(callbacks=[Stop()], max_iter=5).fit(*few).n_iter_ == 1
+
+
+class Recorder:
+    def __init__(self):
+        self.seen = []
+
+    def on_fit_begin(self, info):
+        self.seen.append("begin")
+
+    def on_epoch_begin(self, epoch):
+        self.seen.append(epoch)
+
+    def on_epoch_end(self, info):
+        self.seen.append(info.loss)
+
+    def on_fit_end(self, history):
+        self.seen.append(history.reason)
+
+
+def test_each_fit_calls_copies_of_the_callbacks(few):
+    recorder = Recorder()
+    clf = small(callbacks=[recorder]).fit(*few)
+    first, second = clf.loss_curve_
+    seen = ["begin", 1, first, 2, second, "max_iter"]
+    assert clf.callbacks_[0].seen == seen
+    clf.fit(*few)
+    assert clf.callbacks_[0].seen == seen and not recorder.seen
+    clf.partial_fit(*few)
+    assert clf.callbacks_[0].seen == ["begin", 3, clf.loss_, "max_iter"]
+    assert small().fit(*few).callbacks_ == []
 
 
 def test_failing_callback_changes_nothing(few, fitted):

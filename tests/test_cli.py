@@ -462,9 +462,9 @@ def test_info(trained):
     assert re.search(r"\(pixel - 77\.\d+\) / 95\.\d+", out)
     table = [line.split() for line in out[out.index("layer") :].splitlines()]
     assert table[1] == ["images", "8x8x1"]
-    assert table[2] == ["0", "Conv2D(filters=8)", "8x8x8", "80"]
+    assert table[2] == ["0", "Conv2D(filters=8)", "8x8x8", "80", "4,608"]
     assert table[4] == ["2", "MaxPool2D()", "4x4x8"]
-    assert table[-2:] == [["5", "Dense(units=10)", "10", "330"], ["all", "4,538"]]
+    assert table[-2:] == [["5", "Dense(units=10)", "10", "330", "320"], ["all", "4,538", "9,024"]]
 
 
 # --- doctor

@@ -8,18 +8,19 @@ import pickle
 import joblib
 import numpy as np
 import pytest
+import sklearn
 from sklearn.base import clone
-from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
-from sklearn.ensemble import VotingClassifier
-from sklearn.model_selection import GridSearchCV, cross_val_score
-from sklearn.pipeline import make_pipeline
+from sklearn.exceptions import UnsetMetadataPassedError
+from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fastcnn.classifier import CNNClassifier
 from fastcnn.layers import Conv2D, Dense, MaxPool2D, ReLU
+from fastcnn.preprocessing import ImageScaler
 from fastcnn.training.augment import RandomShift
 
 SMALL = {
@@ -123,12 +124,48 @@ def test_pipelines(digits):
     assert half[-1].image_shape_ == (4, 8, 1)
 
 
-def test_meta_estimators(digits):
+@pytest.fixture
+def routing():
+    with sklearn.config_context(enable_metadata_routing=True):
+        yield
+
+
+def test_validation_data_through_a_pipeline(digits, routing):
+    """`X_val` goes through the steps before the network, as X does."""
+    X, X_val, y, y_val = train_test_split(*digits, test_size=100, random_state=0)
+    clf = small(scale=None, early_stopping=True, n_iter_no_change=2, tol=0.02, max_iter=30)
+    clf.set_fit_request(X_val=True, y_val=True, sample_weight_val=True)
+    pipeline = Pipeline([("scale", ImageScaler()), ("clf", clf)], transform_input=["X_val"])
+    weight = np.linspace(1, 2, 100)
+    pipeline.fit(X, y, X_val=X_val, y_val=y_val, sample_weight_val=weight)
+    fitted, scaled = pipeline["clf"], pipeline["scale"].transform(X_val)
+    alone = clone(clf).fit(pipeline["scale"].transform(X), y, X_val=scaled, y_val=y_val, sample_weight_val=weight)
+    assert 2 < fitted.n_iter_ < 30
+    assert fitted.validation_scores_ == alone.validation_scores_
+    best = fitted.score(scaled, y_val, sample_weight=weight)
+    assert max(fitted.validation_scores_) == pytest.approx(best)
+
+
+def test_validation_data_through_a_grid_search(digits, routing):
+    X, X_val, y, y_val = train_test_split(*digits, test_size=100, random_state=0)
+    clf = small(scale=None, early_stopping=True).set_fit_request(X_val=True, y_val=True)
+    pipeline = Pipeline([("scale", ImageScaler()), ("clf", clf)], transform_input=["X_val"])
+    search = GridSearchCV(pipeline, {"clf__conv_channels": [(2,), (8,)]}, cv=2, error_score="raise")
+    search.fit(X, y, X_val=X_val, y_val=y_val)
+    fitted = search.best_estimator_["clf"]
+    assert len(fitted.validation_scores_) == fitted.n_iter_ > 0
+    assert search.score(X_val, y_val) == pytest.approx(max(fitted.validation_scores_))
+    with pytest.raises(UnsetMetadataPassedError, match="sample_weight"):
+        search.fit(X, y, X_val=X_val, y_val=y_val, sample_weight=np.ones(len(X)))
+
+
+def test_weights_through_a_grid_search(digits, routing):
     X, y = digits
-    vote = VotingClassifier([("a", small()), ("b", small(random_state=1))], voting="soft")
-    calibrated = CalibratedClassifierCV(small(), cv=2)
-    for meta in (vote, calibrated):
-        assert meta.fit(X, y).score(X, y) > 0.6
+    clf = small().set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+    weight = 1.0 + (y == 3)
+    search = GridSearchCV(clf, {"dropout": [0.0]}, cv=2, error_score="raise").fit(X, y, sample_weight=weight)
+    alone = small().fit(X, y, sample_weight=weight)
+    np.testing.assert_array_equal(search.predict_proba(X), alone.predict_proba(X))
 
 
 def test_set_params_between_fits(digits):

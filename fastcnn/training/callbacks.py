@@ -51,6 +51,9 @@ class Callback:
     def on_fit_begin(self, info: FitInfo) -> None:
         """Before the first epoch."""
 
+    def on_epoch_begin(self, epoch: int) -> None:
+        """Before each epoch; `epoch` counts from 1."""
+
     def on_batch_end(self, info: BatchInfo) -> None:
         """Now and then between two batches, ten times a second at most."""
 

@@ -132,6 +132,7 @@ def train(
     try:
         _call(callbacks, "on_fit_begin", FitInfo(network, start_epoch, end, len(loader)))
         for epoch in range(start_epoch, end):
+            _call(callbacks, "on_epoch_begin", epoch + 1)
             info = _train_epoch(network, loader, epoch, end, schedule, label_smoothing, callbacks, history)
             if info is None:
                 history.reason = "diverged"

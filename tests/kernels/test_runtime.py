@@ -1,14 +1,16 @@
 """Threads and the cache of compiled code: each risky case in a process of its own, with a time limit."""
 
 import hashlib
+import multiprocessing
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numba
 import pytest
 
-from fastcnn.kernels.cpu import objects, runtime
+from fastcnn.kernels.cpu import crew, objects, runtime
 
 LIMIT = int(numba.config.NUMBA_NUM_THREADS)
 
@@ -68,6 +70,45 @@ print(found == alone, sum(t.name.startswith("fastcnn-") for t in threading.enume
 """
     )
     assert run(code, NUMBA_NUM_THREADS="2") == "True 1"
+
+
+def test_callers_do_not_add_up(monkeypatch):
+    """Three callers that may have four lanes each: the second and the third leave one to each other caller."""
+    crew_ = crew.Crew()
+    got = []
+
+    def call(depth):
+        def inside(address, count, lanes, small):
+            got.append(lanes)
+            if depth > 1:
+                call(depth - 1)
+
+        monkeypatch.setattr(crew_, "_run", inside)
+        crew_.run(0, 0, 4, 0)
+
+    call(3)
+    assert got == [4, 3, 2] and not crew_._inside
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_a_pool_worker_takes_one_thread(method, tmp_path):
+    script = tmp_path / "pool.py"
+    script.write_text(
+        "import multiprocessing, sys\n"
+        "from fastcnn.kernels.cpu.runtime import max_threads\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context(sys.argv[1]).Pool(1) as pool:\n"
+        "        print(pool.map(max_threads, [None, -1, 2]))\n"
+    )
+    root = str(Path(runtime.__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, script, method],
+        env=os.environ | {"NUMBA_NUM_THREADS": "2", "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "[1, 2, 2]", done.stderr
 
 
 def test_more_lanes_than_cores():

@@ -241,15 +241,24 @@ class Crew:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._inside: list[None] = []  # an item for each caller that runs a program now
         self._alarms: list[Any] = [None]  # a lock for each lane but 0, held while it need not wake
         self._epochs = itertools.cycle(range(1, EPOCHS))
         self._board, self._counters = Lines(0), Lines(0)
         self._kept: list[Lines] = []  # counters of before: a late lane may still look at them
 
     def run(self, address: int, count: int, lanes: int, small: int) -> None:
-        """Run the program of `count` calls (rows of ROW int64) at `address` on up to `lanes` lanes; on one, if
-        another thread has them.
+        """Run the program of `count` calls (rows of ROW int64) at `address` on up to `lanes` lanes, less one for
+        each other caller, so that together they keep no more cores busy than one would; on one lane, if another
+        caller has them.
         """
+        self._inside.append(None)
+        try:
+            self._run(address, count, lanes - len(self._inside) + 1, small)
+        finally:
+            self._inside.pop()
+
+    def _run(self, address: int, count: int, lanes: int, small: int) -> None:
         if lanes < 2 or not self._lock.acquire(blocking=False):
             _run_alone(address, count)
             return

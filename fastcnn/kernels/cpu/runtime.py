@@ -11,6 +11,7 @@ in a directory that can be written, named after the kernels' sources, the versio
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import tempfile
 import threading
@@ -37,11 +38,13 @@ _state = threading.local()
 
 
 def max_threads(asked: int | None = None) -> int:
-    """Threads a call may use: `asked` (None or -1: all), bounded by what Numba was given (joblib's workers
-    lower it).
+    """Threads a call may use: `asked` (None or -1: all), bounded by what Numba was given (joblib's loky workers
+    lower it). Not asked, a worker of a `multiprocessing` pool, which knows nothing of the others, takes one.
     """
     limit = int(numba.config.NUMBA_NUM_THREADS)
-    if asked is None or asked == -1:
+    if asked is None:
+        return 1 if multiprocessing.current_process().daemon else limit
+    if asked == -1:
         return limit
     if asked < 1:
         raise ValueError(f"n_jobs must be a positive int, -1 or None, got {asked}")

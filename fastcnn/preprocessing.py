@@ -1,0 +1,213 @@
+"""Transformers of images for a `Pipeline`: scikit-learn's own take tables only, and refuse (n, H, W, C)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.base import OneToOneFeatureMixin, TransformerMixin, _fit_context
+from sklearn.utils._param_validation import StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from fastcnn.image_estimator import ImageEstimator
+from fastcnn.images import chunks, fit_scaling, row_contiguous
+
+__all__ = ["ImageFlattener", "ImageReshaper", "ImageScaler"]
+
+
+class ImageScaler(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
+    """Scale pixels, channel by channel.
+
+    `CNNClassifier` scales by itself, batch by batch, without a copy of all images as floats; this is for other
+    estimators, and for pipelines that change scaled images.
+
+    Parameters
+    ----------
+    scale : {"standardize", "unit"}, default="standardize"
+        "standardize": each channel to mean 0 and standard deviation 1 over the images of `fit`. "unit": uint8
+        divided by 255; floats so that the smallest value in `fit` becomes 0 and the largest 1.
+
+    image_shape : (H, W), (H, W, C) or None, default=None
+        What the rows of a flat X are, as for `CNNClassifier`.
+
+    dtype : {"float32", "float64"} or None, default=None
+        Of the result. None: float64 for float64, else float32.
+
+    Attributes
+    ----------
+    channel_offset_, channel_scale_ : ndarray of shape (C,)
+        `transform` gives ``(pixel - channel_offset_) / channel_scale_``.
+
+    image_shape_ : (H, W, C)
+        Shape of the images.
+
+    n_features_in_ : int
+        Values in an image, ``H * W * C``.
+
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns, if X was a DataFrame with string names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastcnn.preprocessing import ImageScaler
+    >>> X = np.array([[[0, 51], [102, 255]]], dtype=np.uint8)
+    >>> ImageScaler(scale="unit").fit_transform(X)[0]
+    array([[0. , 0.2],
+           [0.4, 1. ]], dtype=float32)
+    """
+
+    channel_offset_: np.ndarray
+    channel_scale_: np.ndarray
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "scale": [StrOptions({"standardize", "unit"})],
+        "image_shape": [list, tuple, None],
+        "dtype": [StrOptions({"float32", "float64"}), None],
+    }
+
+    def __init__(self, scale="standardize", *, image_shape=None, dtype=None):
+        self.scale = scale
+        self.image_shape = image_shape
+        self.dtype = dtype
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Learn the scaling of the images `X`, (n, H, W), (n, H, W, C) or (n, H*W*C); `y` is not used."""
+        rows = row_contiguous(self._check_images(X, reset=True))
+        self.channel_offset_, self.channel_scale_ = fit_scaling(
+            self.scale, rows, self.image_shape_, np.arange(len(rows))
+        )
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Scaled images of the shape that `X` has.
+
+        Raises
+        ------
+        ValueError
+            If the images are not of the shape of those in `fit`.
+        """
+        return self._apply(X, lambda pixels: (pixels - self.channel_offset_) / self.channel_scale_)
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """The images as they were before `transform`, as floats."""
+        return self._apply(X, lambda pixels: pixels * self.channel_scale_ + self.channel_offset_)
+
+    def _apply(self, X: Any, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        check_is_fitted(self)
+        X = X if hasattr(X, "shape") else np.asarray(X)
+        rows = self._check_images(X)
+        dtype = self.dtype or ("float64" if rows.dtype == np.float64 else "float32")
+        result = np.empty(rows.shape, dtype)
+        pixels = result.reshape(len(rows), -1, self.image_shape_[2])
+        for part in chunks(len(rows)):  # in float64, a few images at a time
+            result_part = pixels[part]
+            result_part[:] = function(rows[part].reshape(result_part.shape).astype(np.float64))
+        return result.reshape(X.shape)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"] if self.dtype is None else []
+        return tags
+
+
+class ImageFlattener(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
+    """Images (n, H, W, C) or (n, H, W) to rows (n, H*W*C), for estimators that take tables.
+
+    A view of X where its memory allows one; rows come out as they are.
+
+    Attributes
+    ----------
+    image_shape_ : (H, W, C)
+        Shape of the images.
+
+    n_features_in_ : int
+        Values in an image, ``H * W * C``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastcnn.preprocessing import ImageFlattener
+    >>> ImageFlattener().fit_transform(np.zeros((5, 8, 8, 3))).shape
+    (5, 192)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Learn the shape of the images `X`; `y` is not used."""
+        self._check_images(X, reset=True)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """The images `X` as rows of shape (n, H*W*C).
+
+        Raises
+        ------
+        ValueError
+            If the images are not of the shape of those in `fit`.
+        """
+        check_is_fitted(self)
+        return self._check_images(X)
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """Rows as images (n, H, W, C)."""
+        check_is_fitted(self)
+        return self._check_images(X).reshape(-1, *self.image_shape_)
+
+
+class ImageReshaper(TransformerMixin, ImageEstimator):
+    """Rows (n, H*W*C) to images (n, H, W, C).
+
+    A view of X where its memory allows one; images (n, H, W) get their channel axis.
+
+    Parameters
+    ----------
+    image_shape : (H, W), (H, W, C) or None, default=None
+        None: square images of one channel if the number of features is a square, else images of one row.
+
+    Attributes
+    ----------
+    image_shape_ : (H, W, C)
+        Shape of the images.
+
+    n_features_in_ : int
+        Values in an image, ``H * W * C``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastcnn.preprocessing import ImageReshaper
+    >>> ImageReshaper((8, 8, 3)).fit_transform(np.zeros((5, 192))).shape
+    (5, 8, 8, 3)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"image_shape": [list, tuple, None]}
+
+    def __init__(self, image_shape=None):
+        self.image_shape = image_shape
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Check that the rows of `X` are images of `image_shape`; `y` is not used."""
+        self._check_images(X, reset=True)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """The rows of `X` as images of shape (n, H, W, C).
+
+        Raises
+        ------
+        ValueError
+            If they have not as many values as those in `fit`.
+        """
+        check_is_fitted(self)
+        return self._check_images(X).reshape(-1, *self.image_shape_)
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """Images as rows of shape (n, H*W*C)."""
+        check_is_fitted(self)
+        return self._check_images(X)

@@ -1,0 +1,66 @@
+"""Every example runs, without a warning, and says what it promises."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+
+
+def run(name):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", FOLDER / name], capture_output=True, text=True, timeout=300
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_all_examples_are_known():
+    tested = {name.removeprefix("test_") + ".py" for name in globals() if name.startswith("test_")}
+    examples = {path.name for path in FOLDER.glob("*.py")}
+    assert examples <= tested
+    listed = set(re.findall(r"\((\w+\.py)\)", (FOLDER / "README.md").read_text()))
+    assert listed == examples
+
+
+def test_pipeline():
+    linear, network = (float(line.split()[-3]) for line in run("pipeline.py").splitlines())
+    assert 0.85 < linear < network and network > 0.95
+
+
+def test_grid_search():
+    *candidates, best = run("grid_search.py").splitlines()
+    scores = [float(line.split()[0]) for line in candidates]
+    assert len(scores) == 6 and scores == sorted(scores, reverse=True)
+    assert "Conv2D" in "".join(candidates) and float(best.split()[-1]) > 0.95
+
+
+def test_early_stopping():
+    stopped, validation, accuracy, search = run("early_stopping.py").splitlines()
+    epochs, best = map(int, re.findall(r"\d+", stopped))
+    assert best <= epochs < 200
+    first, top = map(float, re.findall(r"-?\d\.\d+", validation))
+    assert first < top < 0
+    assert float(accuracy.split()[-1]) > 0.95 and float(search.split()[-1]) > 0.9
+
+
+def test_imbalanced():
+    plain, balanced, given = (
+        [float(number) for number in re.findall(r"\d\.\d+", line)] for line in run("imbalanced.py").splitlines()
+    )
+    assert balanced[0] > plain[0] and balanced[1] > plain[1] and given[0] > plain[0]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="limits and counts memory as Linux does")
+def test_out_of_core():
+    sizes, refused, *parts = run("out_of_core.py").splitlines()
+    _, file, limit = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", sizes))
+    assert file > limit and "does not fit" in refused
+    accuracy = [float(line.split()[-1]) for line in parts]
+    assert len(parts) >= 3 and accuracy[-1] > 0.8 > accuracy[0] - 0.2
