@@ -6,11 +6,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILD_FILES := pyproject.toml setup.py $(wildcard fastcnn/kernels/cpu/*.pyx)
 
-.PHONY: help demo test lint bench clean
+OLDEST := .venv-oldest
+
+.PHONY: help demo test test-oldest lint bench clean
 
 help:
 	@echo "make demo   train the default classifier and save it to model.safetensors"
 	@echo "make test   the test suite, then its small cases without the just-in-time compiler"
+	@echo "make test-oldest   what touches scikit-learn, with the oldest releases that are supported (Python up to 3.13)"
 	@echo "make lint   ruff, mypy and the import contracts"
 	@echo "make bench  the benchmarks; each checks its result before it is timed"
 	@echo "make clean  remove the environment and everything that was built"
@@ -22,6 +25,10 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m small
 
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest tests/test_classifier.py tests/test_sklearn.py tests/test_preprocessing.py \
+		tests/test_joblib.py
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,7 +39,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	rm -f fastcnn/kernels/cpu/*.so
 
 $(BIN)/python:
@@ -46,3 +53,8 @@ $(VENV)/installed: $(BUILD_FILES) | $(BIN)/python
 $(VENV)/installed-%: $(BUILD_FILES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@ $(VENV)/installed
+
+$(OLDEST)/installed: $(BUILD_FILES) tests/oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint tests/oldest.txt --editable '.[test]'
+	@touch $@

@@ -109,6 +109,16 @@ def busy_share(seconds: float = 0.25) -> float:
     return 1 - (idle_later - idle) / (later - total) if later > total else 0.0
 
 
+def settle(patience: float = 3.0) -> float:
+    """Wait until a peer's threads have stopped looking for work, which some do long after a turn; the share of the
+    machine that is still busy then.
+    """
+    start = time.perf_counter()
+    while (busy := busy_share(0.1)) > BUSY and time.perf_counter() - start < patience:
+        pass
+    return busy
+
+
 def check(what: str, answers: dict[str, dict[str, Any]], cell: str) -> dict[str, str]:
     """Compare all modes of all sides with fastcnn; the modes to leave out, with the reason."""
     (ours,) = answers["fastcnn"].values()
@@ -156,9 +166,10 @@ def measure(sides: dict[str, Side], network: str, what: str, batch: int, args: a
             rates = screening[name] = screen(side, modes, args.seconds)
             turns += [(name, mode) for mode in modes if rates[mode] >= KEPT * max(rates.values())]
     rates: dict[str, list[float]] = {f"{name} {mode}": [] for name, mode in turns}
-    busy = [busy_share()]
+    busy = []
     for i in range(args.rounds):
         for name, mode in turns[:: 1 if i % 2 == 0 else -1]:
+            busy.append(settle())
             rates[f"{name} {mode}"].append(sides[name].rate(mode))
 
     def best(framework: str) -> list[float]:
@@ -166,12 +177,15 @@ def measure(sides: dict[str, Side], network: str, what: str, batch: int, args: a
 
     ours = best("fastcnn")
     ratios = {name: [a / b for a, b in zip(ours, best(name), strict=True)] for name in screening if name != "fastcnn"}
-    busy.append(busy_share())
+    busy.append(settle())
     print(f"{cell:<20} {statistics.median(ours):>9,.0f} images/s ", end=" ")
     print(*(f"{name} x{statistics.median(ratio):.2f}" for name, ratio in ratios.items()), sep=", ", end="; ")
     print(*(mode for name, mode in turns if name == "torch"), f"({time.perf_counter() - start:.0f} s)", flush=True)
-    if max(busy) > BUSY:
-        print(f"{cell}: other processes keep {max(busy):.0%} of the machine busy; do not trust it", flush=True)
+    if statistics.median(busy) > BUSY:
+        print(
+            f"{cell}: other processes keep {statistics.median(busy):.0%} of the machine busy; do not trust it",
+            flush=True,
+        )
     return {
         "network": network, "what": what, "batch": batch,
         "run": {
@@ -230,7 +244,7 @@ def merged(cell: dict[str, Any]) -> list[dict[str, Any]]:
 
 def suspect(cell: dict[str, Any]) -> bool:
     """Whether other processes were at work beside this cell."""
-    return max(cell["busy"]) > BUSY
+    return statistics.median(cell["busy"]) > BUSY
 
 
 def summary(cells: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.goals import Results, goals
 from bench.machine import RESULTS
-from bench.peers import BUSY, NAMES
+from bench.peers import BUSY, NAMES, suspect
 from bench.plots import draw, quartiles
 
 TITLE = """# Measured
@@ -78,7 +78,7 @@ def peers(r: dict[str, Any]) -> list[str]:
             for mode, values in c["rates"].items():
                 side, _, name = mode.partition(" ")
                 rates[side] = max(rates.get(side, (0.0, "")), (statistics.median(values), name))
-            mark = " †" if max(c.get("busy", [0])) > BUSY else ""
+            mark = " †" if suspect(c) else ""
             busy = busy or bool(mark)
             row = [f"{c['network']} {c['batch']}{mark}", f"{rates['fastcnn'][0]:,.0f}"]
             for name in found:

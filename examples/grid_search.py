@@ -31,7 +31,7 @@ model = CNNClassifier(batch_size=32, max_iter=6, random_state=0)
 
 if __name__ == "__main__":
     search = GridSearchCV(model, grid, cv=3, n_jobs=2).fit(X_train, y_train)
-    results = sorted(zip(search.cv_results_["mean_test_score"], search.cv_results_["params"], strict=True), key=itemgetter(0))
-    for score, parameters in reversed(results):
+    results = zip(search.cv_results_["mean_test_score"], search.cv_results_["params"], strict=True)
+    for score, parameters in sorted(results, key=itemgetter(0), reverse=True):
         print(f"{score:.3f}  {parameters}")
     print(f"test accuracy of the best {search.score(X_test, y_test):.3f}")
