@@ -16,6 +16,7 @@ BENCHMARKS = {  # with the peers that each knows, and its other arguments
     "memory": (("torch",), ()),
     "coldstart": (("torch",), ()),
     "scaling": ((), ()),
+    "one_image": ((), ()),
 }
 
 

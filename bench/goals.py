@@ -20,6 +20,7 @@ OTHERS = 4.0  # times Keras and JAX, training
 SHARES = {"conv forward": 0.90, "conv input gradient": 0.88, "conv weight gradient": 0.85}  # of peak, direct 3x3
 WINOGRAD = 1.25  # of peak, counting the operations of the direct algorithm
 TWO_THREADS, GRID_SEARCH, RESIDENT = 1.85, 10.0, 0.6
+ONE_IMAGE = 150.0  # microseconds
 FIRST_FIT, COMPILING = 0.5, 15.0  # times `import torch`; seconds
 CHANNELS = 32  # in and out, from here on the shares are asked for
 
@@ -129,5 +130,15 @@ def _the_rest(results: Results) -> Iterator[Goal]:
     what, asked = "peak resident memory of `fit`, times PyTorch's", f"at most {RESIDENT}"
     if ratio := results.get("memory", {}).get("ratio"):
         yield _goal(what, asked, f"{ratio:.2f}", ratio <= RESIDENT)
+    else:
+        yield _missing(what, asked)
+
+    what, asked = "what `predict` adds to the engine's time for one image", f"below {ONE_IMAGE:.0f} us"
+    if rows := results.get("one_image", {}).get("rows"):
+        added = {
+            name: statistics.median(a - b for a, b in zip(found["estimator"], found["engine"], strict=True))
+            for name, found in rows.items()
+        }
+        yield _goal(what, asked, f"{max(added.values()):.0f} us at most", max(added.values()) < ONE_IMAGE)
     else:
         yield _missing(what, asked)

@@ -260,6 +260,21 @@ def scaling(r: dict[str, Any]) -> list[str]:
     ]
 
 
+def one_image(r: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, found in r["rows"].items():
+        added = [a - b for a, b in zip(found["estimator"], found["engine"], strict=True)]
+        rows.append([name, *(middle(values, ".0f") for values in (found["estimator"], found["engine"], added))])
+    return [
+        "## One image",
+        "",
+        *about(r),
+        "`CNNClassifier.predict` of one image, and `Network.predict_proba` of the same image scaled before, microseconds.",
+        "",
+        *table(["images", "estimator", "engine", "added by the estimator"], rows),
+    ]
+
+
 def about(r: dict[str, Any]) -> list[str]:
     """The command, the machine, and all versions that took part."""
     found: dict[str, set[str]] = {}
@@ -285,7 +300,7 @@ def _leaves(value: dict[str, Any]) -> list[tuple[str, str]]:
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy": accuracy, "peers": peers, "estimators": estimators, "kernels": kernels, "memory": memory,
-    "coldstart": coldstart, "scaling": scaling,
+    "coldstart": coldstart, "scaling": scaling, "one_image": one_image,
 }  # fmt: skip
 
 

@@ -87,3 +87,14 @@ def test_what_is_slower_is_said(tmp_path):
     }  # fmt: skip
     lines = report(tmp_path, estimators={"threads": 2, "batch": 128, "mlp": mlp})
     assert any("slower: it takes 2.00 times as long" in line for line in lines)
+
+
+@pytest.mark.parametrize(("added", "expected"), [(80.0, "reached"), (200.0, "**not reached**")])
+def test_what_one_image_costs(tmp_path, added, expected):
+    rows = {
+        "8x8": {"estimator": [50.0 + added] * 3, "engine": [50.0] * 3},
+        "28x28": {"estimator": [90.0], "engine": [80.0]},
+    }
+    lines = report(tmp_path, one_image={"rows": rows})
+    assert verdict(lines, "what `predict` adds") == expected
+    assert any(line.startswith("| 8x8 |") and f"**{added:.0f}**" in line for line in lines)
