@@ -64,9 +64,8 @@ def main() -> None:
         medians = {side: statistics.median(values) for side, values in found.items()}
         print(f"{name:<16} estimator {medians['estimator']:6.1f} us, engine {medians['engine']:6.1f} us, "
               f"added {statistics.median(added):6.1f} us")  # fmt: skip
-    print(
-        f"written: {save('one_image', {'versions': versions('fastcnn', 'numpy', 'scikit-learn', 'numba'), 'rows': rows})}"
-    )
+    known = versions("fastcnn", "numpy", "scikit-learn", "numba")
+    print(f"written: {save('one_image', {'versions': known, 'rows': rows})}")
 
 
 if __name__ == "__main__":

@@ -269,7 +269,8 @@ def one_image(r: dict[str, Any]) -> list[str]:
         "## One image",
         "",
         *about(r),
-        "`CNNClassifier.predict` of one image, and `Network.predict_proba` of the same image scaled before, microseconds.",
+        "`CNNClassifier.predict` of one image, and `Network.predict_proba` of the same image scaled before, "
+        "microseconds.",
         "",
         *table(["images", "estimator", "engine", "added by the estimator"], rows),
     ]
