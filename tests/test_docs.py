@@ -151,7 +151,7 @@ def test_every_module_is_in_the_house():
 def test_commands_exist(page):
     from fastcnn import cli
 
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     lines = "".join(blocks(page, "sh")).splitlines()
     inline = re.findall(r"`((?:make|fastcnn) [a-z][^`]*)`", (ROOT / page).read_text("utf-8"))
     for line in [*lines, *inline]:
