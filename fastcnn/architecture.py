@@ -6,11 +6,26 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fastcnn.engine.ops import Shape, pair
-from fastcnn.layers import ELU, AvgPool2D, BatchNorm, Conv2D, Dense, Dropout, Layer, MaxPool2D, ReLU, Tanh
+from fastcnn.layers import (
+    ELU,
+    AvgPool2D,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Layer,
+    LeakyReLU,
+    MaxPool2D,
+    ReLU,
+    SiLU,
+    Tanh,
+)
 
 __all__ = ["Architecture", "build_layers"]
 
-_ACTIVATIONS: dict[str, type[Layer]] = {"relu": ReLU, "elu": ELU, "tanh": Tanh}
+_ACTIVATIONS: dict[str, type[Layer]] = {
+    "relu": ReLU, "elu": ELU, "tanh": Tanh, "leaky_relu": LeakyReLU, "silu": SiLU
+}  # fmt: skip
 _POOLS: dict[str, Any] = {"max": MaxPool2D, "avg": AvgPool2D}
 
 

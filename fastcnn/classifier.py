@@ -33,6 +33,7 @@ from fastcnn.sklearn_callbacks import CallbackSupport, FitTask
 from fastcnn.training.augment import check_augment
 from fastcnn.training.batches import BatchBuilder, BatchLoader
 from fastcnn.training.callbacks import progress
+from fastcnn.training.initializers import KINDS
 from fastcnn.training.loop import History, train
 from fastcnn.training.optimizers import SGD, Adam, AdamW, Optimizer
 from fastcnn.training.schedules import SCHEDULES, make_schedule
@@ -78,7 +79,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
     dense_units : int or sequence of int, default=(128,)
         Sizes of the dense layers between the last block and the output.
 
-    activation : {"relu", "elu", "tanh"}, default="relu"
+    activation : {"relu", "elu", "tanh", "leaky_relu", "silu"}, default="relu"
         Activation of the convolutional and dense layers.
 
     batch_norm : bool, default=False
@@ -100,9 +101,13 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         training data (weighted by `sample_weight`). "unit": uint8 divided by 255; floats so that the
         smallest value in the training data becomes 0 and the largest 1. None: not at all.
 
+    weight_init : {"auto", "he", "glorot", "orthogonal"}, default="auto"
+        Initial weights. "auto": He before ReLU and its kin, else Glorot.
+
     augment : list of augmentations or None, default=None
         Random changes to the training images, of `fastcnn.training.augment`: `RandomHorizontalFlip`,
-        `RandomShift`, `RandomErasing`, each once at most.
+        `RandomShift`, `RandomAffine`, `RandomErasing` or `Cutout`, `RandomContrast`, `RandomBrightness`, `MixUp`,
+        each once at most. They are done while the mini-batch before trains.
 
     solver : {"adam", "adamw", "sgd"}, default="adam"
         The optimiser. "adamw" is Adam with decoupled weight decay.
@@ -114,6 +119,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         The learning rate over the `max_iter` epochs: constant; down to 0 on half a cosine; up and down to
         nearly 0; a tenth after half of the epochs and again after three quarters. `partial_fit` keeps
         `learning_rate_init`.
+
+    warmup : float in [0, 1) or None, default=None
+        Share of the steps in which the learning rate rises. None: 0.3 for "onecycle", else none.
 
     momentum : float in [0, 1), default=0.9
         For ``solver="sgd"``.
@@ -137,8 +145,16 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
     clip_norm : float or None, default=None
         Longest gradient, over all parameters, before it is scaled down.
 
+    ema_decay : float in (0, 1) or None, default=None
+        Average the parameters over the steps, each step weighing so much less than the one after it. Validation
+        sees the averaged ones, and `fit` ends with them.
+
     batch_size : int, default=128
         Images in a mini-batch.
+
+    micro_batch_size : int or None, default=None
+        Images that go through the network together; gradients are added up over a mini-batch, so that large ones
+        need the memory of small ones. None: the whole mini-batch.
 
     max_iter : int, default=12
         Epochs: how often each image is used.
@@ -280,16 +296,18 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         "pool": [StrOptions({"max", "avg"}), None],
         "pool_size": [Interval(Integral, 1, None, closed="left"), list, tuple],
         "dense_units": [Interval(Integral, 1, None, closed="left"), "array-like"],
-        "activation": [StrOptions({"relu", "elu", "tanh"})],
+        "activation": [StrOptions({"relu", "elu", "tanh", "leaky_relu", "silu"})],
         "batch_norm": ["boolean"],
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "layers": [list, tuple, None],
         "image_shape": [list, tuple, None],
         "scale": [StrOptions({"standardize", "unit"}), None],
+        "weight_init": [StrOptions(set(KINDS))],
         "augment": [list, tuple, None],
         "solver": [StrOptions({"adam", "adamw", "sgd"})],
         "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
         "learning_rate": [StrOptions(set(SCHEDULES))],
+        "warmup": [Interval(Real, 0, 1, closed="left"), None],
         "momentum": [Interval(Real, 0, 1, closed="left")],
         "nesterovs_momentum": ["boolean"],
         "beta_1": [Interval(Real, 0, 1, closed="left")],
@@ -298,7 +316,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         "alpha": [Interval(Real, 0, None, closed="left")],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "clip_norm": [Interval(Real, 0, None, closed="neither"), None],
+        "ema_decay": [Interval(Real, 0, 1, closed="neither"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "micro_batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "shuffle": ["boolean"],
         "tol": [Interval(Real, 0, None, closed="left")],
@@ -330,10 +350,12 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         layers=None,
         image_shape=None,
         scale="standardize",
+        weight_init="auto",
         augment=None,
         solver="adam",
         learning_rate_init=3e-3,
         learning_rate="onecycle",
+        warmup=None,
         momentum=0.9,
         nesterovs_momentum=True,
         beta_1=0.9,
@@ -342,7 +364,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         alpha=1e-4,
         label_smoothing=0.0,
         clip_norm=None,
+        ema_decay=None,
         batch_size=128,
+        micro_batch_size=None,
         max_iter=12,
         shuffle=True,
         tol=1e-4,
@@ -370,10 +394,12 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         self.layers = layers
         self.image_shape = image_shape
         self.scale = scale
+        self.weight_init = weight_init
         self.augment = augment
         self.solver = solver
         self.learning_rate_init = learning_rate_init
         self.learning_rate = learning_rate
+        self.warmup = warmup
         self.momentum = momentum
         self.nesterovs_momentum = nesterovs_momentum
         self.beta_1 = beta_1
@@ -382,7 +408,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         self.alpha = alpha
         self.label_smoothing = label_smoothing
         self.clip_norm = clip_norm
+        self.ema_decay = ema_decay
         self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
         self.max_iter = max_iter
         self.shuffle = shuffle
         self.tol = tol
@@ -448,7 +476,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         trained._renew_network(data, index, seed, goes_on)
         loader = trained._loader(data, index, seed)
         start = trained._history.n_iter
-        schedule = make_schedule(self.learning_rate, self.learning_rate_init, self.max_iter * len(loader), len(loader))
+        steps = self.max_iter * len(loader)
+        schedule = make_schedule(self.learning_rate, self.learning_rate_init, steps, len(loader), self.warmup)
         train(
             trained.network_,
             loader,
@@ -459,6 +488,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
             early_stopping=self.early_stopping,
             validate=None if held_out is None else partial(trained._without_names()._validate, held_out),
             label_smoothing=self.label_smoothing,
+            ema_decay=self.ema_decay,
+            micro_batch_size=self.micro_batch_size,
             callbacks=[*trained.callbacks_, *task.callbacks(trained._as_fitted), progress(self.verbose)],
             start_epoch=start,
             history=trained._history,
@@ -509,6 +540,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
             schedule=lambda step: self.learning_rate_init,
             max_iter=1,
             label_smoothing=self.label_smoothing,
+            ema_decay=self.ema_decay,
+            micro_batch_size=self.micro_batch_size,
             callbacks=[*trained.callbacks_, progress(self.verbose)],
             start_epoch=trained._history.n_iter,
             history=trained._history,
@@ -628,6 +661,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
             random_state=np.random.default_rng([seed, self._history.n_iter]),
             n_jobs=self.n_jobs,
             optimizer=self._make_optimizer(),
+            weight_init=self.weight_init,
         )
         if goes_on:
             network.load_params(self.network_.params)
@@ -703,26 +737,31 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
 
     # ----------------------------------------------------------------------------------- prediction
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any, tta: str | None = None) -> np.ndarray:
         """The most probable label of each image.
 
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+        tta : "flip" or None, default=None
+            See `predict_proba`.
 
         Returns
         -------
         ndarray of shape (n,)
         """
-        proba = self.predict_proba(X)
+        proba = self.predict_proba(X, tta)
         return self.classes_[proba.argmax(axis=1)]
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Any, tta: str | None = None) -> np.ndarray:
         """The probability of each class.
 
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+        tta : "flip" or None, default=None
+            Test-time augmentation. "flip": the mean of the probabilities of the image and of its mirror image, left
+            to right, for twice the time.
 
         Returns
         -------
@@ -730,7 +769,12 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
             In the order of `classes_`.
         """
         check_is_fitted(self)
-        return self._run(self.network_.predict_proba, row_contiguous(self._check_images(X)))
+        if tta not in (None, "flip"):
+            raise ValueError(f'tta must be None or "flip", got {tta!r}')
+        rows, network = row_contiguous(self._check_images(X)), self.network_
+        if tta is None:
+            return self._run(network.predict_proba, rows)
+        return self._run(lambda x: (network.predict_proba(x) + network.predict_proba(x[:, :, ::-1])) / 2, rows)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """The logarithm of each class's probability, finite where the probability is rounded to 0.

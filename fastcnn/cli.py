@@ -92,10 +92,13 @@ _FORMS: dict[str, tuple[str, str, tuple[str, ...], int]] = {  # form, layer, its
     "flatten": ("flatten", "Flatten", (), 0),
     "dense": ("dense:UNITS", "Dense", ("units",), 1),
     "dropout": ("dropout:RATE", "Dropout", ("rate",), 1),
+    "spatialdropout": ("spatialdropout:RATE", "SpatialDropout", ("rate",), 1),
     "batchnorm": ("batchnorm", "BatchNorm", (), 0),
     "relu": ("relu", "ReLU", (), 0),
     "elu": ("elu", "ELU", (), 0),
     "tanh": ("tanh", "Tanh", (), 0),
+    "leakyrelu": ("leakyrelu", "LeakyReLU", (), 0),
+    "silu": ("silu", "SiLU", (), 0),
 }
 
 

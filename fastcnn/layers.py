@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from fastcnn.engine.ops import ACTIVATIONS, Op, Shape, activation, conv_geometry, pair, pool_geometry
+from fastcnn.engine.ops import ACTIVATIONS, SMOOTH, Op, Shape, activation, conv_geometry, pair, pool_geometry
 
 __all__ = [
     "ELU",
@@ -23,8 +23,12 @@ __all__ = [
     "Flatten",
     "GlobalAvgPool2D",
     "Layer",
+    "LeakyReLU",
     "MaxPool2D",
     "ReLU",
+    "Residual",
+    "SiLU",
+    "SpatialDropout",
     "Tanh",
     "from_dict",
     "to_dict",
@@ -57,10 +61,12 @@ def _check_activation(name: str | None) -> None:
         raise ValueError(f"activation must be None or one of {ACTIVATIONS}, got {name!r}")
 
 
-def _activation_ops(name: str | None, shape: Shape, alpha: float = 1.0) -> tuple[Op, ...]:
+def _activation_ops(name: str | None, shape: Shape, alpha: float | None = None) -> tuple[Op, ...]:
     if name is None or name == "identity":
         return ()
-    return (Op("activation", shape, shape, activation=activation(name, alpha)),)
+    function = activation(name, alpha)
+    kind = "smooth_activation" if function.code in SMOOTH else "activation"
+    return (Op(kind, shape, shape, activation=function),)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Conv2D(Layer):
     groups : int
         Divides channels in and out; ``groups == C`` is a depthwise convolution.
     use_bias : bool
-    activation : None, "relu", "elu" or "tanh"
+    activation : None, "relu", "elu", "tanh", "leaky_relu" or "silu"
 
     Notes
     -----
@@ -235,6 +241,24 @@ class Dropout(Layer):
 
 
 @dataclass(frozen=True)
+class SpatialDropout(Layer):
+    """Sets whole channels of an image, a share `rate` of them, to zero in training and scales the others by
+    1 / (1 - rate) (Tompson et al. 2015, "Efficient object localization using convolutional networks").
+    """
+
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"rate must be in [0, 1), got {self.rate!r}")
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        if len(in_shape) != 3:
+            raise ValueError(f"SpatialDropout takes images (H, W, C), got an input of shape {in_shape}")
+        return (Op("spatial_dropout", in_shape, in_shape, rate=float(self.rate)),)
+
+
+@dataclass(frozen=True)
 class BatchNorm(Layer):
     """Batch normalisation over all but the channels (Ioffe and Szegedy 2015).
 
@@ -293,6 +317,82 @@ class ELU(Layer):
 
 
 @dataclass(frozen=True)
+class LeakyReLU(Layer):
+    """x where x > 0, else alpha * x (Maas, Hannun and Ng 2013)."""
+
+    alpha: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ValueError(f"alpha must be positive, got {self.alpha!r}")
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        return _activation_ops("leaky_relu", in_shape, self.alpha)
+
+
+@dataclass(frozen=True)
+class SiLU(Layer):
+    """x / (1 + exp(-x)), also called swish (Elfwing, Uchibe and Doya 2018)."""
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        return _activation_ops("silu", in_shape)
+
+
+@dataclass(frozen=True)
+class Residual(Layer):
+    """x + layers(x): a chain with a skip (He et al. 2016, "Deep residual learning for image recognition").
+
+    Parameters
+    ----------
+    layers : sequence of layers
+    skip : sequence of layers, default=()
+        What x goes through on its way past `layers`, such as a `Conv2D` of 1x1 where the shape changes. Empty: x
+        is added as it is.
+
+    Notes
+    -----
+    Parameters are those of `layers`, named "layers.0.weight" and so on, then those of `skip`, "skip.0.weight".
+    """
+
+    layers: Any
+    skip: Any = ()
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "skip"):
+            chain = getattr(self, name)
+            if not isinstance(chain, (tuple, list)) or not all(isinstance(layer, Layer) for layer in chain):
+                raise ValueError(f"{name} must be a list of layers, got {chain!r}")
+            object.__setattr__(self, name, tuple(chain))
+
+    def _chains(self) -> tuple[tuple[str, tuple[Layer, ...]], ...]:
+        return ("layers", self.layers), ("skip", self.skip)
+
+    def param_shapes(self, in_shape: Shape) -> dict[str, Shape]:
+        shapes: dict[str, Shape] = {}
+        for part, chain in self._chains():
+            shape = in_shape
+            for i, layer in enumerate(chain):
+                shapes |= {f"{part}.{i}.{name}": size for name, size in layer.param_shapes(shape).items()}
+                shape = layer.output_shape(shape)
+        return shapes
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        parts: dict[str, tuple[Op, ...]] = {}
+        ends: dict[str, Shape] = {}
+        for part, chain in self._chains():
+            shape, ops = in_shape, []
+            for i, layer in enumerate(chain):
+                ops += [op.at(f"{part}.{i}") for op in layer.lower(shape)]
+                shape = layer.output_shape(shape)
+            parts[part], ends[part] = tuple(ops), shape
+        out = ends["layers"]
+        if ends["skip"] != out:
+            raise ValueError(f"the layers give {out}, which cannot be added to {ends['skip']}: skip must give the same")
+        swap = (Op("swap", out, in_shape),) if self.skip else ()
+        return (Op("fork", in_shape, in_shape), *parts["layers"], *swap, *parts["skip"], Op("join", out, out))
+
+
+@dataclass(frozen=True)
 class Tanh(Layer):
     """Hyperbolic tangent."""
 
@@ -303,9 +403,11 @@ class Tanh(Layer):
 _LAYERS: dict[str, type[Layer]] = {
     cls.__name__: cls
     for cls in (
-        Conv2D, MaxPool2D, AvgPool2D, GlobalAvgPool2D, Flatten, Dense, Dropout, BatchNorm, ReLU, ELU, Tanh
+        Conv2D, MaxPool2D, AvgPool2D, GlobalAvgPool2D, Flatten, Dense, Dropout, SpatialDropout, BatchNorm, ReLU, ELU,
+        LeakyReLU, SiLU, Tanh, Residual
     )
 }  # fmt: skip
+_CHAINS = {"layers", "skip"}  # fields that hold layers
 
 
 def to_dict(layer: Layer) -> dict[str, Any]:
@@ -313,7 +415,10 @@ def to_dict(layer: Layer) -> dict[str, Any]:
     name = type(layer).__name__
     if _LAYERS.get(name) is not type(layer):
         raise ValueError(f"{layer!r} is not a layer of fastcnn.layers")
-    return {"layer": name} | {f.name: getattr(layer, f.name) for f in fields(layer)}  # type: ignore[arg-type]
+    values = {f.name: getattr(layer, f.name) for f in fields(layer)}  # type: ignore[arg-type]
+    for part in _CHAINS & values.keys():
+        values[part] = [to_dict(inner) for inner in values[part]]
+    return {"layer": name} | values
 
 
 def from_dict(values: Mapping[str, Any]) -> Layer:
@@ -326,6 +431,10 @@ def from_dict(values: Mapping[str, Any]) -> Layer:
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{name} has no field {unknown[0]!r}: expected {sorted(known)}")
+    for part in _CHAINS & values.keys():
+        if not isinstance(values[part], (list, tuple)) or not all(isinstance(v, Mapping) for v in values[part]):
+            raise ValueError(f"{name}: {part} must be a list of layers, got {values[part]!r}")
+        values[part] = [from_dict(inner) for inner in values[part]]
     try:
         return cls(**values)
     except TypeError as error:

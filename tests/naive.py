@@ -114,6 +114,10 @@ def activate(v, activation):
         return v if v > 0 or v != v else 0.0
     if activation.code == 2:
         return v if v > 0 else activation.alpha * expm1(v)
+    if activation.code == 4:
+        return v if v > 0 else activation.alpha * v
+    if activation.code == 5:
+        return v / (1 + exp(-v)) if v > -700 or v != v else 0.0
     return tanh(v) if activation.code == 3 else v
 
 
@@ -123,6 +127,11 @@ def slope(v, activation):
         return 1.0 if v > 0 else 0.0
     if activation.code == 2:
         return 1.0 if v > 0 else activation.alpha * exp(v)
+    if activation.code == 4:
+        return 1.0 if v > 0 else activation.alpha
+    if activation.code == 5:
+        s = 1 / (1 + exp(-v))
+        return s * (1 + v * (1 - s))
     return 1 - tanh(v) ** 2 if activation.code == 3 else 1.0
 
 

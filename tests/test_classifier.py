@@ -23,11 +23,14 @@ from fastcnn.layers import (
     Dense,
     Dropout,
     GlobalAvgPool2D,
+    LeakyReLU,
     MaxPool2D,
     ReLU,
+    Residual,
+    SpatialDropout,
     Tanh,
 )
-from fastcnn.training.augment import RandomHorizontalFlip, RandomShift
+from fastcnn.training.augment import MixUp, RandomAffine, RandomContrast, RandomHorizontalFlip, RandomShift
 from fastcnn.training.batches import BatchBuilder
 
 SMALL = {
@@ -728,3 +731,71 @@ def test_large_images_are_predicted_in_small_batches(monkeypatch, few, fitted):
     few_at_once = fitted.predict_proba(few[0])
     monkeypatch.undo()
     np.testing.assert_allclose(few_at_once, fitted.predict_proba(few[0]), rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------- training features
+
+
+def test_averaged_parameters(few):
+    X, y = few
+    curves = {}
+    for decay in (None, 0.9):
+        clf = small(ema_decay=decay, max_iter=6).fit(X, y, X_val=X, y_val=y)
+        curves[decay] = clf
+        assert clf.validation_scores_[-1] == pytest.approx(clf.score(X, y))
+        assert clf.score(X, y) > 0.7
+    assert curves[0.9].loss_curve_ == curves[None].loss_curve_  # training itself is the same
+    assert curves[0.9].validation_loss_curve_ != curves[None].validation_loss_curve_
+    stopped = small(ema_decay=0.9, max_iter=6, early_stopping=True).fit(X, y, X_val=X, y_val=y)
+    assert stopped.score(X, y) == pytest.approx(max(stopped.validation_scores_))
+
+
+def test_diverging_average_keeps_good_parameters(few):
+    clf = small(solver="sgd", learning_rate_init=1e30, max_iter=3, ema_decay=0.99)
+    with pytest.warns(ConvergenceWarning, match="diverged in epoch 1"):
+        clf.fit(*few)
+    assert np.isfinite(clf.predict_proba(few[0])).all()
+
+
+def test_micro_batches_change_rounding_only(few):
+    X, y = few
+    whole = small(batch_size=64, dtype="float64", n_iter_no_change=np.inf).fit(X, y)
+    parts = small(batch_size=64, dtype="float64", micro_batch_size=16).fit(X, y)
+    np.testing.assert_allclose(parts.predict_proba(X), whole.predict_proba(X), rtol=1e-6, atol=1e-9)
+
+
+def test_flipped_images_at_test_time(few, fitted):
+    X, _ = few
+    plain, mirrored = fitted.predict_proba(X), fitted.predict_proba(X[:, :, ::-1])
+    proba = fitted.predict_proba(X, tta="flip")
+    np.testing.assert_allclose(proba, (plain + mirrored) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(fitted.predict(X, tta="flip"), proba.argmax(axis=1))
+    with pytest.raises(ValueError, match="tta must be"):
+        fitted.predict(X, tta="crop")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"weight_init": "orthogonal"},
+        {"learning_rate": "cosine", "warmup": 0.2},
+        {"activation": "silu", "batch_norm": True},
+        {"augment": [RandomAffine(5), RandomContrast(), MixUp(0.2)]},
+        {
+            "layers": [
+                Conv2D(8),
+                Residual([BatchNorm(), LeakyReLU(), Conv2D(8)]),
+                SpatialDropout(0.1),
+                GlobalAvgPool2D(),
+            ]
+        },
+    ],
+)
+def test_features_train_reproducibly_and_survive_files(parameters, few, tmp_path):
+    X, y = few
+    first, second = (small(**parameters, n_jobs=n, max_iter=3).fit(X, y) for n in (1, 2))
+    assert first.loss_curve_ == second.loss_curve_ and first.loss_curve_[-1] < first.loss_curve_[0]
+    first.save(tmp_path / "model")
+    again = CNNClassifier.load(tmp_path / "model")
+    np.testing.assert_array_equal(again.predict_proba(X), second.predict_proba(X))
+    assert again.get_params() == {**first.get_params()}

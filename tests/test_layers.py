@@ -16,8 +16,12 @@ from fastcnn.layers import (
     Dropout,
     Flatten,
     GlobalAvgPool2D,
+    LeakyReLU,
     MaxPool2D,
     ReLU,
+    Residual,
+    SiLU,
+    SpatialDropout,
     Tanh,
     from_dict,
     to_dict,
@@ -38,6 +42,10 @@ SPECS = [
     ReLU(),
     ELU(0.5),
     Tanh(),
+    LeakyReLU(0.2),
+    SiLU(),
+    SpatialDropout(0.1),
+    Residual([Conv2D(4), ReLU()], [Conv2D(4, 1)]),
 ]
 
 
@@ -57,6 +65,14 @@ SPECS = [
         (Dense(10, use_bias=False), (7, 5, 3), (10,), {"weight": (105, 10)}),
         (BatchNorm(), (4, 4, 3), (4, 4, 3), {n: (3,) for n in ("weight", "bias", "running_mean", "running_var")}),
         (Dropout(0.1), (9,), (9,), {}),
+        (SpatialDropout(0.1), (4, 5, 2), (4, 5, 2), {}),
+        (Residual([ReLU()]), (4, 5, 2), (4, 5, 2), {}),
+        (
+            Residual([ReLU(), Conv2D(3, stride=2)], [Conv2D(3, 1, 2, use_bias=False)]),
+            (4, 5, 2),
+            (2, 3, 3),
+            {"layers.1.weight": (3, 3, 2, 3), "layers.1.bias": (3,), "skip.0.weight": (1, 1, 2, 3)},
+        ),
     ],
 )
 def test_shapes(layer, in_shape, out_shape, params):
@@ -87,6 +103,12 @@ def test_same_padding_gives_the_ceiling(filters, kernel, stride, size):
         (lambda: Dropout(1.0), r"rate must be in \[0, 1\), got 1.0"),
         (lambda: BatchNorm(epsilon=0), "epsilon must be positive"),
         (lambda: ELU(-1), "alpha must be positive"),
+        (lambda: LeakyReLU(0), "alpha must be positive"),
+        (lambda: SpatialDropout(-0.1), r"rate must be in \[0, 1\)"),
+        (lambda: SpatialDropout(0.1).output_shape((9,)), r"takes images \(H, W, C\)"),
+        (lambda: Residual(Conv2D(3)), "layers must be a list of layers"),
+        (lambda: Residual([Conv2D(3)], ["conv"]), "skip must be a list of layers"),
+        (lambda: Residual([Conv2D(3)]).output_shape((4, 4, 2)), r"\(4, 4, 3\), which cannot be added to \(4, 4, 2\)"),
         (lambda: Conv2D(4, padding="full").output_shape((5, 5, 1)), "padding must be"),
         (lambda: Conv2D(4, groups=3).output_shape((5, 5, 2)), "groups=3 must divide"),
         (lambda: Conv2D(4, 7, padding="valid").output_shape((5, 5, 1)), "7x7 .* does not fit into an image of 5x5"),

@@ -29,18 +29,30 @@ REWRITES = sorted(
         "conv2d_block_forward",
     )
     + _chains("dense", (("activation",), ()), "dense_forward")
-    + [Rewrite(("batchnorm", "activation"), "batchnorm_forward")],
+    + [Rewrite(("batchnorm", "activation"), "batchnorm_forward"), Rewrite(("join", "activation"), "add_forward")],
     key=lambda rewrite: -len(rewrite.kinds),
 )
+# In inference batch normalisation is a scale and a shift, which go into the weights before it.
+_FOLDED = [
+    Rewrite((head, *bias, "batchnorm", *rewrite.kinds[1:]), "batchnorm_fold")
+    for rewrite in REWRITES
+    if (head := rewrite.kinds[0]) in ("conv2d", "dense") and "bias" not in rewrite.kinds
+    for bias in (("bias",), ())
+]
+_FOLDED += [
+    Rewrite((head, *bias, "batchnorm"), "batchnorm_fold") for head in ("conv2d", "dense") for bias in (("bias",), ())
+]
+INFERENCE_REWRITES = sorted(REWRITES + _FOLDED, key=lambda rewrite: -len(rewrite.kinds))
 
 
-def fuse_ops(ops: Sequence[Op], has_kernel: Callable[[str], bool]) -> tuple[Group, ...]:
+def fuse_ops(ops: Sequence[Op], has_kernel: Callable[[str], bool], inference: bool = False) -> tuple[Group, ...]:
     """`ops` as groups, each run by one kernel; `has_kernel(name)` says what the backend offers."""
+    rewrites = INFERENCE_REWRITES if inference else REWRITES
     kinds = tuple(op.kind for op in ops)
     groups: list[Group] = []
     i = 0
     while i < len(ops):
-        matches = (len(r.kinds) for r in REWRITES if kinds[i : i + len(r.kinds)] == r.kinds and has_kernel(r.kernel))
+        matches = (len(r.kinds) for r in rewrites if kinds[i : i + len(r.kinds)] == r.kinds and has_kernel(r.kernel))
         length = next(matches, 1)
         groups.append(Group(tuple(ops[i : i + length])))
         i += length

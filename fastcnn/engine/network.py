@@ -42,6 +42,8 @@ class Network:
         Run fused kernels where there are some. Switched off, every op runs alone.
     optimizer : an optimiser of `fastcnn.training.optimizers` or None
         None: Adam with learning rate 1e-3.
+    weight_init : "auto", "he", "glorot" or "orthogonal"
+        Initial weights. "auto": He before ReLU and its kin, else Glorot.
     winograd : bool or None
         Compute 3x3 and 5x5 convolutions by Winograd's algorithm where a rule of their shapes says that it is faster: a
         mean error of about twice the direct sum's. None: yes, unless the environment variable FASTCNN_WINOGRAD
@@ -79,6 +81,7 @@ class Network:
         fuse: bool = True,
         optimizer: Any = None,
         winograd: bool | None = None,
+        weight_init: str = "auto",
     ) -> None:
         self.layers = tuple(layers)
         self.input_shape = _checked_shape(input_shape)
@@ -93,10 +96,10 @@ class Network:
 
         rng = _generator(random_state)
         self._allocate()
-        self._initialize(rng)
+        self._initialize(rng, weight_init)
         self.optimizer = Adam() if optimizer is None else optimizer
         self.optimizer.bind(self._flat.size, self._n_decay, self.dtype)
-        dropouts = [op.layer for op in self.ops if op.kind == "dropout"]
+        dropouts = [op for op in self.ops if op.kind.endswith("dropout")]
         seeds = rng.integers(0, 2**63, size=len(dropouts), dtype=np.uint64)
         self._dropout = np.stack([seeds, np.zeros_like(seeds)], axis=1)
         self._reset_transients()
@@ -135,7 +138,7 @@ class Network:
         self.grads = {name: view(self._flat_grads, name) for name in shapes if name in starts}
         self.n_params = sum(prod(shapes[name]) for name in trained)
 
-    def _initialize(self, rng: np.random.Generator) -> None:
+    def _initialize(self, rng: np.random.Generator, kind: str) -> None:
         for i, op in enumerate(self.ops):
             if op.kind in ("conv2d", "dense"):
                 weight = self.params[f"{op.layer}.weight"]
@@ -143,7 +146,7 @@ class Network:
                 groups = op.geometry.groups if op.kind == "conv2d" else 1  # type: ignore[union-attr]
                 fan_out = weight.shape[-1] // groups * prod(weight.shape[:-2])
                 name = _following_activation(self.ops[i + 1 :])
-                weight[...] = initialize(weight.shape, fan_in, fan_out, name, rng, self.dtype)
+                weight[...] = initialize(weight.shape, fan_in, fan_out, name, rng, self.dtype, kind)
             elif op.kind == "batchnorm":
                 self.params[f"{op.layer}.weight"][...] = 1
                 self.params[f"{op.layer}.running_var"][...] = 1
@@ -201,7 +204,16 @@ class Network:
                 plan.backward()
             return plan.input_grad.copy()  # type: ignore[union-attr]
 
-    def train_step(self, x: Any, labels: Any, sample_weight: Any = None, label_smoothing: float = 0.0) -> float:
+    def train_step(
+        self,
+        x: Any,
+        labels: Any,
+        sample_weight: Any = None,
+        label_smoothing: float = 0.0,
+        *,
+        mix: Any = None,
+        micro_batch_size: int | None = None,
+    ) -> float:
         """Forward, softmax + cross-entropy, backward, one optimiser update; the weighted mean loss of the
         batch.
 
@@ -211,6 +223,11 @@ class Network:
         labels : int array (N,), 0 <= label < n_classes
         sample_weight : array (N,) or None
         label_smoothing : float in [0, 1)
+        mix : (labels, shares) or None
+            Of samples that are blends: the other one's label, and the first one's share in [0, 1].
+        micro_batch_size : int or None
+            Samples that go through the network together: gradients are added up over parts of the batch, and the
+            memory needed is a part's. Batch normalisation then knows a part's statistics only.
 
         Raises
         ------
@@ -218,18 +235,55 @@ class Network:
             If shapes, labels or weights are wrong; nothing is changed then.
         """
         x = self._checked_input(x)
-        labels, weights = self._checked_targets(len(x), labels, sample_weight)
-        losses = np.empty(len(x), self.dtype)
-        with self._lock:
-            plan = self._run_forward(x, "training")
-            with self._kernels.threads(self.n_jobs):
-                self._kernels.softmax_cross_entropy(
-                    plan.output, labels, weights, label_smoothing, losses, plan.output_grad
-                )
-                plan.backward()
-                self.optimizer.update(self._kernels, self._flat, self._flat_grads)
+        n = len(x)
+        labels, weights = self._checked_targets(n, labels, sample_weight)
+        if mix is not None:
+            mix = self._checked_targets(n, *mix)
         total = float(weights.sum(dtype=np.float64))
-        return float(losses.sum(dtype=np.float64)) / total if total else 0.0
+        size = n if micro_batch_size is None else max(1, micro_batch_size)
+        parts = [slice(start, start + size) for start in range(0, n, size)] if n > size else [slice(0, n)]
+        added = np.zeros_like(self._flat_grads) if len(parts) > 1 else None
+        loss = 0.0
+        with self._lock:
+            for part in parts:
+                other = None if mix is None else (mix[0][part], mix[1][part])
+                loss += self._add_gradients(x[part], labels[part], weights[part], label_smoothing, other, total)
+                if added is not None:
+                    added += self._flat_grads
+            if added is not None:
+                self._flat_grads[...] = added
+            with self._kernels.threads(self.n_jobs):
+                self.optimizer.update(self._kernels, self._flat, self._flat_grads)
+        return loss / total if total else 0.0
+
+    def _add_gradients(
+        self,
+        x: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        smoothing: float,
+        mix: tuple[np.ndarray, np.ndarray] | None,
+        total: float,
+    ) -> float:
+        """Fill `grads` with the gradient of the sum of losses / `total`; that sum."""
+        losses = np.empty(len(x), self.dtype)
+        plan = self._run_forward(x, "training")
+        logits: Any = plan.output
+        dlogits: Any = plan.output_grad
+        with self._kernels.threads(self.n_jobs):
+            self._kernels.softmax_cross_entropy(logits, labels, weights, smoothing, losses, dlogits)
+            here = float(weights.sum(dtype=np.float64))
+            if here != total:  # a part of a batch: its gradient is of its own mean loss
+                dlogits *= here / total if total else 0.0
+            if mix is not None:
+                # Cross-entropy is linear in the target: a share of it goes from one label to the other.
+                rows, (others, shares) = np.arange(len(x)), mix
+                moved = weights * (1 - shares) * (1 - smoothing)
+                losses += moved * (logits[rows, labels] - logits[rows, others])
+                dlogits[rows, labels] += moved / total if total else 0
+                dlogits[rows, others] -= moved / total if total else 0
+            plan.backward()
+        return float(losses.sum(dtype=np.float64))
 
     def predict_proba(self, x: Any) -> np.ndarray:
         """Softmax of the outputs, (N, n_classes)."""
@@ -254,8 +308,9 @@ class Network:
     def _plan_for(self, batch: int, mode: str) -> Plan:
         plan = self._plans.pop((batch, mode), None)
         if plan is None:
+            groups = self._inference_groups if mode == "inference" else self._groups
             plan = compile_plan(
-                self._groups, self.input_shape, batch, self.dtype, self._kernels, mode,
+                groups, self.input_shape, batch, self.dtype, self._kernels, mode,
                 lanes=self._kernels.max_threads(self.n_jobs), params=self.params, grads=self.grads,
                 dropout_states=self._dropout_states, winograd=self.winograd, fuse=self.fuse, memory=self._kept_memory,
             )  # fmt: skip
@@ -302,14 +357,14 @@ class Network:
         self._plans: dict[tuple[int, str], Plan] = {}
         self._kept_memory = None
         self._last_plan = None
-        layers = [op.layer for op in self.ops if op.kind == "dropout"]
+        layers = [op.layer for op in self.ops if op.kind.endswith("dropout")]
         self._dropout_states = dict(zip(layers, self._dropout, strict=True))
-        self._groups = self._make_groups()
+        self._groups, self._inference_groups = self._make_groups(False), self._make_groups(True)
 
-    def _make_groups(self) -> tuple[Group, ...]:
+    def _make_groups(self, inference: bool) -> tuple[Group, ...]:
         if not self.fuse:
             return single_ops(self.ops)
-        return fuse_ops(self.ops, lambda kernel: hasattr(self._kernels, kernel))
+        return fuse_ops(self.ops, lambda kernel: hasattr(self._kernels, kernel), inference)
 
     def __getstate__(self) -> dict[str, Any]:
         """Values only: specs, parameters, optimiser and dropout state; plans are compiled again where it
@@ -357,8 +412,12 @@ def _lower(layers: Sequence[Layer], shape: Shape) -> tuple[Op, ...]:
 
 def _following_activation(ops: Sequence[Op]) -> str | None:
     """The activation that a weight's output runs into, past bias, normalisation and pooling."""
+    skipped = 0  # joins until the weight's branch is back in the chain
     for op in ops:
-        if op.kind == "activation":
+        skipped += (op.kind == "swap") - (op.kind == "join" and skipped > 0)
+        if skipped:
+            continue
+        if op.kind.endswith("activation"):
             return ACTIVATIONS[op.activation.code]
         if op.kind in ("conv2d", "dense"):
             return None

@@ -13,7 +13,10 @@ from typing import NamedTuple
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
-ACTIVATIONS = ("identity", "relu", "elu", "tanh")
+ACTIVATIONS = ("identity", "relu", "elu", "tanh", "leaky_relu", "silu")
+# Not monotonic, so that the gradient is taken from the input, and no pooling changes places with them.
+SMOOTH = (5,)
+_ALPHA = {"elu": 1.0, "leaky_relu": 0.01}
 
 
 class ConvGeometry(NamedTuple):
@@ -63,7 +66,7 @@ class PoolGeometry(NamedTuple):
 
 
 class Activation(NamedTuple):
-    """An activation as kernels take it: its place in `ACTIVATIONS`, and ELU's alpha."""
+    """An activation as kernels take it: its place in `ACTIVATIONS`, and the alpha of ELU and leaky ReLU."""
 
     code: int
     alpha: float
@@ -72,13 +75,13 @@ class Activation(NamedTuple):
 IDENTITY = Activation(0, 0.0)
 
 
-def activation(name: str | None, alpha: float = 1.0) -> Activation:
-    """The `Activation` called `name` (None: identity)."""
+def activation(name: str | None, alpha: float | None = None) -> Activation:
+    """The `Activation` called `name` (None: identity); `alpha` None: its usual one."""
     if name is None:
         return IDENTITY
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}: expected one of {ACTIVATIONS}")
-    return Activation(ACTIVATIONS.index(name), float(alpha))
+    return Activation(ACTIVATIONS.index(name), _ALPHA.get(name, 0.0) if alpha is None else float(alpha))
 
 
 def pair(value: object, name: str, minimum: int = 1) -> Pair:
@@ -197,20 +200,24 @@ class Op:
     Attributes
     ----------
     kind : str
-        "conv2d", "dense", "bias", "activation", "maxpool2d", "avgpool2d", "batchnorm", "dropout" or "flatten".
+        "conv2d", "dense", "bias", "activation", "smooth_activation", "maxpool2d", "avgpool2d", "batchnorm",
+        "dropout",
+        "spatial_dropout" or "flatten"; "fork", "swap" and "join", which begin a branch beside the chain, change from
+        one to the other, and add the two.
     in_shape, out_shape : tuple of int
         Shapes without the batch axis.
     geometry : ConvGeometry, PoolGeometry or None
     params : tuple of str
         Names of the layer's parameters it reads ("weight", "bias", ...).
     activation : Activation
-        For kind "activation".
+        For the kinds "activation" and "smooth_activation".
     rate : float
         Of dropout.
     momentum, epsilon : float
         Of batch normalisation.
-    layer : int
-        Place of its layer in the list; set when a network lowers its layers.
+    layer : str
+        Place of its layer in the list, and within a layer made of layers the place there: "3", "3.0". Set when a
+        network lowers its layers.
     """
 
     kind: str
@@ -222,16 +229,16 @@ class Op:
     rate: float = 0.0
     momentum: float = 0.0
     epsilon: float = 0.0
-    layer: int = 0
+    layer: str = ""
 
-    def at(self, layer: int) -> Op:
-        """The same op as part of layer number `layer`."""
-        return replace(self, layer=layer)
+    def at(self, place: object) -> Op:
+        """The same op as part of the layer at `place`."""
+        return replace(self, layer=f"{place}.{self.layer}" if self.layer else str(place))
 
     @property
     def label(self) -> str:
         """What `describe()` prints: the kind, or the activation's own name."""
-        return ACTIVATIONS[self.activation.code] if self.kind == "activation" else self.kind
+        return ACTIVATIONS[self.activation.code] if self.kind.endswith("activation") else self.kind
 
 
 @dataclass(frozen=True)

@@ -8,253 +8,16 @@ views. Running a plan is a loop over bound steps, without decisions and without 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from fastcnn.engine.emit import EMIT, Backward, Buffer, Emitter, Step, emit_join, flat
 from fastcnn.engine.memory import Lifetime, plan_arena
-from fastcnn.engine.ops import IDENTITY, Group, PoolGeometry, Shape, identity_pool
+from fastcnn.engine.ops import IDENTITY, Group, Shape
 
 MODES = ("inference", "training", "training_dx")
-
-
-@dataclass(frozen=True, eq=False)
-class Buffer:
-    """A buffer before it has memory. `kind`: activation, gradient, workspace (forward to backward) or scratch
-    (one step).
-    """
-
-    name: str
-    shape: Shape
-    dtype: np.dtype[Any]
-    kind: str
-    base: Buffer | None = None
-
-    @property
-    def size(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
-
-    def reshape(self, shape: Shape) -> Buffer:
-        """The same memory under another shape."""
-        return Buffer(self.name, shape, self.dtype, self.kind, self.base or self)
-
-
-class Step(NamedTuple):
-    """One kernel call: what it stands for, the kernel's name, the kernel, its arguments, the algorithm where
-    there are several.
-    """
-
-    label: str
-    name: str
-    kernel: Callable[..., None]
-    args: tuple[Any, ...]
-    how: str = ""
-
-
-class Emitter:
-    """Collects steps over unbound buffers."""
-
-    def __init__(
-        self,
-        kernels: ModuleType,
-        batch: int,
-        dtype: np.dtype[Any],
-        lanes: int,
-        params: Mapping[str, np.ndarray],
-        grads: Mapping[str, np.ndarray],
-        dropout_states: Mapping[int, np.ndarray],
-        training: bool,
-        winograd: bool,
-        fuse: bool,
-    ) -> None:
-        self.kernels, self.batch, self.dtype, self.lanes = kernels, batch, dtype, lanes
-        self.params, self.grads, self.dropout_states, self.training = params, grads, dropout_states, training
-        self.winograd, self.fuse = winograd, fuse
-        self.steps: list[Step] = []
-
-    def buffer(self, name: str, shape: Shape, kind: str, dtype: Any = None) -> Buffer:
-        return Buffer(name, shape, np.dtype(dtype or self.dtype), kind)
-
-    def batched(self, name: str, shape: Shape, kind: str, dtype: Any = None) -> Buffer:
-        return self.buffer(name, (self.batch, *shape), kind, dtype)
-
-    def scratch(self, name: str, size: int) -> Buffer:
-        return self.buffer(name, (size,), "scratch")
-
-    def none(self, ndim: int, dtype: Any = None) -> np.ndarray:
-        """An output that is not wanted, or a bias that is not there."""
-        return np.empty((0,) * ndim, dtype or self.dtype)
-
-    def step(self, label: str, name: str, *args: Any, how: str = "") -> None:
-        self.steps.append(Step(label, name, getattr(self.kernels, name), args, how))
-
-    def param(self, group: Group, kind: str, name: str) -> np.ndarray:
-        op = group.find(kind)
-        return self.none(1) if op is None else self.params[f"{op.layer}.{name}"]
-
-    def grad(self, group: Group, kind: str, name: str) -> np.ndarray:
-        op = group.find(kind)
-        return self.none(1) if op is None else self.grads[f"{op.layer}.{name}"]
-
-
-Backward = Callable[[Buffer, "Buffer | np.ndarray"], None]  # (dy, dx or an unwanted output) -> steps emitted
-
-
-def _emit_conv2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:
-    g: Any = group.head.geometry
-    if e.winograd:
-        g = g._replace(winograd=e.kernels.conv2d_algorithm(g, e.batch, e.dtype))
-    how = f"winograd F({g.winograd}x{g.winograd}, {g.r}x{g.s})" if g.winograd else "direct"
-    weight, dw = e.param(group, "conv2d", "weight"), e.grad(group, "conv2d", "weight") if e.training else None
-    if not e.fuse:
-        pool: PoolGeometry = identity_pool(g.p, g.q, g.k)
-        forward = e.scratch(name, e.kernels.conv2d_forward_scratch(g, pool, e.batch, e.dtype, e.lanes))
-        e.step(name, "conv2d_forward", x, weight, e.none(1), g, y, forward, how=how)
-
-        def backward_single(dy: Buffer, dx: Buffer | np.ndarray) -> None:
-            size = e.kernels.conv2d_backward_scratch(g, pool, e.batch, e.dtype, e.lanes)
-            e.step(name, "conv2d_backward_weight", x, dy, g, dw, e.none(1), e.scratch(name, size), how=how)
-            if isinstance(dx, Buffer):
-                e.step(name, "conv2d_backward_input", dy, weight, g, dx, e.scratch(name, size), how=how)
-
-        return backward_single
-
-    act = group.find("activation")
-    pooling = group.find("maxpool2d")
-    activation = act.activation if act else IDENTITY
-    pool = pooling.geometry if pooling else identity_pool(g.p, g.q, g.k)  # type: ignore[assignment]
-    argmax: Any = e.none(4, np.uint8)
-    if pooling and e.training:
-        argmax = e.batched(f"{name} argmax", pooling.out_shape, "workspace", argmax_dtype(pool))
-    elif pooling:
-        argmax = e.none(4, argmax_dtype(pool))
-    bias = e.param(group, "bias", "bias")
-    forward = e.scratch(name, e.kernels.conv2d_forward_scratch(g, pool, e.batch, e.dtype, e.lanes))
-    e.step(name, "conv2d_block_forward", x, weight, bias, g, activation, pool, y, argmax, forward, how=how)
-
-    def backward(dy: Buffer, dx: Buffer | np.ndarray) -> None:
-        scratch = e.scratch(name, e.kernels.conv2d_backward_scratch(g, pool, e.batch, e.dtype, e.lanes))
-        db = e.grad(group, "bias", "bias")
-        args = (x, weight, y, argmax, dy, g, activation, pool, dx, dw, db, scratch)
-        e.step(name, "conv2d_block_backward", *args, how=how)
-
-    return backward
-
-
-def argmax_dtype(pool: PoolGeometry) -> Any:
-    """The narrowest dtype that holds a place in the window."""
-    return np.uint8 if pool.r * pool.s <= 256 else np.int32
-
-
-def _emit_dense(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:
-    (n_in,), (n_out,) = group.head.in_shape, group.head.out_shape
-    act = group.find("activation")
-    activation = act.activation if act else IDENTITY
-    weight, bias = e.param(group, "dense", "weight"), e.param(group, "bias", "bias")
-    scratch = e.scratch(name, e.kernels.dense_forward_scratch(e.batch, n_in, n_out, e.dtype, e.lanes))
-    e.step(name, "dense_forward", x, weight, bias, activation, y, scratch)
-
-    def backward(dy: Buffer, dx: Buffer | np.ndarray) -> None:
-        scratch = e.scratch(name, e.kernels.dense_backward_scratch(e.batch, n_in, n_out, e.dtype, e.lanes))
-        dw, db = e.grad(group, "dense", "weight"), e.grad(group, "bias", "bias")
-        e.step(name, "dense_backward", x, weight, y, dy, activation, dx, dw, db, scratch)
-
-    return backward
-
-
-def _emit_bias(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:
-    c = group.head.in_shape[-1]
-    e.step(name, "bias_forward", _rows(x, c), e.param(group, "bias", "bias"), _rows(y, c))
-
-    def backward(dy: Buffer, dx: Buffer | np.ndarray) -> None:
-        e.step(name, "bias_backward", _rows(dy, c), e.grad(group, "bias", "bias"))
-        if isinstance(dx, Buffer):
-            e.step(name, "activation_backward", _flat(dy), _flat(dy), IDENTITY, _flat(dx))
-
-    return backward
-
-
-def _emit_activation(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:
-    activation = group.head.activation
-    e.step(name, "activation_forward", _flat(x), activation, _flat(y))
-    return lambda dy, dx: e.step(name, "activation_backward", _flat(y), _flat(dy), activation, _flat(dx))
-
-
-def _emit_maxpool2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:
-    pool: Any = group.head.geometry
-    kind = "workspace" if e.training else "scratch"
-    argmax = e.batched(f"{name} argmax", group.out_shape, kind, argmax_dtype(pool))
-    e.step(name, "maxpool2d_forward", x, pool, y, argmax)
-    return lambda dy, dx: e.step(name, "maxpool2d_backward", dy, argmax, pool, dx)
-
-
-def _emit_avgpool2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:
-    e.step(name, "avgpool2d_forward", x, group.head.geometry, y)
-    return lambda dy, dx: e.step(name, "avgpool2d_backward", dy, group.head.geometry, dx)
-
-
-def _emit_batchnorm(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:
-    op, c = group.head, group.in_shape[-1]
-    gamma, beta = e.param(group, "batchnorm", "weight"), e.param(group, "batchnorm", "bias")
-    running = e.param(group, "batchnorm", "running_mean"), e.param(group, "batchnorm", "running_var")
-    xr, yr = _rows(x, c), _rows(y, c)
-    act = group.find("activation")
-    activation = act.activation if act else IDENTITY
-    if not e.training:
-        e.step(name, "batchnorm_inference", xr, gamma, beta, *running, op.epsilon, activation, yr)
-    mean, inv_std = (e.buffer(f"{name} {what}", (c,), "workspace") for what in ("mean", "inv_std"))
-    if e.training:
-        args = (xr, gamma, beta, *running, op.momentum, op.epsilon, activation, yr, mean, inv_std)
-        e.step(name, "batchnorm_forward", *args)
-
-    def backward(dy: Buffer, dx: Buffer | np.ndarray) -> None:
-        dgamma, dbeta = e.grad(group, "batchnorm", "weight"), e.grad(group, "batchnorm", "bias")
-        out = _rows(dx, c) if isinstance(dx, Buffer) else e.none(2)
-        seen = yr if act else _rows(dy, c)  # without an activation y is not looked at, and need not live so long
-        args = (xr, gamma, mean, inv_std, seen, _rows(dy, c), activation, out, dgamma, dbeta)
-        e.step(name, "batchnorm_backward", *args)
-
-    return backward
-
-
-def _emit_dropout(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:
-    rate, features = group.head.rate, prod(group.in_shape)
-    if not e.training:
-        raise AssertionError("dropout is left out of inference plans")
-    mask = e.batched(f"{name} mask", (features,), "workspace", np.uint8)
-    state = e.dropout_states[group.head.layer]
-    e.step(name, "dropout_forward", _rows(x, features), rate, state, _rows(y, features), mask)
-    return lambda dy, dx: e.step(
-        name,
-        "dropout_backward",
-        _rows(dy, features),
-        mask,
-        rate,
-        _rows(dx, features),  # type: ignore[arg-type]
-    )
-
-
-def _rows(buffer: Buffer, columns: int) -> Buffer:
-    return buffer.reshape((prod(buffer.shape) // columns, columns))
-
-
-def _flat(buffer: Any) -> Buffer:
-    return buffer.reshape((prod(buffer.shape),))
-
-
-_EMIT: dict[str, Callable[[Emitter, Group, str, Buffer, Buffer], Backward]] = {
-    "conv2d": _emit_conv2d,
-    "dense": _emit_dense,
-    "bias": _emit_bias,
-    "activation": _emit_activation,
-    "maxpool2d": _emit_maxpool2d,
-    "avgpool2d": _emit_avgpool2d,
-    "batchnorm": _emit_batchnorm,
-    "dropout": _emit_dropout,
-}
 
 
 class Plan:
@@ -316,7 +79,7 @@ def compile_plan(
     lanes: int,
     params: Mapping[str, np.ndarray],
     grads: Mapping[str, np.ndarray],
-    dropout_states: Mapping[int, np.ndarray],
+    dropout_states: Mapping[str, np.ndarray],
     winograd: bool = True,
     fuse: bool = True,
     memory: np.ndarray | None = None,
@@ -334,16 +97,24 @@ def compile_plan(
 
     x = first = e.batched("input", tuple(in_shape), "activation")
     emitted: list[tuple[Group, str, Buffer, Buffer, Backward | None]] = []
+    beside: list[Buffer] = []  # the other branch of each fork that is open
     for group in groups:
-        name = f"{group.head.layer}: {group.label}"
+        kind, name = group.head.kind, f"{group.head.layer}: {group.label}"
         backward: Backward | None = None
-        if group.head.kind == "flatten":
+        if kind == "fork":
+            beside.append(x)
+            y = x
+        elif kind == "swap":
+            y, beside[-1] = beside[-1], x
+        elif kind == "flatten":
             y = x.reshape((batch, *group.out_shape))
-        elif group.head.kind == "dropout" and not training:
+        elif kind.endswith("dropout") and not training:
             y = x
         else:
             y = e.batched(name, group.out_shape, "activation")
-            backward = _EMIT[group.head.kind](e, group, name, x, y)
+            backward = (
+                emit_join(e, group, name, x, beside.pop(), y) if kind == "join" else EMIT[kind](e, group, name, x, y)
+            )
         emitted.append((group, name, x, y, backward))
         x = y
     n_forward = len(e.steps)
@@ -353,14 +124,21 @@ def compile_plan(
         dy = output_grad = e.batched("output gradient", x.shape[1:], "gradient")
         needed = _first_needing_gradient(groups, mode)
         for i in reversed(range(needed, len(emitted))):
-            _, name, before, _, backward = emitted[i]
-            if backward is None:
-                dy = dy.reshape(before.shape)
-                continue
+            group, name, before, _, backward = emitted[i]
             dx: Any = e.none(len(before.shape))
             if i > needed or mode == "training_dx":
                 dx = e.batched(f"{name} gradient", before.shape[1:], "gradient")
-            backward(dy, dx)
+            if group.head.kind == "swap":
+                dy, beside[-1] = beside[-1], dy
+                continue
+            if group.head.kind == "fork":
+                e.step(name, "add_forward", flat(dy), flat(beside.pop()), IDENTITY, flat(dx))
+            elif backward is None:
+                dx = dy.reshape(before.shape)
+            else:
+                dx = backward(dy, dx) or dx
+            if group.head.kind == "join":  # the same gradient for both branches
+                beside.append(dx)
             dy = dx
         input_grad = dy if mode == "training_dx" else None
 

@@ -13,8 +13,10 @@ arguments): a plan's steps, over arrays that stay where they are. Batch normalis
 sums for itself.
 
 Alphabet: N batch, H W input, C channels in, K channels out, R S window, P Q output; gradients are dx dw db
-dy. `activation` is an `Activation` (code: 0 identity, 1 relu, 2 elu, 3 tanh; alpha), and its gradient is
-taken from its *output* y: relu y > 0; elu y > 0 ? 1 : y + alpha; tanh 1 - y^2. `pool` is a `PoolGeometry`
+dy. `activation` is an `Activation` (code: 0 identity, 1 relu, 2 elu, 3 tanh, 4 leaky relu; alpha), and its gradient
+is taken from its *output* y: relu y > 0; elu y > 0 ? 1 : y + alpha; tanh 1 - y^2; leaky relu y > 0 ? 1 : alpha.
+`activation_forward` and `activation_backward` know 5, silu, too, whose gradient is taken from its input x: s + x s (1 -
+s) with s = 1 / (1 + exp(-x)). `pool` is a `PoolGeometry`
 over the convolution's output; a 1x1 window with stride 1 is no pooling (then `argmax` may have size zero).
 `argmax` holds the winner's place in its window, r * S + s (uint8, or int32 where R * S > 256); the first of
 equals wins; NaN wins over everything. Max-pooling pads with minus infinity.
@@ -101,7 +103,11 @@ def activation_forward(x, activation, y):
 
 
 def activation_backward(y, dy, activation, dx):
-    """dx = dy * activation'(.), from the output y."""
+    """dx = dy * activation'(.), from the output y (silu: from the input, in its place)."""
+
+
+def add_forward(a, b, activation, y):
+    """y = activation(a + b), any one shape."""
 
 
 def dropout_forward(x, rate, state, y, mask):
@@ -117,6 +123,16 @@ def dropout_backward(dy, mask, rate, dx):
     """dx = dy / (1 - rate) where kept, else 0."""
 
 
+def spatial_dropout_forward(x, rate, state, y, mask):
+    """y = x / (1 - rate) where the channel is kept, else 0. x (N,P,C). mask (N,C) uint8, drawn as `dropout_forward`
+    draws it for N * C values.
+    """
+
+
+def spatial_dropout_backward(dy, mask, rate, dx):
+    """dx = dy / (1 - rate) where the channel was kept, else 0."""
+
+
 def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, activation, y, mean, inv_std):
     """Training: x, y (rows,C), the activation applied; batch mean and 1/sqrt(var + epsilon) (C,) saved; running
     statistics moved in place: running = momentum * running + (1 - momentum) * batch, the variance unbiased
@@ -126,6 +142,13 @@ def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsil
 
 def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, activation, y):
     """y = activation(gamma * (x - running_mean) / sqrt(running_var + epsilon) + beta)."""
+
+
+def batchnorm_fold(weight, bias, gamma, beta, running_mean, running_var, epsilon, new_weight, new_bias):
+    """new_weight (rows,K) and new_bias (K,) such that x @ new_weight + new_bias is the inference-mode batch
+    normalisation of x @ weight + bias: new_weight = weight * scale, new_bias = beta + (bias - running_mean) *
+    scale, with scale = gamma / sqrt(running_var + epsilon).
+    """
 
 
 def batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, dbeta):

@@ -249,23 +249,43 @@ def activation_forward(x, activation, y):
         y[...] = np.where(x > 0, x, activation.alpha * np.expm1(np.minimum(x, 0)))
     elif activation.code == 3:
         y[...] = np.tanh(x)
+    elif activation.code == 4:
+        y[...] = np.where(x > 0, x, activation.alpha * x)
+    elif activation.code == 5:
+        finite = np.maximum(x, -3e38)  # minus infinity times 0 would be NaN
+        y[...] = finite * _sigmoid(finite)
     else:
         y[...] = x
 
 
 def activation_backward(y, dy, activation, dx):
-    """dx = dy * activation'(.), from the output y."""
+    """dx = dy * activation'(.), from the output y (silu: from the input, in its place)."""
     if activation.code == 1:
         dx[...] = np.where(y > 0, dy, 0)
     elif activation.code == 2:
         dx[...] = np.where(y > 0, dy, dy * (y + activation.alpha))
     elif activation.code == 3:
         dx[...] = dy * (1 - y * y)
+    elif activation.code == 4:
+        dx[...] = np.where(y > 0, dy, activation.alpha * dy)
+    elif activation.code == 5:
+        s = _sigmoid(y)
+        dx[...] = dy * (s + y * s * (1 - s))
     else:
         dx[...] = dy
 
 
 # ---------------------------------------------------------------------------------------------------- dropout
+
+
+def _sigmoid(x):
+    """1 / (1 + exp(-x)), by the hyperbolic tangent, which does not overflow."""
+    return (1 + np.tanh(x / 2)) / 2
+
+
+def add_forward(a, b, activation, y):
+    """y = activation(a + b), any one shape."""
+    activation_forward(a + b, activation, y)
 
 
 def dropout_forward(x, rate, state, y, mask):
@@ -277,6 +297,18 @@ def dropout_forward(x, rate, state, y, mask):
 def dropout_backward(dy, mask, rate, dx):
     """dx = dy / (1 - rate) where kept, else 0."""
     dx[...] = np.where(mask, dy, 0) / (1 - rate)
+
+
+def spatial_dropout_forward(x, rate, state, y, mask):
+    """y = x / (1 - rate) where the channel is kept, else 0; x (N,P,C), mask (N,C)."""
+    kept = np.empty(mask.shape, x.dtype)
+    dropout_forward(np.ones(mask.shape, x.dtype), rate, state, kept, mask)
+    y[...] = np.where(mask[:, np.newaxis], x, 0) / (1 - rate)
+
+
+def spatial_dropout_backward(dy, mask, rate, dx):
+    """dx = dy / (1 - rate) where the channel was kept, else 0."""
+    dx[...] = np.where(mask[:, np.newaxis], dy, 0) / (1 - rate)
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -315,6 +347,13 @@ def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsil
 def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, activation, y):
     """y = activation(gamma * (x - running_mean) / sqrt(running_var + epsilon) + beta)."""
     activation_forward((x - running_mean) / np.sqrt(running_var + epsilon) * gamma + beta, activation, y)
+
+
+def batchnorm_fold(weight, bias, gamma, beta, running_mean, running_var, epsilon, new_weight, new_bias):
+    """Weights and bias that do the inference-mode batch normalisation after them too."""
+    scale = gamma / np.sqrt(running_var + epsilon)
+    new_weight[...] = weight * scale
+    new_bias[...] = beta + ((bias if bias.size else 0) - running_mean) * scale
 
 
 def batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, dbeta):

@@ -14,11 +14,25 @@ from typing import Any
 import numpy as np
 
 from fastcnn import layers
-from fastcnn.training.augment import RandomErasing, RandomHorizontalFlip, RandomShift
+from fastcnn.training.augment import (
+    Cutout,
+    MixUp,
+    RandomAffine,
+    RandomBrightness,
+    RandomContrast,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomShift,
+)
 
 __all__ = ["decode", "encode"]
 
-_AUGMENTATIONS = {cls.__name__: cls for cls in (RandomErasing, RandomHorizontalFlip, RandomShift)}
+_AUGMENTATIONS: dict[str, Any] = {
+    cls.__name__: cls
+    for cls in (
+        Cutout, MixUp, RandomAffine, RandomBrightness, RandomContrast, RandomErasing, RandomHorizontalFlip, RandomShift
+    )
+}  # fmt: skip
 
 
 def encode(value: Any) -> Any:

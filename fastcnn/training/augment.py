@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Augmentation",
+    "Cutout",
     "Draws",
+    "MixUp",
+    "RandomAffine",
+    "RandomBrightness",
+    "RandomContrast",
     "RandomErasing",
     "RandomHorizontalFlip",
     "RandomShift",
@@ -30,7 +35,12 @@ class Draws(NamedTuple):
 
     flip: NDArray[np.uint8]  # (m,): mirrored left to right where 1
     shift: NDArray[np.int64]  # (m, 2): pixels down, pixels to the right
+    warp: NDArray[np.float64]  # (m, 2, 2): how (down, right) from the image's middle is turned and stretched
     erase: NDArray[np.int64]  # (m, 4): top, left, height, width of the rectangle set to 0
+    contrast: NDArray[np.float64]  # (m,): how much further from its mean a channel is
+    brightness: NDArray[np.float64]  # (m,): what is added, as a share of the range
+    partner: NDArray[np.int64]  # (m,): the image of the batch that is mixed in
+    share: NDArray[np.float64]  # (m,): how much of the image itself there is
 
 
 def _check_probability(name: str, p: object) -> None:
@@ -43,6 +53,11 @@ def _check_range(name: str, field: str, bounds: object, upper: float) -> None:
     if not ok or not 0 < bounds[0] <= bounds[1] <= upper or math.isinf(bounds[1]):  # type: ignore[index]
         limit = "" if math.isinf(upper) else f" <= {upper:g}"
         raise ValueError(f"{name}: {field} must be a pair with 0 < low <= high{limit}, got {bounds!r}")
+
+
+def _check_change(name: str, change: object) -> None:
+    if not isinstance(change, Real) or not 0 <= float(change) <= 1:
+        raise ValueError(f"{name}: max_change must be a number from 0 to 1, got {change!r}")
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,111 @@ class RandomShift:
 
 
 @dataclass(frozen=True)
+class RandomAffine:
+    """Turn, stretch and slant an image about its middle, with bilinear interpolation; what is uncovered is 0.
+
+    ``rotation`` and ``shear`` are the most degrees either way; ``scale`` bounds the factor in size, drawn evenly in
+    the logarithm. Happens with probability ``p``.
+    """
+
+    rotation: float = 10.0
+    scale: tuple[float, float] = (0.9, 1.1)
+    shear: float = 0.0
+    p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_probability("RandomAffine", self.p)
+        for field, most in (("rotation", 180.0), ("shear", 80.0)):
+            value = getattr(self, field)
+            if not isinstance(value, Real) or not 0 <= float(value) <= most:
+                raise ValueError(f"RandomAffine: {field} must be a number of degrees from 0 to {most:g}, got {value!r}")
+        _check_range("RandomAffine", "scale", self.scale, math.inf)
+
+    def draw(self, rng: np.random.Generator, height: int, width: int, draws: Draws) -> None:
+        """Fill ``draws.warp``."""
+        chance, turn, size, slant = rng.random((4, len(draws.warp)))
+        angle = np.deg2rad(self.rotation) * (2 * turn - 1)
+        low, high = math.log(self.scale[0]), math.log(self.scale[1])
+        factor = np.exp(low + (high - low) * size)
+        cos, sin = factor * np.cos(angle), factor * np.sin(angle)
+        tangent = np.tan(np.deg2rad(self.shear) * (2 * slant - 1))
+        # (down, right), first slanted to the right, then turned to the left and stretched.
+        warp = np.stack([cos - sin * tangent, -sin, sin + cos * tangent, cos], axis=1).reshape(-1, 2, 2)
+        draws.warp[chance < self.p] = warp[chance < self.p]
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """Set a square of ``size`` pixels at a random place to 0 with probability ``p`` (DeVries and Taylor, 2017).
+
+    The square's middle lies anywhere in the image, so that part of it may be outside.
+    """
+
+    size: int = 8
+    p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_probability("Cutout", self.p)
+        if not isinstance(self.size, Integral) or not 1 <= self.size < 2**31:
+            raise ValueError(f"Cutout: size must be an int >= 1, got {self.size!r}")
+
+    def draw(self, rng: np.random.Generator, height: int, width: int, draws: Draws) -> None:
+        """Fill ``draws.erase``."""
+        chance, middle_y, middle_x = rng.random((3, len(draws.erase)))
+        draws.erase[:, 0] = np.floor(middle_y * height) - self.size // 2
+        draws.erase[:, 1] = np.floor(middle_x * width) - self.size // 2
+        draws.erase[:, 2:] = self.size
+        draws.erase[chance >= self.p] = 0
+
+
+@dataclass(frozen=True)
+class RandomContrast:
+    """Bring every channel's values further from their mean or closer to it, by a factor of 1 -+ ``max_change``."""
+
+    max_change: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check_change("RandomContrast", self.max_change)
+
+    def draw(self, rng: np.random.Generator, height: int, width: int, draws: Draws) -> None:
+        """Fill ``draws.contrast``."""
+        draws.contrast[...] = rng.uniform(1 - self.max_change, 1 + self.max_change, len(draws.contrast))
+
+
+@dataclass(frozen=True)
+class RandomBrightness:
+    """Add the same to all pixels, up to ``max_change`` of their range either way: 255 for bytes, 1 for floats."""
+
+    max_change: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check_change("RandomBrightness", self.max_change)
+
+    def draw(self, rng: np.random.Generator, height: int, width: int, draws: Draws) -> None:
+        """Fill ``draws.brightness``."""
+        draws.brightness[...] = rng.uniform(-self.max_change, self.max_change, len(draws.brightness))
+
+
+@dataclass(frozen=True)
+class MixUp:
+    """Blend each image with another one of its mini-batch, and their labels by the same shares (Zhang et al., 2018).
+
+    The share of the first is drawn from Beta(``alpha``, ``alpha``): the smaller ``alpha``, the less is mixed.
+    """
+
+    alpha: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.alpha, Real) or not 0 < float(self.alpha) < math.inf:
+            raise ValueError(f"MixUp: alpha must be a positive number, got {self.alpha!r}")
+
+    def draw(self, rng: np.random.Generator, height: int, width: int, draws: Draws) -> None:
+        """Fill ``draws.partner`` and ``draws.share``."""
+        draws.partner[...] = rng.permutation(len(draws.partner))
+        draws.share[...] = rng.beta(self.alpha, self.alpha, len(draws.share))
+
+
+@dataclass(frozen=True)
 class RandomErasing:
     """Set one rectangle of an image to 0 with probability ``p`` (Zhong et al., 2017).
 
@@ -115,10 +235,21 @@ class RandomErasing:
         draws.erase[chance >= self.p] = 0
 
 
-Augmentation = RandomHorizontalFlip | RandomShift | RandomErasing
+Augmentation = (
+    RandomHorizontalFlip
+    | RandomShift
+    | RandomAffine
+    | RandomErasing
+    | Cutout
+    | RandomContrast
+    | RandomBrightness
+    | MixUp
+)
 
 # The order in which the batch builder applies them, and in which their numbers are drawn.
-_KINDS: tuple[type[Augmentation], ...] = (RandomHorizontalFlip, RandomShift, RandomErasing)
+_KINDS: tuple[type[Augmentation], ...] = (
+    RandomHorizontalFlip, RandomShift, RandomAffine, RandomErasing, Cutout, RandomContrast, RandomBrightness, MixUp
+)  # fmt: skip
 
 
 def check_augment(augment: Sequence[Augmentation] | Augmentation | None) -> tuple[Augmentation, ...]:
@@ -142,12 +273,23 @@ def check_augment(augment: Sequence[Augmentation] | Augmentation | None) -> tupl
     for kind in kinds:
         if kinds.count(kind) > 1:
             raise ValueError(f"augment holds {kind.__name__} {kinds.count(kind)} times; once is the most")
+    if {RandomErasing, Cutout} <= set(kinds):
+        raise ValueError("augment holds RandomErasing and Cutout: an image has one rectangle, choose one of them")
     return tuple(sorted(given, key=lambda item: _KINDS.index(type(item))))
 
 
 def draw(augment: tuple[Augmentation, ...], rng: np.random.Generator, m: int, height: int, width: int) -> Draws:
     """Draw what happens to each of ``m`` images; ``augment`` is what ``check_augment`` returned."""
-    draws = Draws(np.zeros(m, np.uint8), np.zeros((m, 2), np.int64), np.zeros((m, 4), np.int64))
+    draws = Draws(
+        flip=np.zeros(m, np.uint8),
+        shift=np.zeros((m, 2), np.int64),
+        warp=np.tile(np.eye(2), (m, 1, 1)),
+        erase=np.zeros((m, 4), np.int64),
+        contrast=np.ones(m),
+        brightness=np.zeros(m),
+        partner=np.arange(m),
+        share=np.ones(m),
+    )
     for item in augment:
         item.draw(rng, height, width, draws)
     return draws

@@ -10,9 +10,18 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastcnn.kernels.cpu import _batches
-from fastcnn.training.augment import Augmentation, check_augment, draw
+from fastcnn.training.augment import (
+    Augmentation,
+    Draws,
+    MixUp,
+    RandomAffine,
+    RandomBrightness,
+    RandomContrast,
+    check_augment,
+    draw,
+)
 
-__all__ = ["Batch", "BatchBuilder", "BatchLoader", "RngKey", "random_stream"]
+__all__ = ["Batch", "BatchBuilder", "BatchLoader", "Mix", "RngKey", "random_stream"]
 
 RngKey = tuple[int, int, int]  # seed, epoch, number of the batch in its epoch
 
@@ -115,11 +124,16 @@ class BatchBuilder:
             raise ValueError(f"{name} must be one number or one for each of {self.image_shape[2]} channels")
         return np.ascontiguousarray(np.broadcast_to(values, self.image_shape[2:]))
 
-    def build(self, index: ArrayLike, out: NDArray[Any], rng_key: RngKey | None = None) -> None:
+    def build(self, index: ArrayLike, out: NDArray[Any], rng_key: RngKey | None = None) -> Mix | None:
         """Write the images of ``index`` (m,) into ``out``, C-contiguous (m, H, W, C) of the builder's dtype.
 
         With ``rng_key`` (seed, epoch, batch number) the images are augmented; the same key changes them the
         same way. May be called from several threads at once.
+
+        Returns
+        -------
+        Mix or None
+            Which images were mixed in, if ``augment`` holds `MixUp`: partners are places in ``index``.
 
         Raises
         ------
@@ -147,17 +161,64 @@ class BatchBuilder:
                 raise IndexError(f"index {rows[outside][0]} is not one of {self.n_images} images")
             source = self._images[rows].astype(self._source_dtype, order="C").reshape(m, self._values_per_image)
             rows = np.arange(m)
-        if self.augment and rng_key is not None:
-            height, width, _ = self.image_shape
-            draws = draw(self.augment, random_stream(rng_key, _AUGMENT), m, height, width)
-            _batches.augment_batch(source, height, width, rows, self.mean, self.inv_std, *draws, target)
-        else:
+        if not self.augment or rng_key is None:
             _batches.build_batch(source, rows, self.mean, self.inv_std, target)
+            return None
+        height, width, _ = self.image_shape
+        draws = draw(self.augment, random_stream(rng_key, _AUGMENT), m, height, width)
+        if self._has(RandomAffine):
+            matrix = _source_places(draws, height, width)
+            _batches.warp_batch(source, height, width, rows, self.mean, self.inv_std, matrix, draws.erase, target)
+        else:
+            moves = draws.flip, draws.shift, draws.erase
+            _batches.augment_batch(source, height, width, rows, self.mean, self.inv_std, *moves, target)
+        if self._has(RandomContrast, RandomBrightness):
+            self._relight(out, draws)
+        if not self._has(MixUp):
+            return None
+        share = draws.share.astype(self.dtype)
+        mixed = out[draws.partner]
+        mixed -= out
+        mixed *= (1 - share).reshape(-1, 1, 1, 1)
+        out += mixed
+        return Mix(draws.partner, share)
+
+    def _has(self, *kinds: type[Augmentation]) -> bool:
+        return any(isinstance(item, kinds) for item in self.augment)
+
+    def _relight(self, x: NDArray[Any], draws: Draws) -> None:
+        """Contrast about the mean of each channel, and brightness, of scaled images in place."""
+        value_range = 255 if self._source_dtype is np.uint8 else 1
+        shape = (len(x), 1, 1, 1)
+        level = x.mean(axis=(1, 2), keepdims=True)
+        change = (draws.brightness.reshape(shape) * value_range * self.inv_std).astype(self.dtype)
+        x -= level
+        x *= draws.contrast.reshape(shape).astype(self.dtype)
+        x += level + change
 
     @property
     def _values_per_image(self) -> int:
         height, width, channels = self.image_shape
         return height * width * channels
+
+
+def _source_places(draws: Draws, height: int, width: int) -> NDArray[np.float64]:
+    """Where the pixels of an image come from that was mirrored, then shifted, then warped: see ``warp_batch``."""
+    back = np.linalg.inv(draws.warp)
+    middle = np.array([(height - 1) / 2, (width - 1) / 2])
+    start = middle - back @ middle - draws.shift
+    places = np.concatenate([back, start[..., np.newaxis]], axis=2)
+    mirrored = draws.flip == 1
+    places[mirrored, 1] *= -1
+    places[mirrored, 1, 2] += width - 1
+    return places.reshape(-1, 6)
+
+
+class Mix(NamedTuple):
+    """Of each image of a batch: what was blended with it (a place in the batch, or its label), and its own share."""
+
+    partner: NDArray[Any]  # (m,)
+    share: NDArray[Any]  # (m,)
 
 
 class Batch(NamedTuple):
@@ -167,6 +228,7 @@ class Batch(NamedTuple):
     x: NDArray[Any]  # (m, H, W, C)
     y: NDArray[Any]  # (m, ...)
     sample_weight: NDArray[Any] | None  # (m,)
+    mix: Mix | None = None  # partners as labels
 
 
 class BatchLoader:
@@ -236,9 +298,14 @@ class BatchLoader:
         def build(number: int) -> Batch:
             rows = order[number * size : (number + 1) * size]
             x = buffers[number % 2][: len(rows)]
-            self.builder.build(rows, x, (self.seed, epoch, number))
+            mix = self.builder.build(rows, x, (self.seed, epoch, number))
+            y = self.y[rows]
             weight = None if self.sample_weight is None else self.sample_weight[rows]
-            return Batch(rows, x, self.y[rows], weight)
+            if mix is None:
+                return Batch(rows, x, y, weight)
+            if weight is not None:
+                weight = mix.share * weight + (1 - mix.share) * weight[mix.partner]
+            return Batch(rows, x, y, weight, Mix(y[mix.partner], mix.share))
 
         if buffers[0].size < _THREAD_PAYS:
             yield from map(build, range(len(self)))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
 import numpy as np
 
-_RECTIFIERS = ("relu", "elu")
+KINDS = ("auto", "he", "glorot", "orthogonal")
+_RECTIFIERS = ("relu", "elu", "leaky_relu", "silu")
 
 
 def initialize(
@@ -18,8 +19,9 @@ def initialize(
     activation: str | None,
     rng: np.random.Generator,
     dtype: Any,
+    kind: str = "auto",
 ) -> np.ndarray:
-    """Weights for a layer whose output goes into `activation`: He before "relu" and "elu", Glorot otherwise.
+    """Weights for a layer whose output goes into `activation`.
 
     Parameters
     ----------
@@ -32,12 +34,18 @@ def initialize(
         What follows; None: nothing (logits).
     rng : numpy Generator
     dtype : "float32" or "float64"
+    kind : "auto", "he", "glorot" or "orthogonal"
+        "auto": He before "relu" and its kin, Glorot otherwise.
 
     Returns
     -------
     array of `shape` and `dtype`
     """
-    if activation in _RECTIFIERS:
+    if kind not in KINDS:
+        raise ValueError(f"unknown initialisation {kind!r}: expected one of {KINDS}")
+    if kind == "orthogonal":
+        return orthogonal(shape, sqrt(2.0) if activation in _RECTIFIERS else 1.0, rng).astype(dtype)
+    if kind == "he" or (kind == "auto" and activation in _RECTIFIERS):
         return he_normal(shape, fan_in, rng).astype(dtype)
     return glorot_uniform(shape, fan_in, fan_out, rng).astype(dtype)
 
@@ -62,3 +70,18 @@ def glorot_uniform(shape: Sequence[int], fan_in: int, fan_out: int, rng: np.rand
     """
     limit = sqrt(6.0 / (fan_in + fan_out))
     return rng.uniform(-limit, limit, size=tuple(shape))
+
+
+def orthogonal(shape: Sequence[int], gain: float, rng: np.random.Generator) -> np.ndarray:
+    """Orthonormal columns (or rows, where there are fewer) times `gain`, of the weights as a matrix, float64 [1]_.
+
+    References
+    ----------
+    .. [1] Saxe, McClelland and Ganguli 2014, "Exact solutions to the nonlinear dynamics of learning in deep linear
+       neural networks".
+    """
+    columns = shape[-1]
+    rows = prod(shape[:-1])
+    q, r = np.linalg.qr(rng.normal(size=(max(rows, columns), min(rows, columns))))
+    q *= np.sign(np.diagonal(r)) + (np.diagonal(r) == 0)  # so that every orthogonal matrix is as likely
+    return gain * (q if rows >= columns else q.T).reshape(shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from time import perf_counter
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fastcnn.training.averaging import ParameterAverage
 from fastcnn.training.callbacks import BatchInfo, EpochInfo, FitInfo
 
 __all__ = ["History", "train"]
@@ -76,6 +77,8 @@ def train(
     early_stopping: bool = False,
     validate: Callable[[], tuple[float, float]] | None = None,
     label_smoothing: float = 0.0,
+    ema_decay: float | None = None,
+    micro_batch_size: int | None = None,
     callbacks: Iterable[Any] = (),
     start_epoch: int = 0,
     history: History | None = None,
@@ -104,6 +107,11 @@ def train(
     validate : callable or None
         ``validate() -> (score, loss)`` at the end of each epoch; a higher score is better.
     label_smoothing : float in [0, 1)
+    ema_decay : float in (0, 1) or None
+        The parameters are averaged over the steps, each weighing so much less than the next; validation sees the
+        averaged ones, and they are what training ends with. None: not averaged.
+    micro_batch_size : int or None
+        See `Network.train_step`.
     callbacks : iterable of Callback
     start_epoch : int
         Number (from 0) of the first epoch: what the shuffling, the augmentation and `schedule` go on from.
@@ -128,25 +136,28 @@ def train(
     callbacks = tuple(callbacks)
     patience = _Patience(tol, n_iter_no_change)
     good, best = _copies(network), None
+    average = None if ema_decay is None else ParameterAverage(network, ema_decay)
+    step = _Step(network, schedule, label_smoothing, micro_batch_size, average)
     end = start_epoch + max_iter
     try:
         _call(callbacks, "on_fit_begin", FitInfo(network, start_epoch, end, len(loader)))
         for epoch in range(start_epoch, end):
             _call(callbacks, "on_epoch_begin", epoch + 1)
-            info = _train_epoch(network, loader, epoch, end, schedule, label_smoothing, callbacks, history)
+            info = _train_epoch(step, loader, epoch, end, callbacks, history)
             if info is None:
                 history.reason = "diverged"
                 break
             value = -info.loss
-            if validate is not None:
-                score, loss = map(float, validate())
-                info = info._replace(validation_score=score, validation_loss=loss)
-                value = score if early_stopping else value
-            good = _copies(network)
-            if _record(history, info, early_stopping) and early_stopping:
-                best = good
-            patience.see(value)
-            stop = _call(callbacks, "on_epoch_end", info)
+            with nullcontext() if average is None else average.in_place():
+                if validate is not None:
+                    score, loss = map(float, validate())
+                    info = info._replace(validation_score=score, validation_loss=loss)
+                    value = score if early_stopping else value
+                good = _copies(network)
+                if _record(history, info, early_stopping) and early_stopping:
+                    best = good
+                patience.see(value)
+                stop = _call(callbacks, "on_epoch_end", info)
             if patience.exhausted or stop:
                 history.reason = "tol" if patience.exhausted else "callback"
                 break
@@ -156,21 +167,41 @@ def train(
         if history.reason == "diverged" or not _is_finite(network):
             network.load_params(good)
             network.optimizer.reset()
+        elif average is not None:
+            network.load_params(average.values)
         if best is not None:
             network.load_params(best)
         _call(callbacks, "on_fit_end", history)
     return history
 
 
+@dataclass
+class _Step:
+    """One mini-batch's training."""
+
+    network: Any
+    schedule: Callable[[int], float]
+    label_smoothing: float
+    micro_batch_size: int | None
+    average: ParameterAverage | None
+
+    def __call__(self, batch: Any, number: int) -> float:
+        self.network.optimizer.learning_rate = self.schedule(number)
+        loss = self.network.train_step(
+            batch.x,
+            batch.y,
+            batch.sample_weight,
+            label_smoothing=self.label_smoothing,
+            mix=batch.mix,
+            micro_batch_size=self.micro_batch_size,
+        )
+        if self.average is not None and isfinite(loss):
+            self.average.update()
+        return loss
+
+
 def _train_epoch(
-    network: Any,
-    loader: Any,
-    epoch: int,
-    end: int,
-    schedule: Callable[[int], float],
-    label_smoothing: float,
-    callbacks: tuple[Any, ...],
-    history: History,
+    step: _Step, loader: Any, epoch: int, end: int, callbacks: tuple[Any, ...], history: History
 ) -> EpochInfo | None:
     """Go through the batches once; None if the loss or a parameter is not finite any more."""
     loss_sum = weight_sum = 0.0
@@ -179,8 +210,7 @@ def _train_epoch(
     next_tick = start + _TICK
     with closing(loader.epoch(epoch)) as batches:
         for number, batch in enumerate(batches):
-            network.optimizer.learning_rate = schedule(epoch * len(loader) + number)
-            loss = network.train_step(batch.x, batch.y, batch.sample_weight, label_smoothing=label_smoothing)
+            loss = step(batch, epoch * len(loader) + number)
             if not isfinite(loss):
                 return None
             m = len(batch.x)
@@ -199,7 +229,7 @@ def _train_epoch(
                     BatchInfo(epoch + 1, number + 1, mean, n_samples / (now - start)),
                 )
     seconds = perf_counter() - start
-    if not _is_finite(network):  # the last update's loss is never computed
+    if not _is_finite(step.network):  # the last update's loss is never computed
         return None
     return EpochInfo(
         epoch=epoch + 1,
@@ -208,7 +238,7 @@ def _train_epoch(
         loss=loss_sum / weight_sum if weight_sum else 0.0,
         validation_score=None,
         validation_loss=None,
-        learning_rate=network.optimizer.learning_rate,
+        learning_rate=step.network.optimizer.learning_rate,
         seconds=seconds,
         images_per_second=n_samples / seconds,
     )

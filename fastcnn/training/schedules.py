@@ -11,7 +11,9 @@ SCHEDULES = ("constant", "cosine", "onecycle", "step")
 Schedule = Callable[[int], float]
 
 
-def make_schedule(name: str, learning_rate_init: float, total_steps: int, steps_per_epoch: int = 1) -> Schedule:
+def make_schedule(
+    name: str, learning_rate_init: float, total_steps: int, steps_per_epoch: int = 1, warmup: float | None = None
+) -> Schedule:
     """The schedule called `name`, over `total_steps` steps.
 
     Parameters
@@ -23,6 +25,9 @@ def make_schedule(name: str, learning_rate_init: float, total_steps: int, steps_
         Mini-batches in the whole training.
     steps_per_epoch : int >= 1
         "step" drops at the start of an epoch.
+    warmup : float in [0, 1) or None
+        Share of the steps in which the learning rate rises: "onecycle" on half a cosine, the others on a line from
+        0. None: 0.3 for "onecycle", else none.
 
     Returns
     -------
@@ -40,13 +45,17 @@ def make_schedule(name: str, learning_rate_init: float, total_steps: int, steps_
     for label, value in (("total_steps", total_steps), ("steps_per_epoch", steps_per_epoch)):
         if value < 1:
             raise ValueError(f"{label} must be at least 1, got {value!r}")
-    if name == "cosine":
-        return Cosine(learning_rate_init, total_steps)
+    if warmup is not None and not 0 <= warmup < 1:
+        raise ValueError(f"warmup must be in [0, 1), got {warmup!r}")
     if name == "onecycle":
-        return OneCycle(learning_rate_init, total_steps)
-    if name == "step":
-        return StepDecay(learning_rate_init, total_steps, steps_per_epoch)
-    return Constant(learning_rate_init)
+        return OneCycle(learning_rate_init, total_steps, **({} if warmup is None else {"warmup": warmup}))
+    rising = round((warmup or 0.0) * total_steps)
+    schedule: Schedule = Constant(learning_rate_init)
+    if name == "cosine":
+        schedule = Cosine(learning_rate_init, total_steps - rising)
+    elif name == "step":
+        schedule = StepDecay(learning_rate_init, total_steps, steps_per_epoch)
+    return Warmup(schedule, rising, shift=name == "cosine") if rising else schedule
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,26 @@ class Constant:
 
     def __call__(self, step: int) -> float:
         return self.learning_rate
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """Up to what `schedule` begins with on a line, in `steps` steps, so that the first step is not 0 [1]_; `shift`:
+    the schedule begins after that.
+
+    References
+    ----------
+    .. [1] Goyal et al. 2017, "Accurate, large minibatch SGD: training ImageNet in 1 hour", section 2.2.
+    """
+
+    schedule: Schedule
+    steps: int
+    shift: bool = False
+
+    def __call__(self, step: int) -> float:
+        if step < self.steps:
+            return self.schedule(0) * (step + 1) / self.steps
+        return self.schedule(step - self.steps if self.shift else step)
 
 
 @dataclass(frozen=True)

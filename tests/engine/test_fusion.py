@@ -3,7 +3,20 @@
 import pytest
 
 from fastcnn.engine.fusion import fuse_ops, single_ops
-from fastcnn.layers import AvgPool2D, BatchNorm, Conv2D, Dense, Dropout, Flatten, MaxPool2D, ReLU, Tanh
+from fastcnn.layers import (
+    AvgPool2D,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    LeakyReLU,
+    MaxPool2D,
+    ReLU,
+    Residual,
+    SiLU,
+    Tanh,
+)
 
 pytestmark = pytest.mark.small
 
@@ -35,6 +48,33 @@ def test_longest_chain_first(layers, labels):
     groups = fuse_ops(ops, lambda kernel: True)
     assert [group.label for group in groups] == labels
     assert [op for group in groups for op in group.ops] == ops
+
+
+@pytest.mark.parametrize(
+    ("layers", "labels"),
+    [
+        ([Conv2D(4, use_bias=False), BatchNorm(), ReLU(), MaxPool2D()], ["conv2d+batchnorm+relu+maxpool2d"]),
+        ([Conv2D(4), BatchNorm(), MaxPool2D(), ReLU()], ["conv2d+bias+batchnorm+maxpool2d+relu"]),
+        ([Conv2D(4), BatchNorm(), SiLU(), MaxPool2D()], ["conv2d+bias+batchnorm", "silu", "maxpool2d"]),
+        ([Conv2D(4), BatchNorm(), AvgPool2D()], ["conv2d+bias+batchnorm", "avgpool2d"]),
+        ([Conv2D(4), ReLU(), BatchNorm(), ReLU()], ["conv2d+bias+relu", "batchnorm+relu"]),
+        ([Flatten(), Dense(5, use_bias=False), BatchNorm(), Tanh()], ["flatten", "dense+batchnorm+tanh"]),
+    ],
+)
+def test_normalisation_is_folded_in_inference(layers, labels):
+    ops = lower(layers)
+    assert [group.label for group in fuse_ops(ops, lambda kernel: True, inference=True)] == labels
+    training = [group.label for group in fuse_ops(ops, lambda kernel: True)]
+    assert not any("batchnorm" in label and "conv2d" in label for label in training)
+
+
+def test_residual():
+    inner = [Conv2D(4, use_bias=False), BatchNorm(), LeakyReLU(), Conv2D(2)]
+    ops = lower([Residual(inner), ReLU(), Residual([SiLU(), Conv2D(3, stride=2)], [Conv2D(3, 1, 2)])])
+    assert [group.label for group in fuse_ops(ops, lambda kernel: True)] == [
+        "fork", "conv2d", "batchnorm+leaky_relu", "conv2d+bias", "join+relu",
+        "fork", "silu", "conv2d+bias", "swap", "conv2d+bias", "join",
+    ]  # fmt: skip
 
 
 def test_only_what_the_backend_has():

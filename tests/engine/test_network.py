@@ -21,8 +21,12 @@ from fastcnn.layers import (
     Dropout,
     Flatten,
     GlobalAvgPool2D,
+    LeakyReLU,
     MaxPool2D,
     ReLU,
+    Residual,
+    SiLU,
+    SpatialDropout,
     Tanh,
 )
 from fastcnn.training.optimizers import SGD, Adam, AdamW
@@ -39,6 +43,11 @@ CHAINS = {
               Dense(3)], (9, 7, 2)),
     "overlap": ([Conv2D(5, (3, 2), dilation=(1, 2), padding=((2, 1), (0, 3))), ELU(), MaxPool2D(3, 2, 1),
                  Conv2D(3, 1, activation="relu"), MaxPool2D(2, 1), Flatten(), Dense(4)], (8, 7, 3)),
+    "residual": ([Residual([Conv2D(3), LeakyReLU(0.2), Conv2D(2)]), ELU(0.8),
+                  Residual([Conv2D(5, 3, 2, use_bias=False), BatchNorm(), SiLU(), Conv2D(5)],
+                           [Conv2D(5, 1, 2), BatchNorm()]),
+                  Residual([Residual([SiLU()]), Conv2D(5, 3, groups=5), Conv2D(5, 1)]), GlobalAvgPool2D(),
+                  Residual([Dense(5)], [Dense(5)]), Dense(3)], (7, 6, 2)),
     "dense": ([BatchNorm(), Dense(9, activation="elu"), Dense(5, use_bias=False), ReLU(), Dense(3)], (6,)),
 }  # fmt: skip
 
@@ -93,20 +102,32 @@ def chains(draw):
     shape = (draw(st.integers(3, 9)), draw(st.integers(3, 9)), draw(st.integers(1, 4)))
     layers, now = [], shape
     for _ in range(draw(st.integers(1, 5))):
-        kind = draw(st.sampled_from(["conv", "conv", "max", "avg", "act", "norm"]))
+        kind = draw(st.sampled_from(["conv", "conv", "max", "avg", "act", "norm", "skip"]))
         if kind == "conv":
             groups = draw(st.sampled_from([1, now[2]]))
             layer = Conv2D(
                 groups * draw(st.integers(1, 5)), (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
                 stride=draw(st.integers(1, 2)), padding=draw(st.sampled_from(["same", 1, ((2, 0), (1, 1))])),
                 groups=groups, use_bias=draw(st.booleans()),
-                activation=draw(st.sampled_from([None, "relu", "elu", "tanh"])),
+                activation=draw(st.sampled_from([None, "relu", "elu", "tanh", "leaky_relu", "silu"])),
             )  # fmt: skip
+        elif kind == "skip":
+            inner = [
+                Conv2D(draw(st.integers(1, 4)), use_bias=False),
+                BatchNorm(),
+                *draw(st.sampled_from([[], [SiLU()]])),
+            ]
+            skip = [Conv2D(inner[0].filters, 1)] if draw(st.booleans()) else []
+            layer = Residual(inner, skip)
         elif kind in ("max", "avg"):
             pool = MaxPool2D if kind == "max" else AvgPool2D
             layer = pool(draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.sampled_from(["same", "valid"])))
         else:
-            layer = draw(st.sampled_from([ReLU(), ELU(0.6), Tanh()])) if kind == "act" else BatchNorm()
+            layer = (
+                draw(st.sampled_from([ReLU(), ELU(0.6), Tanh(), LeakyReLU(0.1), SiLU()]))
+                if kind == "act"
+                else BatchNorm()
+            )
         try:
             after = layer.output_shape(now)
         except ValueError:
@@ -339,3 +360,86 @@ def test_pytorch_agrees():
     np.testing.assert_allclose(net.forward(x, training=True), y.detach().numpy(), rtol=1e-10)
     np.testing.assert_allclose(net.backward(dy), theirs.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(net.grads["0.weight"], twin[0].weight.grad.numpy().transpose(2, 3, 1, 0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_parts_of_a_batch_add_up(device):
+    layers = [Conv2D(4, activation="tanh"), AvgPool2D(), Dense(3)]
+    x, labels, weights = batch((8, 8, 2), 11), np.arange(11) % 3, np.linspace(0, 2, 11)
+    whole, parts = (
+        Network(layers, (8, 8, 2), dtype="float64", device=device, random_state=0, optimizer=SGD(0.1)) for _ in range(2)
+    )
+    for _ in range(3):
+        loss = whole.train_step(x, labels, weights, 0.1)
+        assert parts.train_step(x, labels, weights, 0.1, micro_batch_size=4) == pytest.approx(loss, rel=1e-12)
+    for name, value in whole.params.items():
+        np.testing.assert_allclose(parts.params[name], value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_a_blend_of_labels_is_a_blend_of_losses(device, micro_batch_size):
+    layers = [Conv2D(4, activation="tanh"), Dense(3)]
+    x, labels, others = batch((5, 5, 1), 7), np.arange(7) % 3, np.arange(7) // 3
+    shares, weights = np.linspace(0, 1, 7), np.linspace(1, 2, 7)
+    kept = {"dtype": "float64", "device": device, "random_state": 0}
+    mixed = Network(layers, (5, 5, 1), **kept, optimizer=SGD(0.1))
+    loss = mixed.train_step(x, labels, weights, 0.1, mix=(others, shares), micro_batch_size=micro_batch_size)
+    # Each image twice, once with each label, weighted by its share.
+    twice = Network(layers, (5, 5, 1), **kept, optimizer=SGD(0.1))
+    both = np.concatenate([labels, others]), np.concatenate([weights * shares, weights * (1 - shares)])
+    assert twice.train_step(np.concatenate([x, x]), *both, 0.1) == pytest.approx(loss, rel=1e-12)
+    for name, value in twice.params.items():
+        np.testing.assert_allclose(mixed.params[name], value, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="label 9 is out of range"):
+        mixed.train_step(x, labels, mix=(np.full(7, 9), shares))
+
+
+def test_folded_normalisation_is_the_unfolded(monkeypatch):
+    layers = [
+        Conv2D(8, use_bias=False), BatchNorm(), ReLU(), MaxPool2D(), Conv2D(8), BatchNorm(), SiLU(),
+        Conv2D(8, groups=8), BatchNorm(), Dense(6, use_bias=False), BatchNorm(), Tanh(), Dense(3),
+    ]  # fmt: skip
+    x = batch((12, 12, 3), 5)
+    for dtype, tolerance in (("float64", 1e-11), ("float32", 2e-5)):
+        net, plain = (Network(layers, (12, 12, 3), dtype=dtype, fuse=fuse, random_state=0) for fuse in (True, False))
+        randomize(net)
+        plain.load_params(net.params)
+        np.testing.assert_allclose(net.forward(x), plain.forward(x), rtol=tolerance, atol=tolerance)
+        assert "batchnorm_fold" in net.plan.describe() and "batchnorm_fold" not in plain.plan.describe()
+        net.train_step(x, [0, 1, 2, 0, 1])  # the statistics move, and the next fold sees it
+        plain.load_params(net.params)
+        np.testing.assert_allclose(net.forward(x), plain.forward(x), rtol=tolerance, atol=tolerance)
+
+
+def test_spatial_dropout():
+    net = Network([SpatialDropout(0.5)], (6, 7, 40), dtype="float64", random_state=0)
+    x = np.ones((50, 6, 7, 40))
+    y = net.forward(x, training=True)
+    kept = y[:, 0, 0] == 2
+    assert 0.4 < kept.mean() < 0.6
+    np.testing.assert_array_equal(y, np.where(kept[:, None, None], 2.0, 0.0) * x)
+    np.testing.assert_array_equal(net.backward(x), y)
+    np.testing.assert_array_equal(net.forward(x), x)
+    assert not np.array_equal(net.forward(x, training=True), y)
+
+
+def test_residual_blocks_share_memory_rightly():
+    """Against the same sums written out, over several batch sizes: a skip must survive what lies beside it."""
+    inner = [Conv2D(4), ReLU(), Conv2D(4)]
+    net = Network(
+        [Residual(inner), ReLU(), Residual(inner, [Conv2D(4, 1)])], (9, 9, 4), dtype="float64", random_state=0
+    )
+    randomize(net)
+
+    def part(prefix, layers, x):
+        alone = Network(layers, (9, 9, 4), dtype="float64")
+        alone.load_params({n.removeprefix(prefix): v for n, v in net.params.items() if n.startswith(prefix)})
+        return alone.forward(x)
+
+    for n in (1, 3, 8):
+        x = batch((9, 9, 4), n, seed=n)
+        first = np.maximum(x + part("0.layers.", inner, x), 0)
+        expected = part("2.layers.", inner, first) + part("2.skip.", [Conv2D(4, 1)], first)
+        for training in (False, True):
+            np.testing.assert_allclose(net.forward(x, training=training), expected, rtol=1e-10, atol=1e-10)

@@ -287,6 +287,28 @@ def activation_backward(backend, y, dy, activation):
     return dx
 
 
+def add_forward(backend, a, b, activation):
+    with Outputs() as out:
+        y = out(a.shape, a.dtype)
+        backend.add_forward(a, b, activation, y)
+    return y
+
+
+def spatial_dropout_forward(backend, x, rate, state):
+    """y, mask."""
+    with Outputs() as out:
+        y, mask = out(x.shape, x.dtype), out((x.shape[0], x.shape[2]), np.uint8)
+        backend.spatial_dropout_forward(x, rate, state, y, mask)
+    return y, mask
+
+
+def spatial_dropout_backward(backend, dy, mask, rate):
+    with Outputs() as out:
+        dx = out(dy.shape, dy.dtype)
+        backend.spatial_dropout_backward(dy, mask, rate, dx)
+    return dx
+
+
 def dropout_forward(backend, x, rate, state):
     """y, mask."""
     with Outputs() as out:
@@ -317,6 +339,14 @@ def batchnorm_inference(backend, x, gamma, beta, running_mean, running_var, epsi
         y = out(x.shape, x.dtype)
         backend.batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, activation, y)
     return y
+
+
+def batchnorm_fold(backend, weight, bias, gamma, beta, running_mean, running_var, epsilon):
+    """new_weight, new_bias."""
+    with Outputs() as out:
+        new_weight, new_bias = out(weight.shape, weight.dtype), out(gamma.shape, weight.dtype)
+        backend.batchnorm_fold(weight, bias, gamma, beta, running_mean, running_var, epsilon, new_weight, new_bias)
+    return new_weight, new_bias
 
 
 def batchnorm_backward(backend, x, gamma, mean, inv_std, dy, want_dx=True, y=None, activation=IDENTITY):

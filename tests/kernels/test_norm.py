@@ -172,3 +172,21 @@ def test_gradients_by_central_differences(backend, shape):
     harness.elementwise_gradient_check(lambda v: loss(gamma=v), gamma, dgamma)
     harness.elementwise_gradient_check(lambda v: loss(beta=v), beta, dbeta)
     harness.directional_gradient_check(lambda v: loss(x=v), x, dx, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (9, 5), (288, 64)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_folded_weights_normalise_too(backend, shape, with_bias, dtype):
+    weight, _, gamma, beta, *running = arrays(shape, dtype)
+    bias = gamma[::-1].copy() if with_bias else np.empty(0, dtype)
+    new_weight, new_bias = same_bits_on_threads(
+        lambda: harness.batchnorm_fold(backend, weight, bias, gamma, beta, *running, EPSILON)
+    )
+    x = np.random.default_rng(5).standard_normal((7, shape[0]))
+    plain = x @ weight.astype(np.float64) + (bias.astype(np.float64) if with_bias else 0)
+    mean, var = (vector.astype(np.float64) for vector in running)
+    scale = gamma.astype(np.float64) / np.sqrt(var + EPSILON)
+    expected = (plain - mean) * scale + beta.astype(np.float64)
+    size = (abs(x) @ abs(weight.astype(np.float64)) + abs(mean) + 1) * abs(scale) + abs(beta)
+    actual = x @ new_weight.astype(np.float64) + new_bias.astype(np.float64)
+    assert_close(actual.astype(dtype), expected, size, tolerance=8)

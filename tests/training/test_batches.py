@@ -8,8 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
+from fastcnn.training import augment as augmentation
 from fastcnn.training import batches
-from fastcnn.training.augment import RandomErasing, RandomHorizontalFlip, RandomShift
+from fastcnn.training.augment import (
+    MixUp,
+    RandomAffine,
+    RandomBrightness,
+    RandomContrast,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomShift,
+)
 from fastcnn.training.batches import BatchBuilder, BatchLoader
 
 pytestmark = pytest.mark.small
@@ -254,3 +263,101 @@ def test_a_failing_build_surfaces_where_its_batch_is_asked_for(threaded):
             seen.append(batch.y)  # noqa: PERF401
     assert len(seen) == 2
     assert not build_threads()
+
+
+# ------------------------------------------------------------------------------------------- warped, lit, mixed
+
+
+def warped(images, monkeypatch, augment=(), **values):
+    """`images` with the drawn numbers replaced by `values`."""
+    original = augmentation.draw
+
+    def fixed(*args):
+        draws = original(*args)
+        return draws._replace(**{name: np.asarray(value, getattr(draws, name).dtype) for name, value in values.items()})
+
+    monkeypatch.setattr(batches, "draw", fixed)
+    builder = BatchBuilder(images, images.shape[1:], 0.0, 1.0, [RandomAffine(), *augment], dtype=np.float64)
+    return built(builder, np.arange(len(images)), (0, 0, 0))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+def test_quarter_turns_are_exact(dtype, monkeypatch):
+    images = images_of(dtype, (3, 5, 5, 2))
+    turns = [np.rint([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) for a in np.pi / 2 * np.arange(3)]
+    out = warped(images, monkeypatch, warp=turns)
+    assert_array_equal(out, [np.rot90(image, k) for k, image in enumerate(images)])
+
+
+def test_a_warp_that_changes_nothing_is_the_plain_augmentation(monkeypatch):
+    images = images_of(np.uint8)
+    plain = BatchBuilder(images, (5, 4, 3), [1, 2, 3], [0.5, 0.3, 0.1], AUGMENT)
+    still = BatchBuilder(images, (5, 4, 3), [1, 2, 3], [0.5, 0.3, 0.1], [*AUGMENT, RandomAffine(0, (1, 1))])
+    original = augmentation.draw
+    monkeypatch.setattr(batches, "draw", lambda _, *args: original(plain.augment, *args))
+    index = [3, 0, 11, 3, 5, 7]
+    for batch in range(5):
+        key = (1, 2, batch)
+        np.testing.assert_allclose(built(still, index, key), built(plain, index, key), rtol=1e-6, atol=1e-6)
+
+
+def test_warp_is_bilinear_and_zero_outside(monkeypatch):
+    images = images_of(np.float64, (1, 6, 7, 2))
+    warp = np.array([[[0.9, 0.3], [-0.2, 1.2]]])
+    out = warped(images, monkeypatch, warp=warp, shift=[[1, -2]], erase=[[0, 0, 2, 1]])
+    back, middle = np.linalg.inv(warp[0]), np.array([2.5, 3.0])
+    padded = np.zeros((30, 30, 2))
+    padded[10:16, 10:17] = images[0]
+    for y, x in np.ndindex(6, 7):
+        row, column = back @ (np.array([y, x]) - middle) + middle - [1, -2] + 10
+        top, left = int(np.floor(row)), int(np.floor(column))
+        a, b = row - top, column - left
+        corners = padded[top : top + 2, left : left + 2]
+        expected = (1 - a) * ((1 - b) * corners[0, 0] + b * corners[0, 1])
+        expected += a * ((1 - b) * corners[1, 0] + b * corners[1, 1])
+        np.testing.assert_allclose(out[0, y, x], 0 if y < 2 and x < 1 else expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "value_range"), [(np.uint8, 255), (np.float64, 1)])
+def test_contrast_and_brightness(dtype, value_range, monkeypatch):
+    images = images_of(dtype)
+    light = [RandomContrast(), RandomBrightness()]
+    contrast, brightness = np.linspace(0.5, 1.5, 12), np.linspace(-0.2, 0.2, 12)
+    out = warped(
+        images, monkeypatch, light, warp=np.tile(np.eye(2), (12, 1, 1)), contrast=contrast, brightness=brightness
+    )
+    level = images.mean(axis=(1, 2), keepdims=True)
+    factor, change = contrast.reshape(-1, 1, 1, 1), brightness.reshape(-1, 1, 1, 1) * value_range
+    np.testing.assert_allclose(out, level + factor * (images - level) + change, atol=1e-9)
+
+
+def test_mixup():
+    images, y = images_of(np.uint8), np.arange(12)
+    weight = np.linspace(1, 2, 12)
+    builder = BatchBuilder(images, (5, 4, 3), 0.0, 1.0, [MixUp(1.0)], dtype=np.float64)
+    (batch,) = BatchLoader(builder, y, weight, batch_size=12, shuffle=True).epoch(0)
+    share = batch.mix.share
+    assert share.min() < 0.2 and share.max() > 0.8
+    images, mixed = images.astype(float), share.reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(batch.x, mixed * images[batch.y] + (1 - mixed) * images[batch.mix.partner], atol=1e-9)
+    expected = share * weight[batch.y] + (1 - share) * weight[batch.mix.partner]
+    np.testing.assert_allclose(batch.sample_weight, expected)
+    assert built(builder, [3])[0].tolist() == images[3].tolist()  # without a key nothing is mixed
+
+
+def test_the_same_key_warps_alike_whatever_the_thread():
+    images = images_of(np.uint8)
+    everything = [*AUGMENT, RandomAffine(20, (0.8, 1.2), 10), RandomContrast(), RandomBrightness(), MixUp()]
+    builder = BatchBuilder(images, (5, 4, 3), 1.0, 0.5, everything)
+    alone = built(builder, np.arange(12), (5, 1, 2))
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(built(builder, np.arange(12), (5, 1, 2)))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for other in found:
+        assert_array_equal(other, alone)
+    assert not np.array_equal(built(builder, np.arange(12), (5, 1, 3)), alone)

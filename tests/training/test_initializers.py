@@ -43,3 +43,22 @@ def test_both_dtypes_start_from_the_same_values(activation):
 def test_the_seed_decides():
     assert_array_equal(drawn("relu"), drawn("relu"))
     assert not np.array_equal(drawn("relu"), drawn("relu", seed=1))
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 60), (50, 20), (7, 90), (5, 5)])
+@pytest.mark.parametrize("activation", ["relu", None])
+def test_orthogonal(shape, activation):
+    weights = initialize(shape, 1, 1, activation, np.random.default_rng(0), "float64", "orthogonal")
+    matrix = weights.reshape(-1, shape[-1])
+    gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+    np.testing.assert_allclose(gram, np.eye(len(gram)) * (2 if activation else 1), atol=1e-12)
+
+
+def test_a_kind_that_is_asked_for():
+    def variance(kind):
+        return initialize(SHAPE, FAN_IN, FAN_OUT, None, np.random.default_rng(0), "float64", kind).var()
+
+    assert variance("he") == pytest.approx(2 / FAN_IN, rel=0.03)
+    assert variance("glorot") == variance("auto") == pytest.approx(2 / (FAN_IN + FAN_OUT), rel=0.03)
+    with pytest.raises(ValueError, match="unknown initialisation 'zeros'"):
+        variance("zeros")

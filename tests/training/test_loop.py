@@ -40,7 +40,7 @@ class SoftmaxRegression:
     def logits(self, x):
         return x.reshape(len(x), -1) @ self.params["0.weight"] + self.params["0.bias"]
 
-    def train_step(self, x, labels, sample_weight=None, label_smoothing=0.0):
+    def train_step(self, x, labels, sample_weight=None, label_smoothing=0.0, mix=None, micro_batch_size=None):
         self.rates.append(self.optimizer.learning_rate)
         self.smoothing.add(label_smoothing)
         weights = np.ones(len(x)) if sample_weight is None else sample_weight
@@ -58,6 +58,7 @@ class Batch(NamedTuple):
     x: np.ndarray
     y: np.ndarray
     sample_weight: np.ndarray | None
+    mix: None = None
 
 
 class Loader:
@@ -424,7 +425,7 @@ def test_no_epochs():
 
 def test_weights_that_sum_to_zero():
     class Weightless(SoftmaxRegression):
-        def train_step(self, x, labels, sample_weight=None, label_smoothing=0.0):
+        def train_step(self, x, labels, sample_weight=None, label_smoothing=0.0, **rest):
             return 0.0
 
     loader = Loader()

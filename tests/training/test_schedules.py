@@ -100,3 +100,21 @@ def test_schedules_are_values(name):
 def test_bad_values(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_schedule(*arguments)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "step"])
+def test_warmup_rises_on_a_line(name):
+    schedule = make_schedule(name, 0.8, 100, warmup=0.2)
+    assert values(schedule, 20) == pytest.approx([0.8 * (i + 1) / 20 for i in range(20)])
+    assert schedule(20) == 0.8
+    if name == "cosine":
+        assert schedule(60) == pytest.approx(0.4) and schedule(100) == 0
+    assert make_schedule(name, 0.8, 100, warmup=0.0)(0) == 0.8
+
+
+def test_warmup_of_onecycle():
+    schedule = make_schedule("onecycle", 0.5, 100, warmup=0.1)
+    assert schedule(10) == 0.5 == max(values(schedule, 100))
+    assert make_schedule("onecycle", 0.5, 100, warmup=0.0)(0) == 0.5
+    with pytest.raises(ValueError, match="warmup"):
+        make_schedule("cosine", 0.5, 100, warmup=1.0)

@@ -25,6 +25,17 @@ def augment_batch(
     erase: NDArray[np.int64],
     out: Real,
 ) -> None: ...
+def warp_batch(
+    images: Source,
+    height: int,
+    width: int,
+    index: NDArray[np.int64],
+    mean: NDArray[np.float64],
+    inv_std: NDArray[np.float64],
+    matrix: NDArray[np.float64],
+    erase: NDArray[np.int64],
+    out: Real,
+) -> None: ...
 def channel_mean_std(
     images: Source, channels: int, index: NDArray[np.int64] | None = None
 ) -> tuple[list[float], list[float]]: ...

@@ -4,7 +4,7 @@ The set stays as it was given (uint8, float32 or float64; read-only and memory-m
 rows asked for are read. Arithmetic is in double and rounded to the batch's dtype at the end.
 """
 
-from libc.math cimport sqrt
+from libc.math cimport floor, sqrt
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
@@ -236,6 +236,99 @@ def augment_batch(const source[:, :] images, Py_ssize_t height, Py_ssize_t width
     free(scale)
     if scale == NULL or zero == NULL:
         raise MemoryError
+
+
+cdef double value_at(const source* image, Py_ssize_t height, Py_ssize_t width, Py_ssize_t channels,
+                     Py_ssize_t y, Py_ssize_t x, Py_ssize_t c) noexcept nogil:
+    """A pixel's value; outside the image 0."""
+    if y < 0 or y >= height or x < 0 or x >= width:
+        return 0.0
+    return image[(y * width + x) * channels + c]
+
+
+cdef void warp_image(const source* image, Py_ssize_t height, Py_ssize_t width, Py_ssize_t channels,
+                     const double* matrix, const double[::1] mean, const double[::1] inv_std,
+                     real* out) noexcept nogil:
+    cdef Py_ssize_t y, x, c, top, left
+    cdef double sy, sx, down, right, upper, lower
+    cdef const source* corner
+    for y in range(height):
+        for x in range(width):
+            sy = matrix[0] * y + matrix[1] * x + matrix[2]
+            sx = matrix[3] * y + matrix[4] * x + matrix[5]
+            # Far outside everything is 0, and the conversion to an integer stays defined. NaN is far outside.
+            if not (-1 < sy < height and -1 < sx < width):
+                for c in range(channels):
+                    out[(y * width + x) * channels + c] = <real> ((0.0 - mean[c]) * inv_std[c])
+                continue
+            top, left = <Py_ssize_t> floor(sy), <Py_ssize_t> floor(sx)
+            down, right = sy - top, sx - left
+            if top >= 0 and left >= 0 and top + 1 < height and left + 1 < width:
+                corner = image + (top * width + left) * channels
+                for c in range(channels):
+                    upper = (1 - right) * corner[c] + right * corner[channels + c]
+                    lower = (1 - right) * corner[width * channels + c] + right * corner[(width + 1) * channels + c]
+                    out[(y * width + x) * channels + c] = <real> (
+                        ((1 - down) * upper + down * lower - mean[c]) * inv_std[c])
+                continue
+            for c in range(channels):
+                upper = ((1 - right) * value_at(image, height, width, channels, top, left, c)
+                         + right * value_at(image, height, width, channels, top, left + 1, c))
+                lower = ((1 - right) * value_at(image, height, width, channels, top + 1, left, c)
+                         + right * value_at(image, height, width, channels, top + 1, left + 1, c))
+                out[(y * width + x) * channels + c] = <real> (
+                    ((1 - down) * upper + down * lower - mean[c]) * inv_std[c])
+
+
+def warp_batch(const source[:, :] images, Py_ssize_t height, Py_ssize_t width, const int64_t[::1] index,
+               const double[::1] mean, const double[::1] inv_std, const double[:, ::1] matrix,
+               const int64_t[:, ::1] erase, real[:, ::1] out):
+    """``build_batch`` of images that are moved by an affine map, then partly erased, before they are scaled.
+
+    Between pixels values are interpolated bilinearly; outside an image they are 0.
+
+    Parameters
+    ----------
+    images, index, mean, inv_std, out : as for ``build_batch``, ``H = height`` and ``W = width``
+    matrix : float64 array (m, 6)
+        Row and column in the source of the pixel in row y, column x that leaves: ``matrix[0] * y + matrix[1] * x +
+        matrix[2]`` and ``matrix[3] * y + matrix[4] * x + matrix[5]``.
+    erase : as for ``augment_batch``
+
+    Raises
+    ------
+    IndexError
+        An index outside ``[0, n)``; ``out`` is untouched.
+    ValueError
+        Sizes that do not fit.
+    """
+    cdef Py_ssize_t m = index.shape[0]
+    cdef Py_ssize_t n_values = images.shape[1]
+    cdef Py_ssize_t channels = mean.shape[0]
+    cdef Py_ssize_t i, y, x, c, top, left, bottom, right
+
+    check_rows(n_values, images.strides[1], sizeof(source), channels)
+    if height < 0 or width < 0 or height * width * channels != n_values:
+        raise ValueError(f"rows of {n_values} values are not images of {(height, width, channels)}")
+    check_sizes("inv_std, one value per channel", inv_std.shape[0], channels)
+    check_sizes("rows of out, one per index", out.shape[0], m)
+    check_sizes("columns of out, the values of one image", out.shape[1], n_values)
+    check_sizes("matrix, one per index", matrix.shape[0], m)
+    check_sizes("columns of matrix", matrix.shape[1], 6)
+    check_sizes("erase, one rectangle per index", erase.shape[0], m)
+    check_sizes("columns of erase (top, left, height, width)", erase.shape[1], 4)
+    check_index(index, images.shape[0])
+    if m == 0 or n_values == 0:
+        return
+    with nogil:
+        for i in range(m):
+            warp_image(&images[index[i], 0], height, width, channels, &matrix[i, 0], mean, inv_std, &out[i, 0])
+            cut(erase[i, 0], erase[i, 2], height, &top, &bottom)
+            cut(erase[i, 1], erase[i, 3], width, &left, &right)
+            for y in range(top, bottom):
+                for x in range(left, right):
+                    for c in range(channels):
+                        out[i, (y * width + x) * channels + c] = <real> ((0.0 - mean[c]) * inv_std[c])
 
 
 cdef void add_bytes(const uint8_t* values, Py_ssize_t size, uint32_t* total, uint32_t* squares) noexcept nogil:

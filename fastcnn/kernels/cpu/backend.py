@@ -19,14 +19,17 @@ from fastcnn.kernels.cpu.dense import (
 from fastcnn.kernels.cpu.elementwise import (
     activation_backward,
     activation_forward,
+    add_forward,
     bias_backward,
     bias_forward,
     dropout_backward,
     dropout_forward,
+    spatial_dropout_backward,
+    spatial_dropout_forward,
 )
 from fastcnn.kernels.cpu.launch import record
 from fastcnn.kernels.cpu.losses import softmax, softmax_cross_entropy
-from fastcnn.kernels.cpu.norm import batchnorm_backward, batchnorm_forward, batchnorm_inference
+from fastcnn.kernels.cpu.norm import batchnorm_backward, batchnorm_fold, batchnorm_forward, batchnorm_inference
 from fastcnn.kernels.cpu.optimizers import adam_update, sgd_update, sum_squares
 from fastcnn.kernels.cpu.pool import (
     avgpool2d_backward,
@@ -40,9 +43,11 @@ __all__ = [
     "activation_backward",
     "activation_forward",
     "adam_update",
+    "add_forward",
     "avgpool2d_backward",
     "avgpool2d_forward",
     "batchnorm_backward",
+    "batchnorm_fold",
     "batchnorm_forward",
     "batchnorm_inference",
     "bias_backward",
@@ -68,6 +73,8 @@ __all__ = [
     "sgd_update",
     "softmax",
     "softmax_cross_entropy",
+    "spatial_dropout_backward",
+    "spatial_dropout_forward",
     "sum_squares",
     "threads",
 ]

@@ -85,6 +85,31 @@ def activation_backward(y, dy, activation, dx):
     launch(kernel, y.size, y.size, y.reshape(-1), dy.reshape(-1), alpha, dx.reshape(-1))
 
 
+@Kernel
+def _add(start, stop, lane, args):
+    a, b, no_bias, act, y, activate = unpack(args)
+    zero = y.dtype.type(0)
+    for first in range(start, stop, 1024):  # as in `_activate`
+        last = min(first + 1024, stop)
+        if act[0] == 1:
+            for i in range(first, last):
+                v = a[U(i)] + b[U(i)]
+                y[U(i)] = zero if v <= zero else v
+            continue
+        for i in range(first, last):
+            y[U(i)] = a[U(i)] + b[U(i)]
+        if act[0] > 1:
+            call(activate, first, last, lane, (y, 1, no_bias, act))
+
+
+def add_forward(a, b, activation, y):
+    """y = activation(a + b), any one shape."""
+    a, b = as_input(a), as_input(b)
+    no_bias, activate = np.empty(0, a.dtype), activate_address(a.dtype, activation)
+    flat = a.reshape(-1), b.reshape(-1), no_bias, tuple(activation), y.reshape(-1), activate
+    launch(_add, a.size, a.size, *flat)
+
+
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
@@ -108,10 +133,14 @@ def _drop(start, stop, lane, args):
         y[U(i)] = x[U(i)] * scale if keep else 0
 
 
+def _threshold_and_scale(rate, dtype):
+    return np.uint64(int(rate * 2**32)), dtype.type(1 / (1 - rate))
+
+
 def dropout_forward(x, rate, state, y, mask):
     """y = x / (1 - rate) where kept, else 0; the mask is the contract's function of (seed, step, place)."""
     x = as_input(x)
-    threshold, scale = np.uint64(int(rate * 2**32)), y.dtype.type(1 / (1 - rate))
+    threshold, scale = _threshold_and_scale(rate, y.dtype)
     with np.errstate(over="ignore"):  # without Numba, NumPy's scalars warn of the wrap-around that is meant
         launch(_drop, x.size, 4 * x.size, x.reshape(-1), state, threshold, scale, y.reshape(-1), mask.reshape(-1))
 
@@ -137,3 +166,39 @@ def dropout_backward(dy, mask, rate, dx):
         dx.dtype.type(1 / (1 - rate)),
         dx.reshape(-1),
     )
+
+
+@Kernel
+def _draw(start, stop, lane, args):
+    state, threshold, mask = unpack(args)
+    base = _mix64(state[0] + state[1] * _GAMMA)
+    for i in range(start, stop):
+        mask[U(i)] = (_mix64(base + np.uint64(i + 1) * _GAMMA) >> _S32) >= threshold
+
+
+@Kernel
+def _scale_channels(start, stop, lane, args):
+    """y = x * scale where the mask of image and channel is not 0, else 0."""
+    x, mask, scale, pixels, y = unpack(args)
+    zero, c = scale - scale, mask.shape[1]
+    for n in range(start, stop):
+        for at in range(n * pixels * c, (n + 1) * pixels * c, c):
+            for j in range(c):
+                v = x[U(at + j)] * scale  # of every element, as in `_drop_backward`
+                y[U(at + j)] = v if mask[n, U(j)] != 0 else zero
+
+
+def spatial_dropout_forward(x, rate, state, y, mask):
+    """y = x / (1 - rate) where the channel is kept, else 0."""
+    x = as_input(x)
+    threshold, scale = _threshold_and_scale(rate, y.dtype)
+    with np.errstate(over="ignore"):  # as in `dropout_forward`
+        launch(_draw, mask.size, 4 * mask.size, state, threshold, mask.reshape(-1))
+    launch(_scale_channels, len(x), x.size, x.reshape(-1), mask, scale, x.shape[1], y.reshape(-1))
+
+
+def spatial_dropout_backward(dy, mask, rate, dx):
+    """dx = dy / (1 - rate) where the channel was kept, else 0."""
+    dy, mask = as_input(dy), as_input(mask)
+    _, scale = _threshold_and_scale(rate, dx.dtype)
+    launch(_scale_channels, len(dy), dy.size, dy.reshape(-1), mask, scale, dy.shape[1], dx.reshape(-1))

@@ -65,6 +65,16 @@ def activate_kernel(code):
         elif code == 3:
             for i in range(start, start + pixels * k):
                 y[U(i)] = tanh(y[U(i)])
+        elif code == 4:
+            alpha = y.dtype.type(act[1])
+            for i in range(start, start + pixels * k):
+                v = y[U(i)]
+                y[U(i)] = v if v > zero else alpha * v
+        elif code == 5:
+            half, lowest = y.dtype.type(0.5), y.dtype.type(-3e38)  # minus infinity times 0 would be NaN
+            for i in range(start, start + pixels * k):
+                v = half * (lowest if y[U(i)] < lowest else y[U(i)])
+                y[U(i)] = v + v * tanh(v)
 
     return activate_rows
 
@@ -131,13 +141,21 @@ def pool_kernel(window, padded, want_argmax):
 
 @jit
 def _slope(y, code, alpha, one):
-    """The activation's derivative, from its output y; all selects, so that loops over it run as vectors."""
+    """The activation's derivative, from its output y (silu's from its input); all selects, so that loops over it run
+    as vectors.
+    """
     if code == 1:
         return one if y > 0 else one - one
     if code == 2:
         return one if y > 0 else y + alpha
     if code == 3:
         return one - y * y
+    if code == 4:
+        return one if y > 0 else alpha
+    if code == 5:
+        half = one / (one + one)
+        s = half + half * tanh(half * y)
+        return s + y * s * (one - s)
     return one
 
 

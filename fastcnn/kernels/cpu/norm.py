@@ -127,6 +127,32 @@ def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, acti
     _launch_normalise(x, gamma, beta, mean, inv_std, activation, y)
 
 
+@Kernel
+def _fold_vectors(start, stop, lane, args):
+    bias, gamma, beta, running_mean, running_var, epsilon, scale, new_bias = unpack(args)
+    for j in range(start, stop):
+        scale[U(j)] = gamma[U(j)] / math.sqrt(np.float64(running_var[U(j)]) + epsilon)
+        before = bias[U(j)] if bias.shape[0] else bias.dtype.type(0)
+        new_bias[U(j)] = beta[U(j)] + (before - running_mean[U(j)]) * scale[U(j)]
+
+
+@Kernel
+def _fold_rows(start, stop, lane, args):
+    weight, scale, new_weight = unpack(args)
+    k = scale.shape[0]
+    for at in range(start * k, stop * k, k):
+        for j in range(k):
+            new_weight[U(at + j)] = weight[U(at + j)] * scale[U(j)]
+
+
+def batchnorm_fold(weight, bias, gamma, beta, running_mean, running_var, epsilon, new_weight, new_bias):
+    """Weights and bias that do the inference-mode batch normalisation after them too."""
+    weight, bias, gamma, beta, mean, var = (as_input(a) for a in (weight, bias, gamma, beta, running_mean, running_var))
+    scale = np.empty(gamma.size, weight.dtype)
+    launch(_fold_vectors, gamma.size, 0, bias, gamma, beta, mean, var, float(epsilon), scale, new_bias)
+    launch(_fold_rows, len(weight), weight.size, weight.reshape(-1), scale, new_weight.reshape(-1))
+
+
 @ExactKernel
 def _block_gradients(start, stop, lane, args):
     """dz, the gradient before the activation; and each block's sums of dz and of dz * (x - mean)."""

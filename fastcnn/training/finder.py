@@ -1,0 +1,95 @@
+"""The learning-rate range test: one short training with a learning rate that grows step by step."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from itertools import chain, count
+from math import isfinite
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["LearningRates", "find_learning_rate"]
+
+
+class LearningRates(NamedTuple):
+    """What `find_learning_rate` saw.
+
+    Attributes
+    ----------
+    suggestion : float
+        The learning rate at which the loss fell fastest. A schedule that warms up, such as "onecycle", takes some
+        times as much as its highest.
+    learning_rates, losses : ndarray (steps,)
+        The losses are smoothed.
+    """
+
+    suggestion: float
+    learning_rates: np.ndarray
+    losses: np.ndarray
+
+
+def find_learning_rate(
+    network: Any,
+    loader: Any,
+    *,
+    lowest: float = 1e-6,
+    highest: float = 1.0,
+    steps: int = 100,
+    smoothing: float = 0.9,
+    too_much: float = 4.0,
+) -> LearningRates:
+    """Train a copy of `network` with learning rates from `lowest` up to `highest`, and see how the loss falls [1]_.
+
+    Parameters
+    ----------
+    network : Network
+        It stays as it is.
+    loader : BatchLoader
+        Its epochs are gone through, as often as `steps` asks for.
+    lowest, highest : float
+        The learning rate grows between them by the same factor in each step.
+    steps : int >= 10
+        Mini-batches, at most.
+    smoothing : float in [0, 1)
+        Of the moving average of the losses.
+    too_much : float > 1
+        The test ends where the average is so many times its lowest value, or no number.
+
+    Returns
+    -------
+    LearningRates
+
+    Raises
+    ------
+    ValueError
+        If a value is out of its range, there are no batches, or the loss is no number from the start.
+
+    References
+    ----------
+    .. [1] Smith 2017, "Cyclical learning rates for training neural networks", section 3.3.
+    """
+    if not 0 < lowest < highest:
+        raise ValueError(f"expected 0 < lowest < highest, got {lowest!r} and {highest!r}")
+    if steps < 10 or not 0 <= smoothing < 1 or not too_much > 1:
+        raise ValueError("expected steps >= 10, smoothing in [0, 1) and too_much > 1")
+    if len(loader) == 0:
+        raise ValueError("there are no batches to train on")
+    trained = deepcopy(network)
+    rates = np.geomspace(lowest, highest, steps)
+    losses: list[float] = []
+    average = 0.0
+    batches = chain.from_iterable(map(loader.epoch, count()))
+    for i, (rate, batch) in enumerate(zip(rates, batches, strict=False)):
+        trained.optimizer.learning_rate = float(rate)
+        loss = trained.train_step(batch.x, batch.y, batch.sample_weight, mix=batch.mix)
+        average = smoothing * average + (1 - smoothing) * loss
+        level = average / (1 - smoothing ** (i + 1))
+        if not isfinite(level) or (losses and level > too_much * min(losses)):
+            break
+        losses.append(level)
+    if len(losses) < 3:
+        raise ValueError("the loss is no finite number, or grows, from the start: is the input scaled?")
+    seen = rates[: len(losses)]
+    fall = np.gradient(np.array(losses), np.log(seen))
+    return LearningRates(float(seen[int(np.argmin(fall))]), seen, np.array(losses))
