@@ -240,6 +240,9 @@ def _emit_batchnorm(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -
     if not e.training:
         e.step(name, "batchnorm_inference", xr, gamma, beta, *running, op.epsilon, activation, yr)
     mean, inv_std = (e.buffer(f"{name} {what}", (c,), "workspace") for what in ("mean", "inv_std"))
+    pooling = group.find("maxpool2d")
+    if pooling:
+        return _emit_batchnorm_pool(e, group, name, (x, y), (mean, inv_std), activation, pooling.geometry)
     if e.training:
         args = (xr, gamma, beta, *running, op.momentum, op.epsilon, activation, yr, mean, inv_std)
         e.step(name, "batchnorm_forward", *args)
@@ -250,6 +253,24 @@ def _emit_batchnorm(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -
         seen = yr if act else rows(dy, c)  # without an activation y is not looked at, and need not live so long
         args = (xr, gamma, mean, inv_std, seen, rows(dy, c), activation, out, dgamma, dbeta)
         e.step(name, "batchnorm_backward", *args)
+
+    return backward
+
+
+def _emit_batchnorm_pool(
+    e: Emitter, group: Group, name: str, ends: tuple[Buffer, Buffer], moments: tuple[Buffer, Buffer], activation: Any,
+    pool: Any,
+) -> Backward:  # fmt: skip
+    (x, y), (mean, inv_std), op = ends, moments, group.head
+    vectors = [e.param(group, "batchnorm", what) for what in ("weight", "bias", "running_mean", "running_var")]
+    argmax = e.batched(f"{name} argmax", group.out_shape, "workspace", argmax_dtype(pool))
+    args = (x, *vectors, op.momentum, op.epsilon, activation, pool, y, argmax, mean, inv_std)
+    e.step(name, "batchnorm_pool_forward", *args)
+
+    def backward(dy: Buffer, dx: Buffer | np.ndarray) -> None:
+        dgamma, dbeta = e.grad(group, "batchnorm", "weight"), e.grad(group, "batchnorm", "bias")
+        args = (x, vectors[0], mean, inv_std, y, argmax, dy, activation, pool, dx, dgamma, dbeta)
+        e.step(name, "batchnorm_pool_backward", *args)
 
     return backward
 

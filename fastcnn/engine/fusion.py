@@ -7,7 +7,7 @@ rewrite takes stays an op of its own, which every backend can run, so an unfused
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastcnn.engine.ops import Group, Op
 
@@ -15,6 +15,18 @@ from fastcnn.engine.ops import Group, Op
 class Rewrite(NamedTuple):
     kinds: tuple[str, ...]
     kernel: str
+    fits: Callable[[Sequence[Op]], bool] = lambda ops: True
+
+
+def _side_by_side(ops: Sequence[Op]) -> bool:
+    """Batch normalisation, an activation or none, and a pooling: whether their common kernel can do it."""
+    g: Any = next(op.geometry for op in ops if op.kind == "maxpool2d")
+    return (
+        (g.r, g.s) == (g.stride_h, g.stride_w)
+        and not (g.pad_top or g.pad_left or g.pad_bottom or g.pad_right)
+        and g.r * g.s <= 256
+        and all(op.activation.code <= 1 for op in ops)
+    )
 
 
 def _chains(head: str, tails: tuple[tuple[str, ...], ...], kernel: str) -> list[Rewrite]:
@@ -29,7 +41,11 @@ REWRITES = sorted(
         "conv2d_block_forward",
     )
     + _chains("dense", (("activation",), ()), "dense_forward")
-    + [Rewrite(("batchnorm", "activation"), "batchnorm_forward"), Rewrite(("join", "activation"), "add_forward")],
+    + [Rewrite(("batchnorm", "activation"), "batchnorm_forward"), Rewrite(("join", "activation"), "add_forward")]
+    + [
+        Rewrite(("batchnorm", *rest), "batchnorm_pool_forward", _side_by_side)
+        for rest in (("activation", "maxpool2d"), ("maxpool2d", "activation"), ("maxpool2d",))
+    ],
     key=lambda rewrite: -len(rewrite.kinds),
 )
 # In inference batch normalisation is a scale and a shift, which go into the weights before it.
@@ -42,7 +58,10 @@ _FOLDED = [
 _FOLDED += [
     Rewrite((head, *bias, "batchnorm"), "batchnorm_fold") for head in ("conv2d", "dense") for bias in (("bias",), ())
 ]
-INFERENCE_REWRITES = sorted(REWRITES + _FOLDED, key=lambda rewrite: -len(rewrite.kinds))
+INFERENCE_REWRITES = sorted(
+    [rewrite for rewrite in REWRITES if rewrite.kernel != "batchnorm_pool_forward"] + _FOLDED,
+    key=lambda rewrite: -len(rewrite.kinds),
+)
 
 
 def fuse_ops(ops: Sequence[Op], has_kernel: Callable[[str], bool], inference: bool = False) -> tuple[Group, ...]:
@@ -52,7 +71,11 @@ def fuse_ops(ops: Sequence[Op], has_kernel: Callable[[str], bool], inference: bo
     groups: list[Group] = []
     i = 0
     while i < len(ops):
-        matches = (len(r.kinds) for r in rewrites if kinds[i : i + len(r.kinds)] == r.kinds and has_kernel(r.kernel))
+        matches = (
+            len(r.kinds)
+            for r in rewrites
+            if kinds[i : i + len(r.kinds)] == r.kinds and has_kernel(r.kernel) and r.fits(ops[i : i + len(r.kinds)])
+        )
         length = next(matches, 1)
         groups.append(Group(tuple(ops[i : i + length])))
         i += length

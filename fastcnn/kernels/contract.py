@@ -155,6 +155,19 @@ def batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, d
     """Gradients of the training-mode batch normalisation and the activation after it, from its output y."""
 
 
+def batchnorm_pool_forward(
+    x, gamma, beta, running_mean, running_var, momentum, epsilon, activation, geometry, y, argmax, mean, inv_std
+):
+    """Training: y (N,P,Q,C) = maxpool(activation(batch normalisation of x (N,H,W,C))), argmax as y's shape; the rest as
+    `batchnorm_forward`. Windows lie side by side (steps are their sizes, no padding) and have up to 256 pixels; the
+    activation is identity or relu.
+    """
+
+
+def batchnorm_pool_backward(x, gamma, mean, inv_std, y, argmax, dy, activation, geometry, dx, dgamma, dbeta):
+    """Gradients of `batchnorm_pool_forward`, from its output y."""
+
+
 def softmax(logits, proba):
     """proba (N,n_classes): softmax of each row."""
 

@@ -370,6 +370,28 @@ def batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, d
         dbeta[...] = sum_dy
 
 
+def batchnorm_pool_forward(
+    x, gamma, beta, running_mean, running_var, momentum, epsilon, activation, geometry, y, argmax, mean, inv_std
+):
+    """y = maxpool(activation(normalised x)); the activation is monotonic, so the pool comes first."""
+    normalised, plain = np.empty_like(x), activation._replace(code=0)
+    rows = normalised.reshape(-1, x.shape[-1])
+    moved = running_mean, running_var, momentum, epsilon
+    batchnorm_forward(x.reshape(rows.shape), gamma, beta, *moved, plain, rows, mean, inv_std)
+    maxpool2d_forward(normalised, geometry, y, argmax)
+    activation_forward(y, activation, y)
+
+
+def batchnorm_pool_backward(x, gamma, mean, inv_std, y, argmax, dy, activation, geometry, dx, dgamma, dbeta):
+    """Gradients of `batchnorm_pool_forward`: back through the activation, the pool, the normalisation."""
+    dpooled, dz, plain = np.empty_like(dy), np.empty_like(x), activation._replace(code=0)
+    activation_backward(y, dy, activation, dpooled)
+    maxpool2d_backward(dpooled, argmax, geometry, dz)
+    rows = dz.reshape(-1, x.shape[-1])
+    out = dx.reshape(rows.shape) if dx.size else dx
+    batchnorm_backward(x.reshape(rows.shape), gamma, mean, inv_std, rows, rows, plain, out, dgamma, dbeta)
+
+
 # ----------------------------------------------------------------------------------------------------- losses
 
 

@@ -43,6 +43,8 @@ CHAINS = {
               Dense(3)], (9, 7, 2)),
     "overlap": ([Conv2D(5, (3, 2), dilation=(1, 2), padding=((2, 1), (0, 3))), ELU(), MaxPool2D(3, 2, 1),
                  Conv2D(3, 1, activation="relu"), MaxPool2D(2, 1), Flatten(), Dense(4)], (8, 7, 3)),
+    "normed pools": ([Conv2D(5), BatchNorm(), ReLU(), MaxPool2D(), BatchNorm(), MaxPool2D(2), ReLU(), Conv2D(3),
+                      BatchNorm(), MaxPool2D((1, 2)), Dense(3)], (9, 11, 2)),
     "residual": ([Residual([Conv2D(3), LeakyReLU(0.2), Conv2D(2)]), ELU(0.8),
                   Residual([Conv2D(5, 3, 2, use_bias=False), BatchNorm(), SiLU(), Conv2D(5)],
                            [Conv2D(5, 1, 2), BatchNorm()]),

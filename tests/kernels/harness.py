@@ -341,6 +341,29 @@ def batchnorm_inference(backend, x, gamma, beta, running_mean, running_var, epsi
     return y
 
 
+def batchnorm_pool_forward(backend, x, gamma, beta, running_mean, running_var, momentum, epsilon, activation, g):
+    """y, argmax, mean, inv_std, and the running statistics after the call."""
+    with Outputs() as out:
+        shape = (len(x), g.p, g.q, g.c)
+        y, argmax, mean, inv_std = out(shape, x.dtype), out(shape, np.uint8), *(out(gamma.shape, x.dtype) for _ in "mi")
+        moved = out(gamma.shape, x.dtype), out(gamma.shape, x.dtype)
+        moved[0][...], moved[1][...] = running_mean, running_var
+        backend.batchnorm_pool_forward(
+            x, gamma, beta, *moved, momentum, epsilon, activation, g, y, argmax, mean, inv_std
+        )
+    return y, argmax, mean, inv_std, *moved
+
+
+def batchnorm_pool_backward(backend, x, gamma, mean, inv_std, y, argmax, dy, activation, g, want_dx=True):
+    """dx, dgamma, dbeta."""
+    with Outputs() as out:
+        dx = out(x.shape, x.dtype, want_dx)
+        dgamma, dbeta = out(gamma.shape, x.dtype), out(gamma.shape, x.dtype)
+        args = x, gamma, mean, inv_std, y, argmax, dy, activation, g, dx, dgamma, dbeta
+        backend.batchnorm_pool_backward(*args)
+    return dx, dgamma, dbeta
+
+
 def batchnorm_fold(backend, weight, bias, gamma, beta, running_mean, running_var, epsilon):
     """new_weight, new_bias."""
     with Outputs() as out:

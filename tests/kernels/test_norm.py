@@ -1,10 +1,12 @@
 """Batch normalisation."""
 
+import math
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fastcnn.engine.ops import activation
+from fastcnn.engine.ops import activation, pool_geometry
 from fastcnn.kernels import reference
 from tests.kernels import harness
 from tests.kernels.harness import assert_close, assert_same_bits, same_bits_on_threads
@@ -190,3 +192,88 @@ def test_folded_weights_normalise_too(backend, shape, with_bias, dtype):
     size = (abs(x) @ abs(weight.astype(np.float64)) + abs(mean) + 1) * abs(scale) + abs(beta)
     actual = x @ new_weight.astype(np.float64) + new_bias.astype(np.float64)
     assert_close(actual.astype(dtype), expected, size, tolerance=8)
+
+
+# ---------------------------------------------------------------------------------------------------- with pooling
+
+POOLED = {  # images, pool
+    "even": ((3, 6, 8, 16), 2),
+    "odd": ((2, 7, 5, 9), 2),
+    "few channels": ((2, 4, 4, 3), 2),
+    "wide": ((2, 9, 6, 33), (3, 2)),
+    "whole image": ((4, 3, 3, 8), 3),
+    "many": ((37, 16, 16, 32), 2),
+}
+
+
+def pooled(name, dtype, seed=0):
+    """x, dy, gamma, beta, running statistics, the pool's geometry."""
+    shape, size = POOLED[name]
+    g = pool_geometry(shape[1:], size)
+    rows, _, *vectors = arrays((math.prod(shape[:3]), shape[3]), dtype, seed)
+    dy = np.random.default_rng(seed + 1).standard_normal((shape[0], g.p, g.q, g.c)).astype(dtype)
+    vectors[0][::2] *= -1  # a negative scale turns the order of the pixels round
+    return rows.reshape(shape), dy, *vectors, g
+
+
+@pytest.mark.parametrize("act", ["identity", "relu"])
+@pytest.mark.parametrize("name", POOLED)
+def test_normalise_and_pool(backend, name, act, dtype):
+    x, dy, gamma, beta, *running, g = pooled(name, dtype)
+    act, c = activation(act), gamma.size
+    y, argmax, mean, inv_std, *moved = same_bits_on_threads(
+        lambda: harness.batchnorm_pool_forward(backend, x, gamma, beta, *running, 0.9, EPSILON, act, g)
+    )
+    alone = harness.batchnorm_forward(backend, x.reshape(-1, c), gamma, beta, *running, 0.9, EPSILON)
+    for actual, expected in zip((mean, inv_std, *moved), alone[1:], strict=True):
+        assert_same_bits(actual, expected)
+    wide = [a.astype(np.float64) for a in (x, dy, gamma, beta, *running)]
+    right = harness.batchnorm_pool_forward(reference, wide[0], *wide[2:], 0.9, EPSILON, act, g)
+    size = abs(x).max() * abs(right[3] * gamma).max() + abs(beta).max()
+    assert_close(y, right[0], np.full(y.shape, size))
+    assert (argmax == right[1]).mean() > 0.999  # all but what ties within rounding
+
+    dx, dgamma, dbeta = same_bits_on_threads(
+        lambda: harness.batchnorm_pool_backward(backend, x, gamma, mean, inv_std, y, argmax, dy, act, g)
+    )
+    kept = right[0].astype(dtype), argmax
+    expected = harness.batchnorm_pool_backward(
+        reference, wide[0], wide[2], right[2], right[3], kept[0].astype(np.float64), argmax, wide[1], act, g
+    )
+    terms = dy.size * 4.0
+    assert_close(dbeta, expected[2], np.full(c, terms / c))
+    assert_close(dgamma, expected[1], np.full(c, terms / c))
+    assert_close(dx, expected[0], np.full(x.shape, 8 * abs(right[3] * gamma).max()))
+    without = harness.batchnorm_pool_backward(backend, x, gamma, mean, inv_std, y, argmax, dy, act, g, want_dx=False)
+    assert_same_bits(without[1], dgamma)
+    assert_same_bits(without[2], dbeta)
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("name", ["odd", "few channels"])
+def test_pooled_gradients_by_central_differences(backend, name):
+    x, dy, gamma, beta, *running, g = pooled(name, np.float64, seed=4)
+    act = activation("relu")
+
+    def run(x=x, gamma=gamma, beta=beta):
+        return harness.batchnorm_pool_forward(backend, x, gamma, beta, *running, 0.9, EPSILON, act, g)
+
+    y, argmax, mean, inv_std, *_ = run()
+    dx, dgamma, dbeta = harness.batchnorm_pool_backward(backend, x, gamma, mean, inv_std, y, argmax, dy, act, g)
+    rng = np.random.default_rng(1)
+    harness.directional_gradient_check(lambda v: float((dy * run(x=v)[0]).sum()), x, dx, rng)
+    harness.elementwise_gradient_check(lambda v: float((dy * run(gamma=v)[0]).sum()), gamma, dgamma)
+    harness.elementwise_gradient_check(lambda v: float((dy * run(beta=v)[0]).sum()), beta, dbeta)
+
+
+@pytest.mark.small
+def test_nan_spoils_its_pooled_channel_only(backend, dtype):
+    x, dy, gamma, beta, *running, g = pooled("few channels", dtype)
+    x[1, 2, 3, 1] = np.nan
+    act = activation("relu")
+    y, argmax, mean, inv_std, *_ = harness.batchnorm_pool_forward(
+        backend, x, gamma, beta, *running, 0.9, EPSILON, act, g
+    )
+    assert np.isnan(y[..., 1]).all() and not np.isnan(y[..., [0, 2]]).any()
+    dx, dgamma, _ = harness.batchnorm_pool_backward(backend, x, gamma, mean, inv_std, y, argmax, dy, act, g)
+    assert np.isnan(dx[..., 1]).all() and np.isnan(dgamma[1]) and not np.isnan(dx[..., [0, 2]]).any()

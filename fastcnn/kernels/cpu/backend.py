@@ -30,6 +30,7 @@ from fastcnn.kernels.cpu.elementwise import (
 from fastcnn.kernels.cpu.launch import record
 from fastcnn.kernels.cpu.losses import softmax, softmax_cross_entropy
 from fastcnn.kernels.cpu.norm import batchnorm_backward, batchnorm_fold, batchnorm_forward, batchnorm_inference
+from fastcnn.kernels.cpu.norm_pool import batchnorm_pool_backward, batchnorm_pool_forward
 from fastcnn.kernels.cpu.optimizers import adam_update, sgd_update, sum_squares
 from fastcnn.kernels.cpu.pool import (
     avgpool2d_backward,
@@ -50,6 +51,8 @@ __all__ = [
     "batchnorm_fold",
     "batchnorm_forward",
     "batchnorm_inference",
+    "batchnorm_pool_backward",
+    "batchnorm_pool_forward",
     "bias_backward",
     "bias_forward",
     "conv2d_algorithm",

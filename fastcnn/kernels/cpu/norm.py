@@ -19,7 +19,8 @@ BLOCK_ROWS = 256
 MAX_BLOCKS = 256
 
 
-def _blocks(rows: int) -> int:
+def batch_blocks(rows: int) -> int:
+    """Into how many blocks the rows are cut."""
     return max(1, min(MAX_BLOCKS, -(-rows // BLOCK_ROWS)))
 
 
@@ -99,16 +100,21 @@ def _launch_normalise(x, gamma, beta, mean, inv_std, activation, y):
     )  # fmt: skip
 
 
+def launch_moments(x, c, running_mean, running_var, momentum, epsilon, mean, inv_std):
+    """The batch's statistics of x, rows of c channels; the running ones move."""
+    blocks = batch_blocks(x.size // max(c, 1))
+    sums = np.empty(2 * blocks * c)
+    launch(_block_moments, blocks, x.size, x, c, sums)
+    launch(
+        _merge_moments, c, 4 * sums.size, x, running_mean, running_var, float(momentum), float(epsilon), mean, inv_std,
+        sums,
+    )  # fmt: skip
+
+
 def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, activation, y, mean, inv_std):
     """Training: normalises by the batch's statistics, saves them, and moves the running ones in place."""
     x, gamma, beta = as_input(x), as_input(gamma), as_input(beta)
-    sums = np.empty(2 * _blocks(x.shape[0]) * gamma.size)
-    flat = x.reshape(-1)
-    launch(_block_moments, _blocks(x.shape[0]), x.size, flat, gamma.size, sums)
-    launch(
-        _merge_moments, gamma.size, 4 * sums.size, flat, running_mean, running_var, float(momentum), float(epsilon),
-        mean, inv_std, sums,
-    )  # fmt: skip
+    launch_moments(x.reshape(-1), gamma.size, running_mean, running_var, momentum, epsilon, mean, inv_std)
     _launch_normalise(x, gamma, beta, mean, inv_std, activation, y)
 
 
@@ -210,17 +216,23 @@ def _input_gradient(start, stop, lane, args):
             dx[U(i + j)] = gamma[U(j)] * inv_std[U(j)] * (dx[U(i + j)] - kind(level[U(j)]) - away)
 
 
+def merge_gradients(sums, rows, inv_std, dgamma, dbeta):
+    """dgamma and dbeta from the blocks' sums; what the input's gradient has less: a level, and a pull to the mean."""
+    c = inv_std.size
+    launch(_merge_gradients, c, 4 * sums.size, sums, rows, inv_std, dgamma, dbeta)
+    return sums[-2 * c : -c], sums[-c:]
+
+
 def batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, dbeta):
     """Gradients of the training-mode batch normalisation (Ioffe and Szegedy 2015, section 3)."""
     x, gamma, y, dy, mean, inv_std = (as_input(a) for a in (x, gamma, y, dy, mean, inv_std))
-    rows, c, blocks = x.shape[0], gamma.size, _blocks(x.shape[0])
+    rows, c, blocks = x.shape[0], gamma.size, batch_blocks(x.shape[0])
     sums = np.empty(2 * (blocks + 1) * c)
     flat, dz = x.reshape(-1), dx.reshape(-1) if dx.size else np.empty(x.size, x.dtype)
     launch(
         _block_gradients, blocks, x.size, flat, y.reshape(-1), dy.reshape(-1), mean,
         gradient_address(y.dtype, activation), float(activation.alpha), sums, dz,
     )  # fmt: skip
-    launch(_merge_gradients, c, 4 * sums.size, sums, rows, inv_std, dgamma, dbeta)
+    level, pull = merge_gradients(sums, rows, inv_std, dgamma, dbeta)
     if dx.size:
-        level, pull = sums[2 * blocks * c : (2 * blocks + 1) * c], sums[(2 * blocks + 1) * c :]
         launch(_input_gradient, rows, x.size, flat, gamma, mean, inv_std, level, pull, dz)
