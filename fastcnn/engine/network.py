@@ -236,6 +236,12 @@ class Network:
         """
         x = self._checked_input(x)
         n = len(x)
+        if sample_weight is None and mix is None and (micro_batch_size or n) >= n > 0:
+            labels = self._checked_labels(n, labels)
+            with self._lock, self._kernels.threads(self.n_jobs):
+                losses = self._ready(x, "training").train(labels, label_smoothing)
+                self.optimizer.update(self._kernels, self._flat, self._flat_grads)
+                return float(losses.sum(dtype=np.float64)) / n
         labels, weights = self._checked_targets(n, labels, sample_weight)
         if mix is not None:
             mix = self._checked_targets(n, *mix)
@@ -295,14 +301,19 @@ class Network:
                 self._kernels.softmax(plan.output, proba)
         return proba
 
-    def _run_forward(self, x: np.ndarray, mode: str) -> Plan:
+    def _ready(self, x: np.ndarray, mode: str) -> Plan:
+        """The plan for `x`, which is its input now."""
         plan = self._plan_for(len(x), mode)
         if mode != "inference":
             self._dropout[:, 1] += 1
         np.copyto(plan.input, x)  # type: ignore[arg-type]
+        self._last_plan = plan
+        return plan
+
+    def _run_forward(self, x: np.ndarray, mode: str) -> Plan:
+        plan = self._ready(x, mode)
         with self._kernels.threads(self.n_jobs):
             plan.forward()
-        self._last_plan = plan
         return plan
 
     def _plan_for(self, batch: int, mode: str) -> Plan:
@@ -331,7 +342,7 @@ class Network:
             raise ValueError(f"x has dtype {x.dtype}, expected numbers")
         return x
 
-    def _checked_targets(self, n: int, labels: Any, sample_weight: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _checked_labels(self, n: int, labels: Any) -> np.ndarray:
         if len(self.output_shape) != 1:
             raise ValueError(
                 f"train_step needs an output of shape (n_classes,), this network gives {self.output_shape}"
@@ -343,6 +354,10 @@ class Network:
         if n and (labels.min() < 0 or labels.max() >= self.output_shape[0]):
             wrong = labels[(labels < 0) | (labels >= self.output_shape[0])][0]
             raise ValueError(f"label {wrong} is out of range: expected 0 to {self.output_shape[0] - 1}")
+        return labels
+
+    def _checked_targets(self, n: int, labels: Any, sample_weight: Any) -> tuple[np.ndarray, np.ndarray]:
+        labels = self._checked_labels(n, labels)
         if sample_weight is None:
             return labels, np.ones(n, self.dtype)
         weights = np.asarray(sample_weight, self.dtype)

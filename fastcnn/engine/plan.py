@@ -32,17 +32,19 @@ class Plan:
 
     def __init__(
         self, mode: str, batch: int, steps: tuple[Step, ...], n_forward: int, buffers: Mapping[Buffer, np.ndarray],
-        ends: Mapping[str, np.ndarray | None], memory: np.ndarray, arena_bytes: int,
-        record: Callable[..., Callable[[], None]],
+        ends: Mapping[str, np.ndarray | None], memory: np.ndarray, arena_bytes: int, kernels: ModuleType,
     ) -> None:  # fmt: skip
         self.memory = memory
         self.mode, self.batch, self.buffers, self.arena_bytes = mode, batch, buffers, arena_bytes
         self.forward_steps, self.backward_steps = steps[:n_forward], steps[n_forward:]
         self.input, self.output = ends["input"], ends["output"]
         self.output_grad, self.input_grad = ends["output_grad"], ends["input_grad"]
-        self._forward, self._backward = (
-            record([(step.kernel, step.args) for step in part]) for part in (self.forward_steps, self.backward_steps)
-        )
+        self._kernels = kernels
+        self._forward, self._backward = self._record(self.forward_steps), self._record(self.backward_steps)
+        self._training: tuple[float, Callable[[], None], np.ndarray, np.ndarray] | None = None
+
+    def _record(self, steps: Sequence[Step]) -> Callable[[], None]:
+        return self._kernels.record([(step.kernel, step.args) for step in steps])
 
     def forward(self) -> None:
         """`input` -> `output`."""
@@ -51,6 +53,23 @@ class Plan:
     def backward(self) -> None:
         """`output_grad` -> the parameters' gradients (and `input_grad` where the mode has it)."""
         self._backward()
+
+    def train(self, labels: np.ndarray, smoothing: float) -> np.ndarray:
+        """`input` -> the parameters' gradients of the mean cross-entropy against `labels`; each sample's loss.
+
+        All of it is one program: launched alone, the loss would cost a small network as much as a layer does.
+        """
+        if self._training is None or self._training[0] != smoothing:
+            kept = np.zeros(self.batch, np.int64)
+            losses = np.empty(self.batch, self.output.dtype)  # type: ignore[union-attr]
+            args = self.output, kept, np.ones_like(losses), smoothing, losses, self.output_grad
+            loss = Step("loss", "softmax_cross_entropy", self._kernels.softmax_cross_entropy, args)
+            program = self._record((*self.forward_steps, loss, *self.backward_steps))
+            self._training = smoothing, program, kept, losses
+        _, program, kept, losses = self._training
+        np.copyto(kept, labels)
+        program()
+        return losses
 
     def describe(self) -> str:
         """What was fused, which kernel runs each step, and the bytes of every buffer, as text."""
@@ -187,7 +206,7 @@ def _bind(e: Emitter, mode: str, n_forward: int, ends: Mapping[str, Buffer | Non
 
     steps = tuple(step._replace(args=tuple(bound(arg) for arg in step.args)) for step in e.steps)
     arrays = {name: bound(end) for name, end in ends.items()}
-    return Plan(mode, e.batch, steps, n_forward, views, arrays, arena, total, e.kernels.record)
+    return Plan(mode, e.batch, steps, n_forward, views, arrays, arena, total, e.kernels)
 
 
 def aligned_empty(size: int, alignment: int = 64) -> np.ndarray:
