@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from copy import copy, deepcopy
 from functools import partial
-from math import inf, isfinite, nan, prod
+from math import inf, isfinite, log, nan, prod
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -179,6 +179,11 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         The validation score. None: accuracy. "loss": minus the cross-entropy. Else a scikit-learn scorer,
         which is called with images as rows ``(n, H*W*C)``.
 
+    tta : "flip" or None, default=None
+        Test-time augmentation of `predict`, `predict_proba` and so `score`, where a call does not say otherwise.
+        "flip": the mean of the probabilities of the image and of its mirror image, left to right, for twice the time.
+        Validation during training goes without.
+
     class_weight : dict {label: weight}, "balanced" or None, default=None
         Weights of the classes in the training loss, times `sample_weight`. "balanced": ``n / (n_classes *
         count)``.
@@ -326,6 +331,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "scoring": [StrOptions({*get_scorer_names(), "loss"}), callable, None],
+        "tta": [StrOptions({"flip"}), None],
         "class_weight": [StrOptions({"balanced"}), dict, None],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
@@ -374,6 +380,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         early_stopping=False,
         validation_fraction=0.1,
         scoring=None,
+        tta=None,
         class_weight=None,
         warm_start=False,
         random_state=None,
@@ -418,6 +425,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.scoring = scoring
+        self.tta = tta
         self.class_weight = class_weight
         self.warm_start = warm_start
         self.random_state = random_state
@@ -486,7 +494,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
             tol=self.tol,
             n_iter_no_change=self.n_iter_no_change,
             early_stopping=self.early_stopping,
-            validate=None if held_out is None else partial(trained._without_names()._validate, held_out),
+            validate=None if held_out is None else partial(trained._for_scoring()._validate, held_out),
             label_smoothing=self.label_smoothing,
             ema_decay=self.ema_decay,
             micro_batch_size=self.micro_batch_size,
@@ -714,9 +722,10 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
             self.network_.dtype,
         )
 
-    def _without_names(self) -> Self:
+    def _for_scoring(self) -> Self:
         """For scorers: they get rows without names, and scikit-learn would wonder where the names are."""
         scored = copy(self)
+        scored.tta = None
         if hasattr(scored, "feature_names_in_"):
             del scored.feature_names_in_
         return scored
@@ -737,14 +746,14 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
 
     # ----------------------------------------------------------------------------------- prediction
 
-    def predict(self, X: Any, tta: str | None = None) -> np.ndarray:
+    def predict(self, X: Any, tta: str | bool | None = None) -> np.ndarray:
         """The most probable label of each image.
 
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
-        tta : "flip" or None, default=None
-            See `predict_proba`.
+        tta : "flip", False or None, default=None
+            As the parameter of the estimator, which None stands for; False: without.
 
         Returns
         -------
@@ -753,43 +762,59 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         proba = self.predict_proba(X, tta)
         return self.classes_[proba.argmax(axis=1)]
 
-    def predict_proba(self, X: Any, tta: str | None = None) -> np.ndarray:
+    def predict_proba(self, X: Any, tta: str | bool | None = None) -> np.ndarray:
         """The probability of each class.
 
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
-        tta : "flip" or None, default=None
-            Test-time augmentation. "flip": the mean of the probabilities of the image and of its mirror image, left
-            to right, for twice the time.
+        tta : "flip", False or None, default=None
+            As the parameter of the estimator, which None stands for; False: without.
 
         Returns
         -------
         ndarray of shape (n, n_classes), of the network's dtype
             In the order of `classes_`.
         """
-        check_is_fitted(self)
-        if tta not in (None, "flip"):
-            raise ValueError(f'tta must be None or "flip", got {tta!r}')
-        rows, network = row_contiguous(self._check_images(X)), self.network_
-        if tta is None:
-            return self._run(network.predict_proba, rows)
-        return self._run(lambda x: (network.predict_proba(x) + network.predict_proba(x[:, :, ::-1])) / 2, rows)
+        flips, rows, proba = self._flips(tta), self._rows(X), self.network_.predict_proba
+        if not flips:
+            return self._run(proba, rows)
+        return self._run(lambda x: (proba(x) + proba(x[:, :, ::-1])) / 2, rows)
 
-    def predict_log_proba(self, X: Any) -> np.ndarray:
+    def predict_log_proba(self, X: Any, tta: str | bool | None = None) -> np.ndarray:
         """The logarithm of each class's probability, finite where the probability is rounded to 0.
 
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+        tta : "flip", False or None, default=None
+            As the parameter of the estimator, which None stands for; False: without.
 
         Returns
         -------
         ndarray of shape (n, n_classes), of the network's dtype
             In the order of `classes_`.
         """
+        flips, rows = self._flips(tta), self._rows(X)
+
+        def log_proba(x: np.ndarray) -> np.ndarray:
+            return _log_softmax(self.network_.forward(x))
+
+        if not flips:
+            return self._run(log_proba, rows)
+        return self._run(lambda x: np.logaddexp(log_proba(x), log_proba(x[:, :, ::-1])) - log(2), rows)
+
+    def _rows(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        return _log_softmax(self._run(self.network_.forward, row_contiguous(self._check_images(X))))
+        return row_contiguous(self._check_images(X))
+
+    def _flips(self, tta: str | bool | None) -> bool:
+        """Whether mirror images count, for what a call says."""
+        check_is_fitted(self)
+        asked = self.tta if tta is None else tta
+        if asked not in (None, False, "flip"):
+            raise ValueError(f'tta must be "flip", False or None, got {asked!r}')
+        return asked == "flip"
 
     def _run(self, of_batch: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
         """`of_batch` of all images, a few at a time."""

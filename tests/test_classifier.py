@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from copy import copy
 
 import numpy as np
 import pandas as pd
@@ -770,8 +771,29 @@ def test_flipped_images_at_test_time(few, fitted):
     proba = fitted.predict_proba(X, tta="flip")
     np.testing.assert_allclose(proba, (plain + mirrored) / 2, rtol=1e-6)
     np.testing.assert_array_equal(fitted.predict(X, tta="flip"), proba.argmax(axis=1))
+    np.testing.assert_allclose(fitted.predict_log_proba(X, tta="flip"), np.log(proba), rtol=1e-3, atol=1e-5)
     with pytest.raises(ValueError, match="tta must be"):
         fitted.predict(X, tta="crop")
+
+
+def test_the_estimators_own_tta_is_for_calls_that_do_not_say(few, fitted):
+    X, y = few
+    clf = copy(fitted).set_params(tta="flip")
+    flipped = fitted.predict_proba(X, tta="flip")
+    np.testing.assert_array_equal(clf.predict_proba(X), flipped)
+    np.testing.assert_array_equal(clf.predict_proba(X, tta=False), fitted.predict_proba(X))
+    assert clf.score(X, y) == np.mean(flipped.argmax(axis=1) == y)
+    with pytest.raises(ValueError, match="'tta' parameter"):
+        small(tta="crop").fit(X, y)
+
+
+def test_validation_during_training_goes_without_tta(few):
+    X, y = few
+    scores = [
+        small(tta=tta, scoring=scoring, max_iter=3).fit(X, y, X_val=X, y_val=y).validation_scores_
+        for tta, scoring in [(None, None), ("flip", None), ("flip", "accuracy")]
+    ]
+    assert scores[0] == scores[1] == scores[2]
 
 
 @pytest.mark.parametrize(
