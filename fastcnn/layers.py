@@ -15,6 +15,7 @@ from fastcnn.engine.ops import ACTIVATIONS, SMOOTH, Op, Shape, activation, conv_
 
 __all__ = [
     "ELU",
+    "AdaptiveMaxPool2D",
     "AvgPool2D",
     "BatchNorm",
     "Conv2D",
@@ -183,6 +184,29 @@ class GlobalAvgPool2D(Layer):
     def lower(self, in_shape: Shape) -> tuple[Op, ...]:
         g = pool_geometry(in_shape, in_shape[:2])
         return (Op("avgpool2d", in_shape, (1, 1, g.c), g), Op("flatten", (1, 1, g.c), (g.c,)))
+
+
+@dataclass(frozen=True)
+class AdaptiveMaxPool2D(Layer):
+    """Largest value of each of `output_size` windows of one size that cover the image: (H, W, C) -> (P, Q, C).
+
+    The step is ``H // P`` and the window ``H - (P - 1) * step``, so that images of any size give as many features;
+    windows overlap where `P` does not divide `H`. An image with fewer pixels than that keeps them.
+    """
+
+    output_size: Any = 2
+
+    def __post_init__(self) -> None:
+        pair(self.output_size, "output_size")
+        object.__setattr__(self, "output_size", _as_tuple(self.output_size))
+
+    def lower(self, in_shape: Shape) -> tuple[Op, ...]:
+        if len(in_shape) != 3:
+            raise ValueError(f"AdaptiveMaxPool2D takes images (H, W, C), got an input of shape {in_shape}")
+        parts = [min(n, p) for n, p in zip(in_shape, pair(self.output_size, "output_size"), strict=False)]
+        steps = tuple(n // p for n, p in zip(in_shape, parts, strict=False))
+        window = tuple(n - (p - 1) * step for n, p, step in zip(in_shape, parts, steps, strict=False))
+        return MaxPool2D(window, steps).lower(in_shape)
 
 
 @dataclass(frozen=True)
@@ -403,8 +427,8 @@ class Tanh(Layer):
 _LAYERS: dict[str, type[Layer]] = {
     cls.__name__: cls
     for cls in (
-        Conv2D, MaxPool2D, AvgPool2D, GlobalAvgPool2D, Flatten, Dense, Dropout, SpatialDropout, BatchNorm, ReLU, ELU,
-        LeakyReLU, SiLU, Tanh, Residual
+        Conv2D, MaxPool2D, AvgPool2D, GlobalAvgPool2D, AdaptiveMaxPool2D, Flatten, Dense, Dropout, SpatialDropout,
+        BatchNorm, ReLU, ELU, LeakyReLU, SiLU, Tanh, Residual
     )
 }  # fmt: skip
 _CHAINS = {"layers", "skip"}  # fields that hold layers

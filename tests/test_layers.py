@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fastcnn.layers import (
     ELU,
+    AdaptiveMaxPool2D,
     AvgPool2D,
     BatchNorm,
     Conv2D,
@@ -35,6 +36,7 @@ SPECS = [
     MaxPool2D(3, 2, 1),
     AvgPool2D((2, 3), padding="same", count_include_pad=True),
     GlobalAvgPool2D(),
+    AdaptiveMaxPool2D((2, 1)),
     Flatten(),
     Dense(10, activation="tanh"),
     Dropout(0.25),
@@ -60,6 +62,8 @@ SPECS = [
         (MaxPool2D(3, 2), (55, 55, 96), (27, 27, 96), {}),
         (AvgPool2D(2, padding="same"), (7, 7, 3), (4, 4, 3), {}),
         (GlobalAvgPool2D(), (7, 5, 3), (3,), {}),
+        (AdaptiveMaxPool2D(), (7, 4, 3), (2, 2, 3), {}),
+        (AdaptiveMaxPool2D((3, 2)), (2, 1, 5), (2, 1, 5), {}),
         (Flatten(), (7, 5, 3), (105,), {}),
         (Dense(10), (105,), (10,), {"weight": (105, 10), "bias": (10,)}),
         (Dense(10, use_bias=False), (7, 5, 3), (10,), {"weight": (105, 10)}),
@@ -122,3 +126,20 @@ def test_same_padding_gives_the_ceiling(filters, kernel, stride, size):
 def test_what_is_wrong_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@given(st.tuples(st.integers(1, 9), st.integers(1, 9)), st.integers(1, 4), st.integers(1, 4))
+def test_adaptive_windows_cover_the_image(size, rows, columns):
+    shape = (*size, 2)
+    (op,) = AdaptiveMaxPool2D((rows, columns)).lower(shape)
+    g = op.geometry
+    assert op.out_shape == (min(rows, size[0]), min(columns, size[1]), 2)
+    assert ((g.p - 1) * g.stride_h + g.r, (g.q - 1) * g.stride_w + g.s) == size
+    assert g.stride_h <= g.r and g.stride_w <= g.s
+
+
+def test_adaptive_pooling_takes_images_only():
+    with pytest.raises(ValueError, match=r"takes images \(H, W, C\), got an input of shape \(5,\)"):
+        AdaptiveMaxPool2D().output_shape((5,))
+    with pytest.raises(ValueError, match="output_size"):
+        AdaptiveMaxPool2D(0)

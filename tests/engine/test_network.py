@@ -14,6 +14,7 @@ from fastcnn import Network
 from fastcnn.kernels.cpu import launch
 from fastcnn.layers import (
     ELU,
+    AdaptiveMaxPool2D,
     AvgPool2D,
     BatchNorm,
     Conv2D,
@@ -45,6 +46,7 @@ CHAINS = {
                  Conv2D(3, 1, activation="relu"), MaxPool2D(2, 1), Flatten(), Dense(4)], (8, 7, 3)),
     "normed pools": ([Conv2D(5), BatchNorm(), ReLU(), MaxPool2D(), BatchNorm(), MaxPool2D(2), ReLU(), Conv2D(3),
                       BatchNorm(), MaxPool2D((1, 2)), Dense(3)], (9, 11, 2)),
+    "adaptive": ([Conv2D(5, use_bias=False), BatchNorm(), ReLU(), AdaptiveMaxPool2D((2, 3)), Dense(3)], (7, 5, 2)),
     "residual": ([Residual([Conv2D(3), LeakyReLU(0.2), Conv2D(2)]), ELU(0.8),
                   Residual([Conv2D(5, 3, 2, use_bias=False), BatchNorm(), SiLU(), Conv2D(5)],
                            [Conv2D(5, 1, 2), BatchNorm()]),
