@@ -3,6 +3,7 @@
 A short map of the house:
 
 - `classifier` : `CNNClassifier`, the only door to scikit-learn's estimator API
+- `recipes` : classifiers that are ready to train
 - `layers` : layer specs to stack like legos; `datasets` : real data in, uint8 images out
 - `preprocessing` : transformers of images for pipelines; `inspection` : the network as a table and as a drawing
 - `engine` : layers -> ops -> fusion -> memory -> plan; `Network` runs it without scikit-learn

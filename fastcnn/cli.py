@@ -44,13 +44,16 @@ data:
 
 layers, from the image to the last dense layer, which is added (one unit for each class):
   conv:FILTERS[:KERNEL[:STRIDE]]   convolution, padded so that stride 1 keeps the size; KERNEL 3 by default
-  maxpool:SIZE[:STRIDE]  avgpool:SIZE[:STRIDE]  globalavgpool  batchnorm
-  relu  elu  tanh  flatten  dense:UNITS  dropout:RATE
+  maxpool:SIZE[:STRIDE]  avgpool:SIZE[:STRIDE]  globalavgpool
+  adaptivemaxpool:SIZE (of the output)  batchnorm  relu  elu  tanh  leakyrelu  silu
+  flatten  dense:UNITS  dropout:RATE  spatialdropout:RATE
   Sizes and strides are a number (3) or height x width (3x5).
 
 examples:
   fastcnn train --save model.safetensors
   fastcnn train digits --epochs 20 --layers conv:32 relu maxpool:2 dense:64 relu dropout:0.5
+  fastcnn train fashion-mnist --recipe fast --save fast.safetensors
+  fastcnn train kmnist/ --recipe fast --augment shift:2             letters have no mirror images
   fastcnn train fashion-mnist --augment flip shift:2 --early-stopping --epochs 40 --save better.safetensors
   fastcnn train fashion-mnist --layers conv:32 relu maxpool:2 conv:64:3 relu maxpool:2 flatten dense:128 relu
   fastcnn train pets/ --image-size 64 --save pets.safetensors       pets/cat/1.jpg, pets/dog/1.jpg ...
@@ -89,6 +92,7 @@ _FORMS: dict[str, tuple[str, str, tuple[str, ...], int]] = {  # form, layer, its
     "maxpool": ("maxpool:SIZE[:STRIDE]", "MaxPool2D", ("pool_size", "stride"), 1),
     "avgpool": ("avgpool:SIZE[:STRIDE]", "AvgPool2D", ("pool_size", "stride"), 1),
     "globalavgpool": ("globalavgpool", "GlobalAvgPool2D", (), 0),
+    "adaptivemaxpool": ("adaptivemaxpool:SIZE", "AdaptiveMaxPool2D", ("output_size",), 1),
     "flatten": ("flatten", "Flatten", (), 0),
     "dense": ("dense:UNITS", "Dense", ("units",), 1),
     "dropout": ("dropout:RATE", "Dropout", ("rate",), 1),
@@ -127,7 +131,7 @@ def parse_layer(item: str) -> Layer:
 
 
 def _layer_value(field: str, text: str) -> Any:
-    sizes = field in ("kernel_size", "pool_size", "stride")
+    sizes = field in ("kernel_size", "pool_size", "output_size", "stride")
     if field == "rate":
         if re.fullmatch(r"[0-9]*\.?[0-9]+", text):
             return float(text)
@@ -200,6 +204,11 @@ def _add_train(command: _Parser) -> None:
     data.add_argument("--save", metavar="FILE", help="write the trained model there")
 
     network = command.add_argument_group("network")
+    network.add_argument(
+        "--recipe",
+        choices=("fast", "balanced", "best"),
+        help="a network and its training from fastcnn.recipes; other options change parts of it",
+    )
     network.add_argument(
         "--layers",
         type=_layers,
@@ -323,6 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if args.command == "train" and args.layers and args.dropout is not None:
         args.fail("--dropout does nothing beside --layers: put dropout:RATE among the layers")
+    if args.command == "train" and args.recipe and args.dropout is not None:
+        args.fail("--dropout does nothing beside --recipe, which has its own layers")
     module = "doctor" if args.command == "doctor" else "commands"
     try:
         with warnings.catch_warnings():

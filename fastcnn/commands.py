@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from pathlib import Path
 from statistics import median
@@ -182,8 +182,14 @@ def train(args: argparse.Namespace) -> int:
 
 
 def _new_classifier(args: argparse.Namespace, small: bool) -> CNNClassifier:
+    make: Callable[..., CNNClassifier] = fastcnn.CNNClassifier
+    if args.recipe:
+        from fastcnn.recipes import RECIPES
+
+        make = RECIPES[args.recipe]
+    early_stopping = args.early_stopping or args.validation_fraction is not None
     asked: dict[str, Any] = {
-        "max_iter": args.epochs or (30 if small else None),
+        "max_iter": args.epochs or (max(30, make().max_iter) if small else None),
         "batch_size": args.batch_size or (32 if small else None),
         "layers": [layer for item in args.layers for layer in item] or None,
         "learning_rate_init": args.learning_rate,
@@ -192,13 +198,11 @@ def _new_classifier(args: argparse.Namespace, small: bool) -> CNNClassifier:
         "dropout": args.dropout,
         "augment": args.augment,
         "validation_fraction": args.validation_fraction,
-        "early_stopping": args.early_stopping or args.validation_fraction is not None,
+        "early_stopping": early_stopping,
+        "n_iter_no_change": 10 if early_stopping else inf,  # inf: the epochs that were asked for are done
     }
-    # Without early stopping, the epochs that were asked for are done.
-    patience = {} if asked["early_stopping"] else {"n_iter_no_change": inf}
-    return fastcnn.CNNClassifier(
+    return make(
         **{name: value for name, value in asked.items() if value is not None},
-        **patience,
         random_state=args.seed,
         n_jobs=args.threads,
         callbacks=[_Watch()],

@@ -26,6 +26,7 @@ from fastcnn.cli import main, parse_layer
 from fastcnn.kernels.cpu import backend, runtime
 from fastcnn.layers import (
     ELU,
+    AdaptiveMaxPool2D,
     AvgPool2D,
     BatchNorm,
     Conv2D,
@@ -37,6 +38,8 @@ from fastcnn.layers import (
     ReLU,
     Tanh,
 )
+from fastcnn.recipes import RECIPES
+from fastcnn.training.augment import RandomShift
 
 TINY = ["--layers", "conv:8", "relu", "maxpool:2", "dense:32", "relu"]
 
@@ -128,6 +131,8 @@ def fashion(subset, return_X_y):
         ("maxpool:3:2", MaxPool2D(3, 2)),
         ("avgpool:2x3:1x2", AvgPool2D((2, 3), (1, 2))),
         ("globalavgpool", GlobalAvgPool2D()),
+        ("adaptivemaxpool:2", AdaptiveMaxPool2D()),
+        ("adaptivemaxpool:2x3", AdaptiveMaxPool2D((2, 3))),
         ("flatten", Flatten()),
         ("dense:128", Dense(128)),
         ("dropout:0.5", Dropout(0.5)),
@@ -246,6 +251,41 @@ def test_options_reach_the_estimator(monkeypatch):
     defaults = CNNClassifier().get_params()
     names = ("dropout", "learning_rate", "learning_rate_init", "solver", "augment", "validation_fraction")
     assert all(seen[name] == defaults[name] for name in names)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes(recipe, monkeypatch):
+    seen = []
+
+    def fit(self, X, y):
+        seen.append(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CNNClassifier, "fit", fit)
+    monkeypatch.setattr(datasets, "fetch_fashion_mnist", fashion)
+    monkeypatch.setattr(commands, "_SMALL", 1)
+    assert run("train", "--recipe", recipe, "--seed", 3)[0] == 130
+    asked, (made,) = RECIPES[recipe](random_state=3), seen
+    changed = {"callbacks", "verbose", "n_jobs"}
+    assert {k: v for k, v in made.get_params().items() if k not in changed} == {
+        k: v for k, v in asked.get_params().items() if k not in changed
+    }
+
+    options = "--epochs 2 --augment shift:1 --early-stopping --learning-rate .001 --layers conv:4"
+    assert run("train", "digits", "--recipe", recipe, *options.split())[0] == 130
+    made = seen[-1].get_params()
+    assert made["augment"] == [RandomShift(1)] and made["tta"] is None and made["layers"] == [Conv2D(4)]
+    assert (made["max_iter"], made["learning_rate_init"], made["n_iter_no_change"]) == (2, 0.001, 10)
+    assert made["solver"] == asked.solver and made["label_smoothing"] == asked.label_smoothing
+
+    monkeypatch.setattr(commands, "_SMALL", 10_000)
+    assert run("train", "digits", "--recipe", recipe)[0] == 130
+    assert seen[-1].max_iter == max(30, asked.max_iter)
+
+
+def test_the_command_line_has_all_recipes(capsys):
+    _, message = failure(capsys, "train", "--recipe", "none")
+    assert set(re.findall(r"'(\w+)'", message.partition("choose from")[2])) == set(RECIPES)
 
 
 @pytest.mark.parametrize(("option", "parameter"), [("--schedule", "learning_rate"), ("--solver", "solver")])
@@ -542,6 +582,7 @@ def test_self_check_sees_a_wrong_kernel(monkeypatch):
         ("train --augment mirror", 2, "expected flip, shift, shift:PIXELS or erase, got 'mirror'"),
         ("train --image-size 3x", 2, "expected a size such as 64 or 48x64 (height x width), got '3x'"),
         ("train --layers relu --dropout 0.5", 2, "put dropout:RATE among the layers (see fastcnn train --help)"),
+        ("train --recipe fast --dropout 0.5", 2, "--dropout does nothing beside --recipe"),
         ("train --layers relu digits", 2, "'digits' is not a layer"),
         ("evaluate", 2, "the following arguments are required: MODEL"),
         ("predict model", 2, "the following arguments are required: IMAGE"),

@@ -55,7 +55,7 @@ def small_data(monkeypatch, tmp_path):
 
 
 def test_readme_examples(small_data):
-    search, save, layers, network = (run(code) for code in blocks("README.md", "python"))
+    search, save, recipes, layers, network = (run(code) for code in blocks("README.md", "python"))
 
     names, _ = search
     assert names["search"].best_params_ in [{"cnnclassifier__conv_channels": c} for c in [(16,), (16, 32)]]
@@ -65,6 +65,9 @@ def test_readme_examples(small_data):
     assert (small_data / "model.safetensors").is_file()
     assert float(printed.split()[-1]) == names["clf"].score(names["X_test"], names["y_test"])
     assert printed.count("epoch") == names["clf"].max_iter
+
+    names, _ = recipes
+    assert names["clf"].score(names["X"], names["y"]) > 0.9
 
     names, _ = layers
     assert names["clf"].network_.layers[:-1] == tuple(names["layers"])
