@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from bench import report_recipes
 from bench.networks import NETWORKS
 from bench.peers import BATCHES, NAMES, summary
 from tests.cases import LAYERS
@@ -41,7 +42,7 @@ def _goal(what: str, asked: str, measured: str, reached: bool, complete: bool = 
 
 def goals(results: Results) -> list[Goal]:
     """All of them, in order; results are those of bench/results by name."""
-    return [*_peers(results), *_kernels(results), *_the_rest(results)]
+    return [*_peers(results), *_kernels(results), *_the_rest(results), *_recipes(results)]
 
 
 def _missing(what: str, asked: str) -> Goal:
@@ -94,6 +95,11 @@ def _kernels(results: Results) -> Iterator[Goal]:
         enough = sum(s >= share for s in shares)
         measured = f"median {statistics.median(shares):.0%}, least {min(shares):.0%}; {enough} of {len(shares)} layers"
         yield _goal(name, f"{share:.0%}", measured, enough == len(shares))
+
+
+def _recipes(results: Results) -> Iterator[Goal]:
+    for what, asked, measured, reached, complete in report_recipes.goals(results.get("recipes")):
+        yield _missing(what, asked) if reached is None else _goal(what, asked, measured, reached, complete)
 
 
 def _the_rest(results: Results) -> Iterator[Goal]:

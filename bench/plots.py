@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from bench import report_recipes
 from bench.goals import OTHERS, SHARES, TORCH
 from bench.peers import NAMES
 
@@ -31,7 +32,7 @@ def draw(results: dict[str, dict[str, Any]], folder: Path) -> dict[str, str]:
     from matplotlib import pyplot
 
     drawn = {}
-    for name, plot in {"peers": peers, "kernels": kernels, "scaling": scaling}.items():
+    for name, plot in {"peers": peers, "kernels": kernels, "scaling": scaling, "recipes": recipes}.items():
         figure = plot(pyplot, results[name]) if name in results else None
         if figure is not None:
             folder.mkdir(exist_ok=True)
@@ -117,6 +118,27 @@ def scaling(pyplot: Any, r: dict[str, Any]) -> Any:
         axes.plot(millions, milliseconds, MARKERS[k % 4] + "-", color=COLOURS[k % 4], markersize=5, label=label)
     axes.set(xscale="log", yscale="log", xlabel="million multiply-adds of a training step", ylabel="CPU time, ms")
     axes.grid(color="0.92")
+    axes.legend(frameon=False)
+    return figure
+
+
+def recipes(pyplot: Any, r: dict[str, Any]) -> Any:
+    """Accuracy against training time, each point the mean of some seeds."""
+    found = report_recipes.groups(r)
+    if not found:
+        return None
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for k, side in enumerate(report_recipes.SIDES):
+        for recipe, line in zip(report_recipes.ASKED, ("-", "--", ":"), strict=True):
+            of_kind = [g for g in found if (g.side, g.recipe) == (side, recipe)]
+            if of_kind:
+                seconds = [statistics.median(g.seconds) for g in of_kind]
+                accuracies = [100 * g.accuracy for g in of_kind]
+                label = f"{report_recipes.SIDES[side]}, {recipe}"
+                axes.plot(seconds, accuracies, MARKERS[k] + line, color=COLOURS[k], markersize=5, label=label)
+    for target in report_recipes.TARGETS:
+        axes.axhline(100 * target, color="0.85", linewidth=1, zorder=0)
+    axes.set(xscale="log", xlabel="seconds of training (logarithmic)", ylabel="mean test accuracy, %")
     axes.legend(frameon=False)
     return figure
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import report_recipes
 from bench.goals import Results, goals
 from bench.machine import RESULTS
 from bench.peers import BUSY, NAMES, suspect
@@ -302,6 +303,7 @@ def _leaves(value: dict[str, Any]) -> list[tuple[str, str]]:
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy": accuracy, "peers": peers, "estimators": estimators, "kernels": kernels, "memory": memory,
     "coldstart": coldstart, "scaling": scaling, "one_image": one_image,
+    "recipes": lambda r: report_recipes.lines(r, about(r)),
 }  # fmt: skip
 
 

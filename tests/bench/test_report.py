@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bench.report import write
+from fastcnn.recipes import RECIPES
 from tests.cases import LAYERS
 
 ABOUT = {"command": "python -m bench.made_up", "cpu": "a processor, 2 cores", "versions": {"python": "3.11"}}
@@ -98,3 +99,34 @@ def test_what_one_image_costs(tmp_path, added, expected):
     lines = report(tmp_path, one_image={"rows": rows})
     assert verdict(lines, "what `predict` adds") == expected
     assert any(line.startswith("| 8x8 |") and f"**{added:.0f}**" in line for line in lines)
+
+
+def recipe_run(recipe, side, seed, accuracy, seconds, epochs=None):
+    return {
+        "recipe": recipe, "side": side, "seed": seed, "epochs": epochs or RECIPES[recipe]().max_iter, "split": False,
+        "accuracy": accuracy, "fit_seconds": seconds, "parameters": 100_000, "mode": "", "cpu": "a processor",
+        "versions": {"python": "3.11"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "seconds", "torch", "verdicts"),
+    [
+        (0.94, 200.0, (0.9402, 700.0), ("reached", "reached", "reached")),
+        (0.93, 300.0, (0.9302, 500.0), ("**not reached**", "**not reached**", "**not reached**")),
+        (0.94, 200.0, (0.93, 700.0), ("reached", "reached", "**not reached**")),  # fast, but not the same accuracy
+    ],
+)
+def test_recipes(tmp_path, accuracy, seconds, torch, verdicts):
+    runs = [recipe_run("fast", "fastcnn", seed, accuracy + seed / 1e3, seconds) for seed in (-1, 0, 1)]
+    runs += [recipe_run("fast", "torch", seed, torch[0], torch[1]) for seed in (-1, 0, 1)]
+    runs += [recipe_run("fast", "fastcnn", 0, 0.925, 30.0, epochs=2)]
+    runs += [recipe_run("balanced", "fastcnn", 0, 0.95, 60.0)]
+    runs[-1] |= {"split": True}  # says nothing of test images
+    lines = report(tmp_path, recipes={"runs": runs, "compile_seconds": {"fast": 9.0, "balanced": 9.0}})
+    whats = ("recipe `fast`: test accuracy", "recipe `fast`: training time", "recipe `fast` in PyTorch")
+    assert tuple(verdict(lines, what) for what in whats) == verdicts
+    assert verdict(lines, "recipe `balanced`: test accuracy") == "not measured"
+    assert any(line.startswith("| `fast` | fastcnn |") and f"**{accuracy:.4f}**" in line for line in lines)
+    assert any(line.startswith("| 92% | fastcnn | `fast`, 2 epochs |") and "| 30 | 39 |" in line for line in lines)
+    assert not any(line.startswith("| 94% | PyTorch") for line in lines) or torch[0] >= 0.94

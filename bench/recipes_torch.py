@@ -1,0 +1,257 @@
+"""PyTorch's side of `bench.recipes`: a recipe's network, augmentation and training, in PyTorch's best mode.
+
+The network starts from the same parameters, and learns by the same schedule from mini-batches of the same size, drawn
+by PyTorch's generator. Images stay bytes until their batch is put together, and are mirrored, erased and scaled a batch
+at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bench.machine import usable_cores
+from fastcnn import CNNClassifier, layers
+from fastcnn.engine.network import Network
+from fastcnn.training.augment import RandomErasing, RandomHorizontalFlip, RandomShift, check_augment
+from fastcnn.training.schedules import make_schedule
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+MODES = [f"{way}-{layout}" for layout in LAYOUTS for way in ("eager", "compiled")]
+TRIAL = 8  # steps of each mode before the best one trains
+PREDICTED = 256  # images together
+# What this side has in place of the estimator's; any other parameter must be as it is by default.
+TRANSLATED = {
+    "layers", "augment", "tta", "solver", "learning_rate_init", "alpha", "label_smoothing", "ema_decay", "batch_size",
+    "max_iter", "random_state", "callbacks", "verbose", "n_iter_no_change", "warmup", "learning_rate",
+}  # fmt: skip
+
+
+class Torch:
+    """A recipe in PyTorch."""
+
+    def __init__(self, clf: CNNClassifier) -> None:
+        defaults = CNNClassifier().get_params()
+        changed = [name for name, value in clf.get_params().items() if value != defaults[name]]
+        if unknown := set(changed) - TRANSLATED:
+            raise ValueError(f"not translated to PyTorch: {sorted(unknown)}")
+        if clf.solver != "adamw":
+            raise ValueError(f"not translated to PyTorch: solver={clf.solver!r}")
+        self.clf, self.augment = clf, check_augment(clf.augment)
+        if unknown := [
+            a for a in self.augment if not isinstance(a, RandomHorizontalFlip | RandomShift | RandomErasing)
+        ]:
+            raise ValueError(f"not translated to PyTorch: {unknown}")
+        torch.set_flush_denormal(True)
+        torch.set_num_threads(usable_cores())
+        self.mode = ""
+
+    # ------------------------------------------------------------------------------------------- the network
+
+    def prepare(self, X: np.ndarray, y: np.ndarray) -> None:
+        """Build the network, and find the fastest mode on a batch."""
+        shape = X.shape[1:] if X.ndim == 4 else (*X.shape[1:], 1)
+        n_classes = len(np.unique(y))
+        specs = [*self.clf.layers, layers.Dense(n_classes)]
+        start = Network(specs, shape, random_state=np.random.default_rng(self.clf.random_state))
+        self.net = nn.Sequential(*_modules(specs, shape))
+        self._load(start.params)
+        self.start = deepcopy(self.net.state_dict())
+        torch.manual_seed(self.clf.random_state)
+        m = self.clf.batch_size
+        self._scale_by(X)
+        images, labels = self._images(X)[:m], torch.from_numpy(y[:m].astype(np.int64))
+        seconds = {}
+        for mode in MODES:
+            try:
+                step = self._step(mode)
+                for _ in range(3):
+                    step(images, labels, 1e-3)
+                begin = time.perf_counter()
+                for _ in range(TRIAL):
+                    step(images, labels, 1e-3)
+                seconds[mode] = time.perf_counter() - begin
+            except Exception as error:  # a mode that does not run is left out
+                print(f"{mode}: {type(error).__name__}: {error}", file=sys.stderr)
+        print({mode: f"{1e3 * s / TRIAL:.1f} ms" for mode, s in seconds.items()}, file=sys.stderr)
+        self.mode = min(seconds, key=seconds.__getitem__)
+
+    @property
+    def n_params(self) -> int:
+        return sum(p.numel() for p in self.net.parameters())
+
+    def _load(self, params: dict[str, np.ndarray]) -> None:
+        """fastcnn's parameters, in PyTorch's order of axes."""
+        modules = {name.replace(".layers.", "."): m for name, m in self.net.named_modules()}
+        with torch.no_grad():
+            for name, value in params.items():
+                place, _, kind = name.replace(".layers.", ".").rpartition(".")
+                target = getattr(modules[place], kind)
+                array = {4: lambda v: v.transpose(3, 2, 0, 1), 2: lambda v: v.T}.get(value.ndim, lambda v: v)(value)
+                target.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+
+    def _step(self, mode: str) -> Any:
+        """A training step of that mode, from the initial parameters on."""
+        way, layout = mode.split("-")
+        self.memory_format = LAYOUTS[layout]
+        torch.compiler.reset()
+        self.net.load_state_dict(self.start)
+        net = self.net.to(memory_format=self.memory_format).train()
+        called = torch.compile(net, dynamic=False, fullgraph=True) if way == "compiled" else net
+        weights = [p for p in net.parameters() if p.ndim > 1]
+        others = [p for p in net.parameters() if p.ndim <= 1]
+        groups = [{"params": weights, "weight_decay": self.clf.alpha}, {"params": others, "weight_decay": 0.0}]
+        clf = self.clf
+        optimizer = torch.optim.AdamW(groups, clf.learning_rate_init, (clf.beta_1, clf.beta_2), clf.epsilon, fused=True)
+        smoothing = clf.label_smoothing
+
+        def step(images: Any, labels: Any, rate: float) -> Any:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            x = self._augmented(images).to(memory_format=self.memory_format)
+            loss = nn.functional.cross_entropy(called(x), labels, label_smoothing=smoothing)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return step
+
+    # ------------------------------------------------------------------------------------------------ images
+
+    def _scale_by(self, X: np.ndarray) -> None:
+        self.mean, self.deviation = float(X.mean()), float(X.std())
+
+    def _images(self, X: np.ndarray) -> Any:
+        images = torch.from_numpy(X)
+        return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+    def _augmented(self, images: Any) -> Any:
+        """Float images, changed and scaled."""
+        n, _, height, width = images.shape
+        x = images.float()
+        for item in self.augment:
+            match item:
+                case RandomHorizontalFlip(p):
+                    x = torch.where((torch.rand(n) < p)[:, None, None, None], x.flip(3), x)
+                case RandomShift(most):
+                    padded = nn.functional.pad(x, (most,) * 4)
+                    down, right = torch.randint(0, 2 * most + 1, (2, n))
+                    rows = (down[:, None] + torch.arange(height))[:, None, :, None]
+                    columns = (right[:, None] + torch.arange(width))[:, None, None, :]
+                    x = padded[
+                        torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[:, None, None], rows, columns
+                    ]
+                case RandomErasing(p, scale, ratio):
+                    area = (scale[0] + (scale[1] - scale[0]) * torch.rand(n)) * height * width
+                    low, high = (math.log(r) for r in ratio)
+                    root = torch.exp(0.5 * (low + (high - low) * torch.rand(n)))
+                    rows = (area.sqrt() * root).round().clamp(1, height)
+                    columns = (area.sqrt() / root).round().clamp(1, width)
+                    top = (torch.rand(n) * (height - rows + 1)).floor()[:, None]
+                    left = (torch.rand(n) * (width - columns + 1)).floor()[:, None]
+                    y_in = (torch.arange(height) >= top) & (torch.arange(height) < top + rows[:, None])
+                    x_in = (torch.arange(width) >= left) & (torch.arange(width) < left + columns[:, None])
+                    erased = y_in[:, None, :, None] & x_in[:, None, None, :]
+                    x = x.masked_fill(erased & (torch.rand(n) < p)[:, None, None, None], 0.0)
+        return (x - self.mean) / self.deviation
+
+    # ---------------------------------------------------------------------------------------------- training
+
+    def fit(self, X: np.ndarray, y: np.ndarray, epochs: int) -> list[float]:
+        """Train in the best mode, and give the seconds of each epoch."""
+        clf, m = self.clf, self.clf.batch_size
+        self._scale_by(X)
+        images, labels = self._images(X), torch.from_numpy(y.astype(np.int64))
+        step = self._step(self.mode)
+        step_count = -(-len(X) // m)
+        schedule = make_schedule(clf.learning_rate, clf.learning_rate_init, epochs * step_count, step_count, clf.warmup)
+        average, number, seconds = None, 0, []
+        for epoch in range(epochs):
+            begin = time.perf_counter()
+            order, loss = torch.randperm(len(X)), 0.0
+            for part in order.split(m):
+                loss += float(step(images[part], labels[part], schedule(number))) * len(part)
+                number += 1
+                if clf.ema_decay is not None:
+                    average = self._averaged(average, number)
+            seconds.append(time.perf_counter() - begin)
+            print(f"epoch {epoch + 1}/{epochs}: loss {loss / len(X):.4f}, {seconds[-1]:.1f} s", file=sys.stderr)
+        if average is not None:
+            self.net.load_state_dict(average)
+        return seconds
+
+    @torch.no_grad()
+    def _averaged(self, average: Any, number: int) -> Any:
+        state = self.net.state_dict()
+        if average is None:
+            return {name: value.clone() for name, value in self.start.items()}
+        share = 1 - min(self.clf.ema_decay, (1 + number) / (10 + number))
+        for name, value in state.items():
+            if value.is_floating_point():
+                average[name].lerp_(value, share)
+        return average
+
+    @torch.inference_mode()
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        self.net.eval()
+        found = []
+        for images in self._images(X).split(PREDICTED):
+            x = ((images.float() - self.mean) / self.deviation).to(memory_format=self.memory_format)
+            proba = self.net(x).softmax(1)
+            if self.clf.tta:
+                proba = proba + self.net(x.flip(3)).softmax(1)
+            found.append(proba.argmax(1))
+        return torch.cat(found).numpy()
+
+
+class _Residual(nn.Sequential):
+    def forward(self, x: Any) -> Any:
+        return x + super().forward(x)
+
+
+def _modules(specs: Any, shape: tuple[int, ...]) -> list[nn.Module]:
+    """Modules for layer specs, one for each; a dense layer takes the features in fastcnn's order."""
+
+    def build(layer: Any, shape: tuple[int, ...]) -> nn.Module:
+        match layer:
+            case layers.Conv2D(padding="same", stride=1, groups=1, dilation=1, activation=None):
+                return nn.Conv2d(shape[2], layer.filters, layer.kernel_size, padding="same", bias=layer.use_bias)
+            case layers.BatchNorm(momentum, epsilon):
+                return nn.BatchNorm2d(shape[2], eps=epsilon, momentum=1 - momentum)
+            case layers.ReLU():
+                return nn.ReLU()
+            case layers.MaxPool2D(padding="valid"):
+                return nn.MaxPool2d(layer.pool_size, layer.stride)
+            case layers.AdaptiveMaxPool2D(output_size):
+                return nn.AdaptiveMaxPool2d(output_size)
+            case layers.GlobalAvgPool2D():
+                return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            case layers.Dropout(rate):
+                return nn.Dropout(rate)
+            case layers.Residual(inner) if layer.output_shape(shape) == shape:
+                return _Residual(*_modules(inner, shape))
+            case layers.Dense(units, activation=None):
+                return _Dense(math.prod(shape), units)
+            case _:
+                raise ValueError(f"not translated to PyTorch: {layer}")
+
+    built = []
+    for layer in specs:
+        built.append(build(layer, shape))
+        shape = layer.output_shape(shape)
+    return built
+
+
+class _Dense(nn.Linear):
+    """Flattens channels last, as fastcnn does, so that the same weights mean the same."""
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(x.permute(0, 2, 3, 1).flatten(1) if x.ndim == 4 else x)

@@ -1,0 +1,154 @@
+"""What `bench.report` says of the recipes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from fastcnn.recipes import RECIPES
+
+ASKED = {  # test accuracy, most seconds of training, most parameters
+    "fast": (0.933, 240, 120_000),
+    "balanced": (0.942, 720, 500_000),
+    "best": (0.950, 2700, None),
+}
+TIMES_TORCH = 3.0
+SEEDS = 3
+TARGETS = (0.92, 0.93, 0.94)
+SIDES = {"fastcnn": "fastcnn", "torch": "PyTorch"}
+
+
+class Group(NamedTuple):
+    """Runs that differ in the seed only."""
+
+    recipe: str
+    side: str
+    epochs: int
+    runs: list[dict[str, Any]]
+
+    @property
+    def accuracies(self) -> list[float]:
+        return [run["accuracy"] for run in self.runs]
+
+    @property
+    def accuracy(self) -> float:
+        return statistics.mean(self.accuracies)
+
+    @property
+    def seconds(self) -> list[float]:
+        return [run["fit_seconds"] for run in self.runs]
+
+
+def groups(r: dict[str, Any]) -> list[Group]:
+    """All runs that were tested on the test images."""
+    found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for run in r["runs"]:
+        if not run["split"]:
+            found.setdefault((run["recipe"], run["side"], run["epochs"]), []).append(run)
+    order = {name: i for i, name in enumerate(RECIPES)}
+    return [Group(*key, runs) for key, runs in sorted(found.items(), key=lambda item: (order[item[0][0]], item[0][1:]))]
+
+
+def of_recipe(r: dict[str, Any], recipe: str, side: str) -> Group | None:
+    """The runs of all the recipe's epochs."""
+    epochs = RECIPES[recipe]().max_iter
+    return next((g for g in groups(r) if (g.recipe, g.side, g.epochs) == (recipe, side, epochs)), None)
+
+
+def ratios(mine: Group, other: Group) -> list[float]:
+    """How many times as long the other side took, seed by seed."""
+    seconds = {run["seed"]: run["fit_seconds"] for run in mine.runs}
+    return [run["fit_seconds"] / seconds[run["seed"]] for run in other.runs if run["seed"] in seconds]
+
+
+def spread(values: list[float]) -> float:
+    return max(values) - min(values)
+
+
+def goals(r: dict[str, Any] | None) -> Iterator[tuple[str, str, str, bool | None, bool]]:
+    """What, what was asked, what was measured, whether that reaches it (None: not measured), whether it is all."""
+    for recipe, (accuracy, seconds, parameters) in ASKED.items():
+        mine = r and of_recipe(r, recipe, "fastcnn")
+        torch = r and of_recipe(r, recipe, "torch")
+        size = f", at most {parameters:,} parameters" if parameters else ""
+        what, asked = f"recipe `{recipe}`: test accuracy, mean of {SEEDS} seeds{size}", f"{accuracy:.1%}"
+        if mine:
+            found = mine.runs[0]["parameters"]
+            small = not parameters or found <= parameters
+            measured = f"{mine.accuracy:.2%} ({len(mine.runs)} seeds, {found:,} parameters)"
+            yield what, asked, measured, mine.accuracy >= accuracy and small, len(mine.runs) >= SEEDS
+        else:
+            yield what, asked, "-", None, False
+        what, asked = f"recipe `{recipe}`: training time, the longest", f"at most {seconds / 60:.0f} min"
+        if mine:
+            most = max(mine.seconds)
+            yield what, asked, f"{most / 60:.1f} min", most <= seconds, len(mine.runs) >= SEEDS
+        else:
+            yield what, asked, "-", None, False
+        what = f"recipe `{recipe}` in PyTorch: time, times ours; the same accuracy within the seeds' spread"
+        if mine and torch:
+            times = statistics.median(ratios(mine, torch))
+            same = abs(mine.accuracy - torch.accuracy) <= max(spread(mine.accuracies), spread(torch.accuracies))
+            measured = f"{times:.2f}; {torch.accuracy:.2%}, ours {mine.accuracy:.2%}"
+            yield what, f"{TIMES_TORCH:.0f}", measured, times >= TIMES_TORCH and same, len(torch.runs) >= SEEDS
+        else:
+            yield what, f"{TIMES_TORCH:.0f}", "-", None, False
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def lines(r: dict[str, Any], about: list[str]) -> list[str]:
+    """The section."""
+    found = ["## Recipes on Fashion-MNIST", "", *about]
+    found += [
+        "60,000 training images, 2 threads; each run used the 10,000 test images once, after training. The time is "
+        "that of `fit` with compiled kernels at hand; what compiling adds on a new machine is beside it. PyTorch "
+        "trains the same network from the same parameters with the same settings in the fastest of its modes (compiled "
+        "or not, contiguous or channels last), whose compilation is not counted.",
+        "",
+    ]
+    rows = []
+    for g in groups(r):
+        if g.epochs != RECIPES[g.recipe]().max_iter:
+            continue
+        compiling = f"{r['compile_seconds'][g.recipe]:.1f}" if g.side == "fastcnn" else "-"
+        mine = of_recipe(r, g.recipe, "fastcnn")
+        times = f"{statistics.median(ratios(mine, g)):.2f}" if g.side != "fastcnn" and mine and ratios(mine, g) else ""
+        modes = ", ".join(sorted({run["mode"] for run in g.runs}))
+        fit = f"**{statistics.median(g.seconds):.0f}** ({min(g.seconds):.0f} to {max(g.seconds):.0f})"
+        rows.append(
+            [
+                f"`{g.recipe}`", f"{SIDES[g.side]} {modes}".strip(), f"{g.runs[0]['parameters']:,}", str(g.epochs),
+                f"**{g.accuracy:.4f}**", ", ".join(f"{a:.4f}" for a in g.accuracies),
+                fit, compiling, times,
+            ]
+        )  # fmt: skip
+    head = ["recipe", "side", "parameters", "epochs", "mean test accuracy", "by seed"]
+    found += table([*head, "fit, s", "compiling, s", "times as long"], rows)
+    found += ["", *_time_to(r)]
+    return found
+
+
+def _time_to(r: dict[str, Any]) -> list[str]:
+    rows = []
+    for side, name in SIDES.items():
+        for target in TARGETS:
+            reaching = [g for g in groups(r) if g.side == side and g.accuracy >= target]
+            if not reaching:
+                continue
+            g = min(reaching, key=lambda g: statistics.median(g.seconds))
+            seconds = statistics.median(g.seconds)
+            total = f"{seconds + r['compile_seconds'][g.recipe]:.0f}" if side == "fastcnn" else "-"
+            epochs = f"`{g.recipe}`, {g.epochs} epochs"
+            rows.append([f"{target:.0%}", name, epochs, f"{g.accuracy:.4f}", f"{seconds:.0f}", total])
+    if not rows:
+        return []
+    text = (
+        "Time to an accuracy: a recipe whose schedule is made for fewer epochs (`max_iter`), the quickest of those "
+        "that were run and whose mean test accuracy is at least that much."
+    )
+    head = ["accuracy", "side", "quickest", "mean test accuracy", "fit, s", "with compiling, s"]
+    return ["### Time to 92, 93 and 94 %", "", text, "", *table(head, rows)]
