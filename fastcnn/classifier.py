@@ -35,7 +35,7 @@ from fastcnn.training.batches import BatchBuilder, BatchLoader
 from fastcnn.training.callbacks import progress
 from fastcnn.training.initializers import KINDS
 from fastcnn.training.loop import History, train
-from fastcnn.training.optimizers import SGD, Adam, AdamW, Optimizer
+from fastcnn.training.optimizers import SGD, Adam, AdamW, Muon, Optimizer
 from fastcnn.training.schedules import SCHEDULES, make_schedule
 
 __all__ = ["CNNClassifier"]
@@ -109,8 +109,10 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         `RandomShift`, `RandomAffine`, `RandomErasing` or `Cutout`, `RandomContrast`, `RandomBrightness`, `MixUp`,
         each once at most. They are done while the mini-batch before trains.
 
-    solver : {"adam", "adamw", "sgd"}, default="adam"
-        The optimiser. "adamw" is Adam with decoupled weight decay.
+    solver : {"adam", "adamw", "muon", "sgd"}, default="adam"
+        The optimiser. "adamw" is Adam with decoupled weight decay. "muon" learns most from each mini-batch: hidden
+        layers' weights take orthogonalised steps, all other parameters those of "adamw"
+        (`fastcnn.training.optimizers.Muon`).
 
     learning_rate_init : float, default=0.003
         The learning rate at the start; the highest for ``learning_rate="onecycle"``.
@@ -124,10 +126,10 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         Share of the steps in which the learning rate rises. None: 0.3 for "onecycle", else none.
 
     momentum : float in [0, 1), default=0.9
-        For ``solver="sgd"``.
+        For ``solver="sgd"`` and "muon".
 
     nesterovs_momentum : bool, default=True
-        For ``solver="sgd"``.
+        For ``solver="sgd"`` and "muon".
 
     beta_1, beta_2 : float in [0, 1), default=0.9 and 0.999
         Decay of the moment estimates of Adam.
@@ -137,7 +139,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
 
     alpha : float, default=1e-4
         L2 penalty ``alpha / 2 * |w|^2`` of the weights (not of biases), added to the mean loss; the
-        decoupled weight decay of "adamw".
+        decoupled weight decay of "adamw" and "muon".
 
     label_smoothing : float in [0, 1), default=0.0
         Share of each label's weight that goes to all classes evenly.
@@ -309,7 +311,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         "scale": [StrOptions({"standardize", "unit"}), None],
         "weight_init": [StrOptions(set(KINDS))],
         "augment": [list, tuple, None],
-        "solver": [StrOptions({"adam", "adamw", "sgd"})],
+        "solver": [StrOptions({"adam", "adamw", "muon", "sgd"})],
         "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
         "learning_rate": [StrOptions(set(SCHEDULES))],
         "warmup": [Interval(Real, 0, 1, closed="left"), None],
@@ -699,6 +701,10 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
         if self.solver == "sgd":
             return SGD(rate, self.momentum, self.nesterovs_momentum, l2=self.alpha, clip_norm=clip)
         adam = (rate, self.beta_1, self.beta_2, self.epsilon)
+        if self.solver == "muon":
+            return Muon(
+                rate, self.momentum, self.nesterovs_momentum, *adam[1:], weight_decay=self.alpha, clip_norm=clip
+            )
         if self.solver == "adamw":
             return AdamW(*adam, weight_decay=self.alpha, clip_norm=clip)
         return Adam(*adam, l2=self.alpha, clip_norm=clip)

@@ -232,7 +232,7 @@ def _add_train(command: _Parser) -> None:
         choices=("constant", "cosine", "onecycle", "step"),
         help="of the learning rate (default: onecycle)",
     )
-    training.add_argument("--solver", choices=("adam", "adamw", "sgd"), help="the optimiser (default: adam)")
+    training.add_argument("--solver", choices=("adam", "adamw", "muon", "sgd"), help="the optimiser (default: adam)")
     training.add_argument(
         "--augment",
         type=_augmentation,

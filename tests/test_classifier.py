@@ -395,6 +395,7 @@ def test_html(few):
         {"solver": "sgd", "learning_rate_init": 0.05, "clip_norm": 1.0},
         {"solver": "sgd", "nesterovs_momentum": False, "learning_rate": "step"},
         {"solver": "adamw", "learning_rate": "onecycle", "label_smoothing": 0.1},
+        {"solver": "muon", "momentum": 0.95, "nesterovs_momentum": False, "alpha": 0.01},
         {"augment": [RandomShift(1), RandomHorizontalFlip()], "shuffle": False},
         {"dtype": "float64", "device": "auto"},
         {"layers": [Conv2D(8, activation="relu"), GlobalAvgPool2D()]},

@@ -17,7 +17,7 @@ from fastcnn.engine.plan import Plan, aligned_empty, compile_plan
 from fastcnn.kernels import get_backend
 from fastcnn.layers import Layer
 from fastcnn.training.initializers import initialize
-from fastcnn.training.optimizers import Adam
+from fastcnn.training.optimizers import Adam, Matrix
 
 _KEPT_PLANS = 4  # the full and the last mini-batch, in training and in inference
 _STATE = ("running_mean", "running_var")  # parameters that training moves but no gradient does
@@ -98,7 +98,7 @@ class Network:
         self._allocate()
         self._initialize(rng, weight_init)
         self.optimizer = Adam() if optimizer is None else optimizer
-        self.optimizer.bind(self._flat.size, self._n_decay, self.dtype)
+        self.optimizer.bind(self._flat.size, self._n_decay, self.dtype, self._hidden_matrices())
         dropouts = [op for op in self.ops if op.kind.endswith("dropout")]
         seeds = rng.integers(0, 2**63, size=len(dropouts), dtype=np.uint64)
         self._dropout = np.stack([seeds, np.zeros_like(seeds)], axis=1)
@@ -137,6 +137,19 @@ class Network:
         }
         self.grads = {name: view(self._flat_grads, name) for name in shapes if name in starts}
         self.n_params = sum(prod(shapes[name]) for name in trained)
+
+    def _hidden_matrices(self) -> list[Matrix]:
+        """The weights of all layers but the last, one column for each filter or unit; not those of grouped
+        convolutions, whose filters see channels of their own.
+        """
+        weighty = [op for op in self.ops if op.kind in ("conv2d", "dense")][:-1]
+        found = []
+        for op in weighty:
+            if op.kind == "dense" or op.geometry.groups == 1:  # type: ignore[union-attr]
+                weight = self.params[f"{op.layer}.weight"]
+                start = (weight.ctypes.data - self._flat.ctypes.data) // weight.itemsize
+                found.append(Matrix(start, prod(weight.shape[:-1]), weight.shape[-1]))
+        return found
 
     def _initialize(self, rng: np.random.Generator, kind: str) -> None:
         for i, op in enumerate(self.ops):

@@ -25,6 +25,10 @@ equals wins; NaN wins over everything. Max-pooling pads with minus infinity.
 # ruff: noqa: E704
 # mypy: disable-error-code="no-untyped-def"
 
+# Of Muon's iteration: singular values below 1 grow as fast as they can, and end between about 0.7 and 1.2.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
 
 def conv2d_algorithm(geometry, n, dtype):
     """The value for `geometry.winograd` that is fastest in this backend for n images, decided by shapes alone."""
@@ -193,6 +197,20 @@ def sgd_update(params, grads, velocity, settings):
     momentum, nesterov, l2, decay, n_decay, grad_scale. g = grad_scale * grads + l2 * p; velocity = momentum *
     velocity - learning_rate * g; p += velocity, or with nesterov p += momentum * velocity - learning_rate *
     g; decay subtracts learning_rate * decay * p too.
+    """
+
+
+def muon_scratch(matrices):
+    """Elements of `scratch` that `muon_update` needs."""
+
+
+def muon_update(params, grads, m, matrices, settings, scratch):
+    """One Muon step for parts of the flat vectors, in place: each of `matrices` is a `Matrix` NamedTuple, (start, rows,
+    columns). `settings` is a `MuonSettings` NamedTuple: learning_rate, momentum, nesterov, decay, grad_scale. For each
+    matrix g = grad_scale * grads; m = momentum m + (1 - momentum) g; u = m, or with nesterov u = momentum m + (1 -
+    momentum) g; x = u / (|u| + 1e-7), transposed where it has more rows than columns; five times x = a x + (b A + c A
+    A) x with A = x x' and (a, b, c) = `NEWTON_SCHULZ`, then transposed back; p -= learning_rate * (0.2
+    sqrt(max(rows, columns)) x + decay * p).
     """
 
 

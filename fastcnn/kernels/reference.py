@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from fastcnn.kernels.contract import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
+
 # ------------------------------------------------------------------------------------------------ convolution
 
 
@@ -444,6 +446,34 @@ def sgd_update(params, grads, velocity, settings):
     step = settings.momentum * velocity - rate * g if settings.nesterov else velocity.copy()
     step[:n] -= rate * settings.decay * params[:n]
     params += step
+
+
+def muon_scratch(matrices):
+    return 0
+
+
+def muon_update(params, grads, m, matrices, settings, scratch):
+    """One step of Muon (Jordan et al. 2024), scaled as AdamW's (Liu et al. 2025, equation 4), in place."""
+    s = settings
+    for start, rows, columns in matrices:
+        part = slice(start, start + rows * columns)
+        g = s.grad_scale * grads[part]
+        m[part] = s.momentum * m[part] + (1 - s.momentum) * g
+        u = s.momentum * m[part] + (1 - s.momentum) * g if s.nesterov else m[part]
+        step = 0.2 * np.sqrt(max(rows, columns)) * _newton_schulz(u.reshape(rows, columns)).ravel()
+        params[part] -= s.learning_rate * (step + s.decay * params[part])
+
+
+def _newton_schulz(u):
+    """Close to the nearest matrix with orthogonal rows or columns."""
+    if u.shape[0] > u.shape[1]:
+        return _newton_schulz(u.T).T
+    a, b, c = NEWTON_SCHULZ
+    x = u / (np.sqrt(np.square(u).sum()) + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
 
 
 def sum_squares(x, out):

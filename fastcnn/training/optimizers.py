@@ -1,15 +1,15 @@
 """Optimisers: hyper-parameters, flat state and one kernel call per step.
 
 An optimiser is bound to one network's flat parameter vector. Its mathematics is in the backend's kernels
-`adam_update` and `sgd_update` (formulas in `kernels.contract`); here are the settings that these take, bias
-corrections, gradient clipping and state. L2 and weight decay count for the first `n_decay` parameters only:
+`adam_update`, `sgd_update` and `muon_update` (formulas in `kernels.contract`); here are the settings that these take,
+bias corrections, gradient clipping and state. L2 and weight decay count for the first `n_decay` parameters only:
 the weights, not biases and not batch normalisation's vectors.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite, sqrt
 from typing import Any, ClassVar, NamedTuple
 
@@ -43,6 +43,24 @@ class SGDSettings(NamedTuple):
     grad_scale: float
 
 
+class MuonSettings(NamedTuple):
+    """What `muon_update` takes beside its matrices."""
+
+    learning_rate: float
+    momentum: float
+    nesterov: bool
+    decay: float
+    grad_scale: float
+
+
+class Matrix(NamedTuple):
+    """A part of the flat vector that is a matrix, row by row."""
+
+    start: int
+    rows: int
+    columns: int
+
+
 class Optimizer(ABC):
     """What all optimisers share: binding, clipping by the global norm, state.
 
@@ -63,11 +81,14 @@ class Optimizer(ABC):
         self._shape: tuple[int, ...] | None = None  # of the vectors it is bound to
         self._dtype: np.dtype[Any] | None = None
         self._n_decay = 0
+        self._matrices: tuple[Matrix, ...] = ()
         self._state: dict[str, np.ndarray] = {}
         self._squares = np.zeros(1)
 
-    def bind(self, n_params: int, n_decay: int, dtype: Any) -> None:
+    def bind(self, n_params: int, n_decay: int, dtype: Any, matrices: Sequence[Matrix] = ()) -> None:
         """Allocate the state for a vector of `n_params` parameters, the first `n_decay` of which decay.
+
+        `matrices`, in the order of their places, are what `Muon` treats as matrices: the weights of hidden layers.
 
         Raises
         ------
@@ -79,6 +100,7 @@ class Optimizer(ABC):
         if not 0 <= n_decay <= n_params:
             raise ValueError(f"n_decay must be between 0 and n_params={n_params}, got {n_decay}")
         self._shape, self._dtype, self._n_decay = (int(n_params),), np.dtype(dtype), int(n_decay)
+        self._matrices = tuple(matrices)
         self._state = {name: np.zeros(n_params, dtype) for name in self._vectors}
 
     def reset(self) -> None:
@@ -93,7 +115,7 @@ class Optimizer(ABC):
         Parameters
         ----------
         kernels : module
-            The backend: `adam_update`, `sgd_update` and `sum_squares` of `kernels.contract`.
+            The backend: `adam_update`, `sgd_update`, `muon_update` and `sum_squares` of `kernels.contract`.
         params, grads : array (n_params,)
 
         Raises
@@ -196,6 +218,13 @@ class Adam(Optimizer):
         self.weight_decay = 0.0
 
     def _step(self, kernels: Any, params: np.ndarray, grads: np.ndarray, grad_scale: float) -> None:
+        self._adam(kernels, params, grads, grad_scale, 0, params.size)
+
+    def _adam(
+        self, kernels: Any, params: np.ndarray, grads: np.ndarray, grad_scale: float, start: int, stop: int
+    ) -> None:
+        """The step of the parameters start..stop."""
+        part = slice(start, stop)
         settings = AdamSettings(
             learning_rate=float(self.learning_rate),
             beta_1=self.beta_1,
@@ -203,12 +232,12 @@ class Adam(Optimizer):
             epsilon=self.epsilon,
             l2=self.l2,
             decay=self.weight_decay,
-            n_decay=self._n_decay,
+            n_decay=min(max(self._n_decay - start, 0), stop - start),
             grad_scale=grad_scale,
             correction_1=1.0 - self.beta_1**self.t,
             correction_2=1.0 - self.beta_2**self.t,
         )
-        kernels.adam_update(params, grads, self._state["m"], self._state["v"], settings)
+        kernels.adam_update(params[part], grads[part], self._state["m"][part], self._state["v"][part], settings)
 
 
 class AdamW(Adam):
@@ -242,6 +271,66 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(learning_rate, beta_1, beta_2, epsilon, 0.0, clip_norm)
         self.weight_decay = _not_negative("weight_decay", weight_decay)
+
+
+class Muon(AdamW):
+    """Muon [1]_: the hidden layers' weights take steps that are orthogonal matrices, all others those of AdamW.
+
+    The momentum of a layer's gradient, as a matrix with one column for each filter or unit, is brought close to the
+    nearest matrix whose singular values are all alike: so each of its directions counts, however weak. Steps are scaled
+    to be about as long as Adam's, so that learning rates and weight decay carry over [2]_. What a step costs beyond
+    AdamW's grows with the square of a matrix's shorter side times the longer one, whatever the mini-batch.
+
+    Parameters
+    ----------
+    learning_rate, beta_1, beta_2, epsilon, weight_decay, clip_norm
+        As in `AdamW`.
+    momentum : float in [0, 1)
+        Decay of the mean of the matrices' gradients.
+    nesterov : bool
+        Take the gradient as if it were met after the momentum's step.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside its range.
+
+    References
+    ----------
+    .. [1] Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+    .. [2] Liu et al. 2025, "Muon is scalable for LLM training", equation 4.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-3,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.01,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(learning_rate, beta_1, beta_2, epsilon, weight_decay, clip_norm)
+        self.momentum = _fraction("momentum", momentum)
+        self.nesterov = bool(nesterov)
+
+    def _step(self, kernels: Any, params: np.ndarray, grads: np.ndarray, grad_scale: float) -> None:
+        settings = MuonSettings(
+            learning_rate=float(self.learning_rate),
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            decay=self.weight_decay,
+            grad_scale=grad_scale,
+        )
+        scratch = np.empty(kernels.muon_scratch(self._matrices), params.dtype)
+        kernels.muon_update(params, grads, self._state["m"], self._matrices, settings, scratch)
+        done = 0
+        for start, rows, columns in self._matrices:
+            self._adam(kernels, params, grads, grad_scale, done, start)
+            done = start + rows * columns
+        self._adam(kernels, params, grads, grad_scale, done, params.size)
 
 
 class SGD(Optimizer):

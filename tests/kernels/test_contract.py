@@ -19,7 +19,7 @@ def test_backend_has_the_signature(backend, name):
 
 
 def test_contract_names_what_the_engine_needs():
-    assert len(KERNELS) == 36
+    assert len(KERNELS) == 38
 
 
 def test_unknown_backend_is_named():

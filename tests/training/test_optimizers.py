@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fastcnn.training.optimizers import SGD, Adam, AdamW
+from fastcnn.training.optimizers import SGD, Adam, AdamW, Matrix, Muon
 
 pytestmark = pytest.mark.small
 
@@ -32,15 +32,34 @@ def sgd_update(params, grads, velocity, s):
     params += s.momentum * velocity - s.learning_rate * g if s.nesterov else velocity
 
 
+def muon_scratch(matrices):
+    return 0
+
+
+def muon_update(params, grads, m, matrices, s, scratch):
+    """With the exact polar factor in place of the iteration."""
+    for start, rows, columns in matrices:
+        part = slice(start, start + rows * columns)
+        g = s.grad_scale * grads[part]
+        m[part] = s.momentum * m[part] + (1 - s.momentum) * g
+        mean = s.momentum * m[part] + (1 - s.momentum) * g if s.nesterov else m[part]
+        u, _, v = np.linalg.svd(np.nan_to_num(mean.reshape(rows, columns)), full_matrices=False)
+        step = (u @ v).ravel() + 0 * mean
+        params[part] -= s.learning_rate * (0.2 * max(rows, columns) ** 0.5 * step + s.decay * params[part])
+
+
 def sum_squares(x, out):
     out[0] = np.sum(x.astype(np.float64) ** 2)
 
 
-KERNELS = SimpleNamespace(adam_update=adam_update, sgd_update=sgd_update, sum_squares=sum_squares)
+KERNELS = SimpleNamespace(
+    adam_update=adam_update, muon_scratch=muon_scratch, muon_update=muon_update, sgd_update=sgd_update,
+    sum_squares=sum_squares,
+)  # fmt: skip
 
 
-def bound(optimizer, n=N, n_decay=N_DECAY, dtype="float64"):
-    optimizer.bind(n, n_decay, dtype)
+def bound(optimizer, n=N, n_decay=N_DECAY, dtype="float64", matrices=()):
+    optimizer.bind(n, n_decay, dtype, matrices)
     return optimizer
 
 
@@ -88,6 +107,27 @@ def test_adamw(start, gradients):
 def test_adamw_shrinks_weights_alone_without_a_gradient(start):
     after = run(bound(AdamW(0.1, weight_decay=0.5)), start, [np.zeros(N)])
     assert_allclose(after, np.where(WEIGHTS, 0.95 * start, start))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_muon_orthogonalizes_matrices_and_leaves_the_rest_to_adamw(start, gradients, nesterov):
+    matrix, rest = slice(1, 3), np.r_[0, 3:N]
+    settings = {"beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-6, "weight_decay": 0.3}
+    optimizer = bound(Muon(0.01, 0.9, nesterov, **settings, clip_norm=2.0), matrices=[Matrix(1, 1, 2)])
+    after = run(optimizer, start, gradients)
+    adamw = run(bound(AdamW(0.01, **settings, clip_norm=2.0)), start, gradients)
+    assert_allclose(after[rest], adamw[rest], rtol=1e-12)
+    weights, mean = start[matrix], np.zeros(2)
+    for g in gradients:
+        g = g[matrix] * min(1, 2 / np.linalg.norm(g))
+        mean = 0.9 * mean + 0.1 * g
+        ahead = 0.9 * mean + 0.1 * g if nesterov else mean
+        weights = weights * (1 - 0.01 * 0.3) - 0.01 * 0.2 * 2**0.5 * ahead / np.linalg.norm(ahead)
+    assert_allclose(after[matrix], weights, rtol=1e-12)
+
+
+def test_muon_without_matrices_is_adamw(start, gradients):
+    assert_array_equal(run(bound(Muon(0.1)), start, gradients), run(bound(AdamW(0.1)), start, gradients))
 
 
 @pytest.mark.parametrize("l2", [0.0, 0.1])
@@ -149,17 +189,21 @@ def test_a_learning_rate_set_between_steps_counts(start):
     assert_array_equal(run(optimizer, start, [np.ones(N)]), start - 0.25)
 
 
-@pytest.mark.parametrize("make", [Adam, AdamW, SGD])
+@pytest.mark.parametrize("make", [Adam, AdamW, Muon, SGD])
 class TestState:
+    @staticmethod
+    def bound(make):
+        return bound(make(), matrices=[Matrix(0, 2, 2)])
+
     def test_going_on_from_a_saved_state(self, make, start, gradients):
-        whole = run(bound(make()), start, gradients)
-        first, second = bound(make()), bound(make())
+        whole = run(self.bound(make), start, gradients)
+        first, second = self.bound(make), self.bound(make)
         half = run(first, start, gradients[:3])
         second.load_state_dict(first.state_dict())
         assert_array_equal(run(second, half, gradients[3:]), whole)
 
     def test_a_saved_state_is_a_copy(self, make, start, gradients):
-        optimizer = bound(make())
+        optimizer = self.bound(make)
         run(optimizer, start, gradients[:1])
         saved = optimizer.state_dict()
         before = copy.deepcopy(saved)
@@ -167,13 +211,13 @@ class TestState:
         assert all(np.array_equal(saved[name], before[name]) for name in saved)
 
     def test_pickling_keeps_the_state(self, make, start, gradients):
-        optimizer = bound(make())
+        optimizer = self.bound(make)
         run(optimizer, start, gradients)
         twin = pickle.loads(pickle.dumps(optimizer))
         assert_array_equal(run(twin, start, gradients), run(optimizer, start, gradients))
 
     def test_reset_forgets(self, make, start, gradients):
-        optimizer = bound(make())
+        optimizer = self.bound(make)
         first = run(optimizer, start, gradients)
         optimizer.reset()
         assert optimizer.t == 0
@@ -190,11 +234,11 @@ class TestState:
         ],
     )
     def test_a_wrong_state_changes_nothing(self, make, change, message, start, gradients):
-        optimizer = bound(make())
+        optimizer = self.bound(make)
         run(optimizer, start, gradients)
         before = optimizer.state_dict()
         first = next(name for name in before if name != "t")
-        wrong = bound(make()).state_dict() | {name.replace("FIRST", first): v for name, v in change.items()}
+        wrong = self.bound(make).state_dict() | {name.replace("FIRST", first): v for name, v in change.items()}
         with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict(wrong)
         after = optimizer.state_dict()
@@ -202,14 +246,14 @@ class TestState:
 
     def test_a_missing_name(self, make):
         with pytest.raises(ValueError, match="the state has"):
-            bound(make()).load_state_dict({"t": 1})
+            self.bound(make).load_state_dict({"t": 1})
 
     def test_one_optimizer_for_one_network(self, make):
         with pytest.raises(ValueError, match="belongs to another network"):
-            bound(bound(make()))
+            self.bound(lambda: self.bound(make))
 
     def test_vectors_of_another_size_or_dtype(self, make, start):
-        optimizer = bound(make())
+        optimizer = self.bound(make)
         for params, grads in [(start[:3], start), (start, start[:3]), (start.astype("f"), start)]:
             with pytest.raises(ValueError, match="but the optimiser is bound to shape"):
                 optimizer.update(KERNELS, params, grads)
@@ -238,6 +282,8 @@ class TestState:
         (Adam, {"l2": -1}, "l2 must be a finite number >= 0, got -1"),
         (AdamW, {"weight_decay": np.inf}, "weight_decay must be a finite number >= 0, got inf"),
         (AdamW, {"clip_norm": 0.0}, "clip_norm must be a finite number > 0"),
+        (Muon, {"momentum": -0.1}, r"momentum must be in \[0, 1\), got -0.1"),
+        (Muon, {"learning_rate": -1}, "learning_rate must be a finite number > 0"),
         (SGD, {"momentum": 1}, r"momentum must be in \[0, 1\), got 1"),
         (SGD, {"l2": -0.5}, "l2 must be a finite number >= 0"),
     ],

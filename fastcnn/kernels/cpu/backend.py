@@ -31,7 +31,7 @@ from fastcnn.kernels.cpu.launch import record
 from fastcnn.kernels.cpu.losses import softmax, softmax_cross_entropy
 from fastcnn.kernels.cpu.norm import batchnorm_backward, batchnorm_fold, batchnorm_forward, batchnorm_inference
 from fastcnn.kernels.cpu.norm_pool import batchnorm_pool_backward, batchnorm_pool_forward
-from fastcnn.kernels.cpu.optimizers import adam_update, sgd_update, sum_squares
+from fastcnn.kernels.cpu.optimizers import adam_update, muon_scratch, muon_update, sgd_update, sum_squares
 from fastcnn.kernels.cpu.pool import (
     avgpool2d_backward,
     avgpool2d_forward,
@@ -72,6 +72,8 @@ __all__ = [
     "max_threads",
     "maxpool2d_backward",
     "maxpool2d_forward",
+    "muon_scratch",
+    "muon_update",
     "record",
     "sgd_update",
     "softmax",

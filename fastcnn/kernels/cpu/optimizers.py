@@ -1,4 +1,7 @@
-"""One optimiser step over the flat parameter vector: elementwise, so lanes own ranges of it."""
+"""One optimiser step over the flat parameter vector: elementwise, so lanes own ranges of it.
+
+Muon's step is of a matrix: its products are BLAS's, on one thread, so that they do not depend on the thread count.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import math
 
 import numpy as np
 
+from fastcnn.kernels.contract import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
+from fastcnn.kernels.cpu._blas import gemm
 from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
-from fastcnn.kernels.cpu.runtime import U, as_input
+from fastcnn.kernels.cpu.runtime import U, as_input, one_blas_thread
 
 
 @Kernel
@@ -78,6 +83,72 @@ def sgd_update(params, grads, velocity, settings):
         bool(s.nesterov),
         int(s.n_decay),
     )
+
+
+def muon_scratch(matrices):
+    """Elements: for the largest matrix the momentum, what it becomes, and five small matrices."""
+    return max((2 * rows * columns + 5 * min(rows, columns) ** 2 for _, rows, columns in matrices), default=0)
+
+
+@Kernel
+def _muon_momentum(start, stop, lane, args):
+    grads, m, ahead, rates, nesterov = unpack(args)
+    momentum, grad_scale = rates
+    one = m.dtype.type(1)
+    for i in range(start, stop):
+        g = (one - momentum) * grad_scale * grads[U(i)]
+        mean = momentum * m[U(i)] + g
+        m[U(i)] = mean
+        ahead[U(i)] = momentum * mean + g if nesterov else mean
+
+
+@Kernel
+def _muon_step(start, stop, lane, args):
+    params, step, rates = unpack(args)
+    rate, decay = rates
+    for i in range(start, stop):
+        params[U(i)] -= rate * (step[U(i)] + decay * params[U(i)])
+
+
+def muon_update(params, grads, m, matrices, settings, scratch):
+    """One Muon step for parts of the flat vectors, in place."""
+    s, grads = settings, as_input(grads)
+    for start, rows, columns in matrices:
+        size, side = rows * columns, min(rows, columns)
+        part = slice(start, start + size)
+        ahead, step, small = np.split(scratch[: 2 * size + 5 * side * side], (size, 2 * size))
+        mean = _typed((s.momentum, s.grad_scale), params)
+        launch(_muon_momentum, size, size, grads[part], m[part], ahead, mean, bool(s.nesterov))
+        scale, shape = 0.2 * math.sqrt(max(rows, columns)), (rows, columns)
+        with one_blas_thread():
+            _orthogonalized(ahead.reshape(shape), step.reshape(shape), small.reshape(5, side, side), scale)
+        launch(_muon_step, size, size, params[part], step, _typed((s.learning_rate, s.decay), params))
+
+
+def _orthogonalized(u, out, small, scale):
+    """`out` = scale * the Newton-Schulz iteration of `contract.muon_update` from u.
+
+    It needs no product with u in each step: x is always some t u, and A = x x' and t are polynomials of u u', so they
+    commute, and everything up to the last product happens to matrices of the shorter side.
+    """
+    wide = u.shape[0] <= u.shape[1]
+    a, b, c = NEWTON_SCHULZ
+    gram, factor, power, total, spare = small
+    gemm(u, u, gram, trans_a=not wide, trans_b=wide)
+    norm = math.sqrt(np.trace(gram, dtype=np.float64)) + 1e-7
+    gram /= norm * norm
+    total[...] = 0
+    np.fill_diagonal(total, 1)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        factor[...] = gram
+        gemm(gram, gram, factor, alpha=c, beta=b)  # b A + c A A
+        factor.reshape(-1)[:: len(factor) + 1] += a
+        gemm(factor, total, spare)
+        total, spare = spare, total
+        gemm(factor, gram, power)
+        gemm(power, factor, gram)  # of the next x
+    operands = (total, u) if wide else (u, total)
+    gemm(*operands, out, alpha=scale / norm)
 
 
 @Kernel
