@@ -20,17 +20,20 @@ from torch import nn
 from bench.machine import usable_cores
 from fastcnn import CNNClassifier, layers
 from fastcnn.engine.network import Network
+from fastcnn.kernels.contract import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
 from fastcnn.training.augment import RandomErasing, RandomHorizontalFlip, RandomShift, check_augment
 from fastcnn.training.schedules import make_schedule
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 MODES = [f"{way}-{layout}" for layout in LAYOUTS for way in ("eager", "compiled")]
+CHECKED = 3  # losses that must be fastcnn's before anything is timed
 TRIAL = 8  # steps of each mode before the best one trains
 PREDICTED = 256  # images together
 # What this side has in place of the estimator's; any other parameter must be as it is by default.
 TRANSLATED = {
     "layers", "augment", "tta", "solver", "learning_rate_init", "alpha", "label_smoothing", "ema_decay", "batch_size",
-    "max_iter", "random_state", "callbacks", "verbose", "n_iter_no_change", "warmup", "learning_rate",
+    "max_iter", "random_state", "callbacks", "verbose", "n_iter_no_change", "warmup", "learning_rate", "momentum",
+    "nesterovs_momentum",
 }  # fmt: skip
 
 
@@ -42,7 +45,7 @@ class Torch:
         changed = [name for name, value in clf.get_params().items() if value != defaults[name]]
         if unknown := set(changed) - TRANSLATED:
             raise ValueError(f"not translated to PyTorch: {sorted(unknown)}")
-        if clf.solver != "adamw":
+        if clf.solver not in ("adamw", "muon"):
             raise ValueError(f"not translated to PyTorch: solver={clf.solver!r}")
         self.clf, self.augment = clf, check_augment(clf.augment)
         if unknown := [
@@ -60,14 +63,16 @@ class Torch:
         shape = X.shape[1:] if X.ndim == 4 else (*X.shape[1:], 1)
         n_classes = len(np.unique(y))
         specs = [*self.clf.layers, layers.Dense(n_classes)]
-        start = Network(specs, shape, random_state=np.random.default_rng(self.clf.random_state))
+        rng = np.random.default_rng(self.clf.random_state)
+        mine = Network(specs, shape, random_state=rng, optimizer=self.clf._make_optimizer())
         self.net = nn.Sequential(*_modules(specs, shape))
-        self._load(start.params)
+        self._load(mine.params)
         self.start = deepcopy(self.net.state_dict())
         torch.manual_seed(self.clf.random_state)
         m = self.clf.batch_size
         self._scale_by(X)
         images, labels = self._images(X)[:m], torch.from_numpy(y[:m].astype(np.int64))
+        self._check(mine, images, labels)
         seconds = {}
         for mode in MODES:
             try:
@@ -97,6 +102,16 @@ class Torch:
                 array = {4: lambda v: v.transpose(3, 2, 0, 1), 2: lambda v: v.T}.get(value.ndim, lambda v: v)(value)
                 target.copy_(torch.from_numpy(np.ascontiguousarray(array)))
 
+    def _check(self, mine: Network, images: Any, labels: Any) -> None:
+        """The losses of the first steps are fastcnn's, without augmentation."""
+        augment, self.augment = self.augment, []
+        x = self._augmented(images).permute(0, 2, 3, 1).contiguous().numpy()
+        step = self._step("eager-contiguous")
+        for _ in range(CHECKED):
+            expected = mine.train_step(x, labels.numpy(), label_smoothing=self.clf.label_smoothing)
+            np.testing.assert_allclose(float(step(images, labels, mine.optimizer.learning_rate)), expected, rtol=1e-3)
+        self.augment = augment
+
     def _step(self, mode: str) -> Any:
         """A training step of that mode, from the initial parameters on."""
         way, layout = mode.split("-")
@@ -105,21 +120,27 @@ class Torch:
         self.net.load_state_dict(self.start)
         net = self.net.to(memory_format=self.memory_format).train()
         called = torch.compile(net, dynamic=False, fullgraph=True) if way == "compiled" else net
-        weights = [p for p in net.parameters() if p.ndim > 1]
-        others = [p for p in net.parameters() if p.ndim <= 1]
-        groups = [{"params": weights, "weight_decay": self.clf.alpha}, {"params": others, "weight_decay": 0.0}]
         clf = self.clf
-        optimizer = torch.optim.AdamW(groups, clf.learning_rate_init, (clf.beta_1, clf.beta_2), clf.epsilon, fused=True)
+        weights = [p for p in net.parameters() if p.ndim > 1]
+        hidden = weights[:-1] if clf.solver == "muon" else []
+        others = [p for p in net.parameters() if p.ndim <= 1]
+        rest = {"params": weights[len(hidden) :], "weight_decay": clf.alpha}
+        groups, betas = [rest, {"params": others, "weight_decay": 0.0}], (clf.beta_1, clf.beta_2)
+        optimizers: list[Any] = [torch.optim.AdamW(groups, clf.learning_rate_init, betas, clf.epsilon, fused=True)]
+        if hidden:
+            optimizers.append(_Muon(hidden, clf, compiled=way == "compiled"))
         smoothing = clf.label_smoothing
 
         def step(images: Any, labels: Any, rate: float) -> Any:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+            net.zero_grad(set_to_none=True)
             x = self._augmented(images).to(memory_format=self.memory_format)
             loss = nn.functional.cross_entropy(called(x), labels, label_smoothing=smoothing)
             loss.backward()
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             return loss.detach()
 
         return step
@@ -210,6 +231,43 @@ class Torch:
                 proba = proba + self.net(x.flip(3)).softmax(1)
             found.append(proba.argmax(1))
         return torch.cat(found).numpy()
+
+
+class _Muon(torch.optim.Optimizer):
+    """`fastcnn.training.optimizers.Muon` for convolutions and dense layers; `torch.optim.Muon` takes matrices alone."""
+
+    def __init__(self, params: Any, clf: CNNClassifier, compiled: bool) -> None:
+        super().__init__(params, {"lr": clf.learning_rate_init})
+        self.momentum, self.nesterov, self.decay = clf.momentum, clf.nesterovs_momentum, clf.alpha
+        self.orthogonalized = torch.compile(_orthogonalized, dynamic=False) if compiled else _orthogonalized
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean = self.state[p].setdefault("m", torch.zeros_like(p))
+                mean.lerp_(p.grad, 1 - self.momentum)
+                ahead = p.grad.lerp(mean, self.momentum) if self.nesterov else mean
+                matrix = ahead.flatten(1)
+                update = self.orthogonalized(matrix).view(p.shape)
+                p.mul_(1 - group["lr"] * self.decay)
+                p.add_(update, alpha=-group["lr"] * 0.2 * max(matrix.shape) ** 0.5)
+
+
+def _orthogonalized(u: Any) -> Any:
+    """The Newton-Schulz iteration in its cheapest form, as fastcnn has it, too."""
+    wide = u.shape[0] <= u.shape[1]
+    a, b, c = NEWTON_SCHULZ
+    gram = u @ u.T if wide else u.T @ u
+    norm = gram.trace().sqrt() + 1e-7
+    gram = gram / norm**2
+    one = torch.eye(len(gram))
+    total = one
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c) + a * one
+        total = factor @ total
+        gram = factor @ gram @ factor
+    return (total @ u if wide else u @ total) / norm
 
 
 class _Residual(nn.Sequential):
