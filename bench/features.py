@@ -20,6 +20,7 @@ import numpy as np
 
 from bench.machine import RESULTS, save, usable_cores, versions
 from bench.recipes import load
+from bench.report_recipes import AS_IT_IS
 from fastcnn import CNNClassifier
 from fastcnn.layers import AdaptiveMaxPool2D, BatchNorm, Conv2D, Dropout, GlobalAvgPool2D, Layer, ReLU, SiLU
 from fastcnn.recipes import RECIPES
@@ -65,7 +66,7 @@ def _long_memory(layer: Layer) -> list[Layer]:
 
 
 CHANGES: dict[str, Callable[[Settings], Settings]] = {  # what is changed, from the recipe's settings
-    "the recipe": lambda s: {},
+    AS_IT_IS: lambda s: {},
     "without mirror images in training": lambda s: {"augment": None},
     "without mirror images at prediction": lambda s: {"tta": None},
     "without label smoothing": lambda s: {"label_smoothing": 0.0},
@@ -74,11 +75,12 @@ CHANGES: dict[str, Callable[[Settings], Settings]] = {  # what is changed, from 
     "mean over the image at the end, not four maxima": lambda s: replaced(s, _mean_at_the_end),
     "batch normalisation with momentum 0.99": lambda s: replaced(s, _long_memory),
     "constant learning rate of 0.001": lambda s: {"learning_rate": "constant", "learning_rate_init": 1e-3},
+    "AdamW at 0.005, not Muon": lambda s: {"solver": "adamw", "learning_rate_init": 5e-3, "alpha": 0.02},
     "cosine with warm-up of 5 %": lambda s: {"learning_rate": "cosine", "warmup": 0.05},
     "SGD (0.1, Nesterov, L2 5e-4)": lambda s: {"solver": "sgd", "learning_rate_init": 0.1, "alpha": 5e-4},
     "with shifts of 2": augmented(RandomShift(2)),
     "with shifts of 1": augmented(RandomShift(1)),
-    "with erasing, a quarter": augmented(RandomErasing(0.25)),
+    "without erasing": lambda s: {"augment": [a for a in s["augment"] if not isinstance(a, RandomErasing)]},
     "with cutout of 8, a half": augmented(Cutout(8, 0.5)),
     "with turns of 5 degrees, sizes 0.95 to 1.05": augmented(RandomAffine(5, (0.95, 1.05))),
     "with contrast 0.2": augmented(RandomContrast(0.2)),

@@ -304,6 +304,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy": accuracy, "peers": peers, "estimators": estimators, "kernels": kernels, "memory": memory,
     "coldstart": coldstart, "scaling": scaling, "one_image": one_image,
     "recipes": lambda r: report_recipes.lines(r, about(r)),
+    "features": lambda r: report_recipes.features(r, about(r)),
 }  # fmt: skip
 
 

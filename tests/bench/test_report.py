@@ -130,3 +130,19 @@ def test_recipes(tmp_path, accuracy, seconds, torch, verdicts):
     assert any(line.startswith("| `fast` | fastcnn |") and f"**{accuracy:.4f}**" in line for line in lines)
     assert any(line.startswith("| 92% | fastcnn | `fast`, 2 epochs |") and "| 30 | 39 |" in line for line in lines)
     assert not any(line.startswith("| 94% | PyTorch") for line in lines) or torch[0] >= 0.94
+
+
+def test_features(tmp_path):
+    """Differences are to the recipe of the same seed; a seed without one counts for nothing."""
+    measured = {
+        ("the recipe", 0): (0.93, 0.25), ("the recipe", 1): (0.94, 0.26),
+        ("without flips", 0): (0.92, 0.27), ("without flips", 1): (0.936, 0.27), ("without flips", 2): (0.1, 2.3),
+    }  # fmt: skip
+    runs = [
+        {"recipe": "fast", "change": change, "seed": seed, "accuracy": accuracy, "loss": loss}
+        for (change, seed), (accuracy, loss) in measured.items()
+    ]
+    lines = report(tmp_path, features={"runs": runs})
+    assert "| `fast` | the recipe | 2 | 0.9350 |  | 0.2550 |  |" in lines
+    differences = ("-0.70 (-1.00 to -0.40)", "+0.0150 (+0.0100 to +0.0200)")
+    assert "| `fast` | without flips | 2 | 0.9280 | {} | 0.2700 | {} |".format(*differences) in lines
