@@ -47,6 +47,11 @@ def augmented(*more: Any) -> Callable[[Settings], Settings]:
     return lambda settings: {"augment": [*settings["augment"], *more]}
 
 
+def erasing(*which: Any) -> Callable[[Settings], Settings]:
+    """With `which` in place of what the recipe erases."""
+    return lambda settings: {"augment": [*[a for a in settings["augment"] if not isinstance(a, RandomErasing)], *which]}
+
+
 def _without_norm(layer: Layer) -> list[Layer]:
     if isinstance(layer, BatchNorm):
         return []
@@ -77,11 +82,17 @@ CHANGES: dict[str, Callable[[Settings], Settings]] = {  # what is changed, from 
     "constant learning rate of 0.001": lambda s: {"learning_rate": "constant", "learning_rate_init": 1e-3},
     "AdamW at 0.005, not Muon": lambda s: {"solver": "adamw", "learning_rate_init": 5e-3, "alpha": 0.02},
     "cosine with warm-up of 5 %": lambda s: {"learning_rate": "cosine", "warmup": 0.05},
-    "SGD (0.1, Nesterov, L2 5e-4)": lambda s: {"solver": "sgd", "learning_rate_init": 0.1, "alpha": 5e-4},
+    "SGD (0.1, Nesterov, L2 5e-4)": lambda s: {
+        "solver": "sgd",
+        "learning_rate_init": 0.1,
+        "momentum": 0.9,
+        "alpha": 5e-4,
+    },
     "with shifts of 2": augmented(RandomShift(2)),
     "with shifts of 1": augmented(RandomShift(1)),
-    "without erasing": lambda s: {"augment": [a for a in s["augment"] if not isinstance(a, RandomErasing)]},
-    "with cutout of 8, a half": augmented(Cutout(8, 0.5)),
+    "without erasing": erasing(),
+    "with erasing, a quarter": erasing(RandomErasing(0.25)),
+    "with cutout of 8, a half": erasing(Cutout(8, 0.5)),
     "with turns of 5 degrees, sizes 0.95 to 1.05": augmented(RandomAffine(5, (0.95, 1.05))),
     "with contrast 0.2": augmented(RandomContrast(0.2)),
     "with brightness 0.1": augmented(RandomBrightness(0.1)),
@@ -134,7 +145,9 @@ def main() -> None:
             save("features", {"versions": versions("fastcnn", "numpy", "numba"), "runs": runs})
             print(f"seed {seed}, {change}: {result['accuracy']:.4f}, loss {result['loss']:.4f}", flush=True)
 
-    todo = [(change, seed) for seed in args.seeds for change in args.only if (args.recipe, change, seed) not in done]
+    settings = RECIPES[args.recipe]().get_params()
+    changing = [c for c in args.only if c == AS_IT_IS or any(settings[k] != v for k, v in CHANGES[c](settings).items())]
+    todo = [(change, seed) for seed in args.seeds for change in changing if (args.recipe, change, seed) not in done]
     with ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(run, *zip(*todo, strict=True)) if todo else [])
     print(f"written: {path}")
