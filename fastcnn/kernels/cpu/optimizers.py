@@ -137,16 +137,18 @@ def _orthogonalized(u, out, small, scale):
     gemm(u, u, gram, trans_a=not wide, trans_b=wide)
     norm = math.sqrt(np.trace(gram, dtype=np.float64)) + 1e-7
     gram /= norm * norm
-    total[...] = 0
-    np.fill_diagonal(total, 1)
-    for _ in range(NEWTON_SCHULZ_STEPS):
+    for step in range(NEWTON_SCHULZ_STEPS):
+        if step > 0:  # of the next x
+            gemm(factor, gram, power)
+            gemm(power, factor, gram)
         factor[...] = gram
         gemm(gram, gram, factor, alpha=c, beta=b)  # b A + c A A
         factor.reshape(-1)[:: len(factor) + 1] += a
-        gemm(factor, total, spare)
-        total, spare = spare, total
-        gemm(factor, gram, power)
-        gemm(power, factor, gram)  # of the next x
+        if step > 0:
+            gemm(factor, total, spare)
+            total, spare = spare, total
+        else:
+            total[...] = factor
     operands = (total, u) if wide else (u, total)
     gemm(*operands, out, alpha=scale / norm)
 
