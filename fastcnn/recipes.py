@@ -22,7 +22,7 @@ from math import inf
 from typing import Any
 
 from fastcnn.classifier import CNNClassifier
-from fastcnn.layers import AdaptiveMaxPool2D, BatchNorm, Conv2D, Layer, MaxPool2D, ReLU
+from fastcnn.layers import AdaptiveMaxPool2D, BatchNorm, Conv2D, Layer, MaxPool2D, ReLU, Residual
 from fastcnn.training.augment import RandomErasing, RandomHorizontalFlip, check_augment
 
 __all__ = ["RECIPES", "balanced", "best", "fast"]
@@ -62,21 +62,19 @@ def fast(**parameters: Any) -> CNNClassifier:
 
 
 def balanced(**parameters: Any) -> CNNClassifier:
-    """Five convolutions: 282,730 parameters for grey images of 10 classes.
+    """Seven convolutions, four of them with skips: 467,434 parameters for grey images of 10 classes.
 
     Parameters, what is returned and raised are those of `fast`.
     """
-    layers = [*_convolutions(32), MaxPool2D(), *_convolutions(64, 64), MaxPool2D(), *_convolutions(128, 128)]
-    return _classifier(layers, {"max_iter": 14, "augment": [RandomHorizontalFlip(), RandomErasing(0.4)]}, parameters)
+    return _classifier(_residual_layers(32, 64, 128), {"max_iter": 12, "augment": _erasing()}, parameters)
 
 
 def best(**parameters: Any) -> CNNClassifier:
-    """Six convolutions, two of them before the first pooling: 421,226 parameters for grey images of 10 classes.
+    """As `balanced`, with half as many channels again: 1,046,746 parameters for grey images of 10 classes.
 
     Parameters, what is returned and raised are those of `fast`.
     """
-    layers = [*_convolutions(32, 64), MaxPool2D(), *_convolutions(96, 96), MaxPool2D(), *_convolutions(128, 128)]
-    return _classifier(layers, {"max_iter": 36, "augment": [RandomHorizontalFlip(), RandomErasing(0.4)]}, parameters)
+    return _classifier(_residual_layers(48, 96, 192), {"max_iter": 20, "augment": _erasing()}, parameters)
 
 
 RECIPES: dict[str, Callable[..., CNNClassifier]] = {"fast": fast, "balanced": balanced, "best": best}
@@ -87,6 +85,16 @@ def _convolutions(*channels: int) -> list[Layer]:
     return [
         layer for k in channels for layer in (Conv2D(k, use_bias=False), BatchNorm(momentum=0.9), ReLU())
     ]  # fmt: skip
+
+
+def _residual_layers(first: int, second: int, third: int) -> list[Layer]:
+    layers = [*_convolutions(first), MaxPool2D()]
+    layers += [*_convolutions(second), Residual(_convolutions(second, second)), MaxPool2D()]
+    return [*layers, *_convolutions(third), Residual(_convolutions(third, third))]
+
+
+def _erasing() -> list[Any]:
+    return [RandomHorizontalFlip(), RandomErasing(0.4)]
 
 
 def _classifier(layers: list[Layer], recipe: dict[str, Any], given: dict[str, Any]) -> CNNClassifier:
