@@ -13,12 +13,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,6 +23,7 @@ from safetensors.numpy import save as to_bytes
 
 from fastcnn import __version__
 from fastcnn.layers import Layer
+from fastcnn.persistence.files import StrPath, replacing
 from fastcnn.persistence.values import decode, encode
 from fastcnn.training.loop import History
 
@@ -37,8 +35,6 @@ _MAX_HEADER = 1 << 24  # bytes; the header of a network of a thousand layers has
 _DTYPES = {"float32": "F32", "float64": "F64"}
 _CLASSES = {"bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "object", "str"}
 _CLASSES |= {"uint8", "uint16", "uint32", "uint64"}
-
-StrPath = str | os.PathLike[str]
 
 
 @dataclass
@@ -105,7 +101,7 @@ def write_model(path: StrPath, model: SavedModel) -> None:
     tensors["input.offset"] = np.ascontiguousarray(model.offset, np.float64)
     tensors["input.scale"] = np.ascontiguousarray(model.scale, np.float64)
     content = to_bytes(tensors, {"fastcnn": json.dumps(header, allow_nan=False)})
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(content)
 
 
@@ -122,34 +118,6 @@ def _classes_to_json(classes: np.ndarray) -> dict[str, Any]:
     if name not in _CLASSES or any(value is None or isinstance(value, list) for value in values):
         raise TypeError(f"classes {classes!r} cannot be stored: expected numbers, booleans or strings")
     return {"dtype": name, "values": values}
-
-
-@contextmanager
-def _replacing(path: StrPath) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` when it is complete and on the disk."""
-    target = Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}")
-    try:
-        with open(partial, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the new name on the disk too, where folders can be synchronised."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 # ------------------------------------------------------------------------------------------ reading

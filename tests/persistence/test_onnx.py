@@ -1,0 +1,276 @@
+"""ONNX files: onnxruntime's answers are the classifier's, and graphs come back as layers."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from onnx import TensorProto, helper, numpy_helper
+
+from fastcnn import CNNClassifier
+from fastcnn.layers import (
+    ELU,
+    AdaptiveMaxPool2D,
+    AvgPool2D,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2D,
+    LeakyReLU,
+    MaxPool2D,
+    ReLU,
+    Residual,
+    SiLU,
+    SpatialDropout,
+    Tanh,
+)
+
+CHAINS = {
+    "nothing but the last layer": [],
+    "convolution": [Conv2D(4, (3, 2), stride=(2, 1), padding="same"), ReLU()],
+    "padding of four sides, dilation": [Conv2D(3, 3, padding=((2, 0), (1, 3)), dilation=2, activation="tanh")],
+    "groups": [Conv2D(6), Conv2D(6, groups=6, use_bias=False), Conv2D(4, 1, groups=2, activation="elu")],
+    "activations": [Conv2D(4), ELU(0.7), Dense(6), LeakyReLU(0.2), Dense(5), SiLU(), Dense(4), Tanh()],
+    "pooling": [Conv2D(4), MaxPool2D(3, 2, padding=1), AvgPool2D(2, 1, padding="same"), MaxPool2D(2)],
+    "mean with the padding": [AvgPool2D(3, 2, padding=1, count_include_pad=True)],
+    "pooling to a size": [Conv2D(4), AdaptiveMaxPool2D((2, 3))],
+    "global mean": [Conv2D(4, activation="silu"), GlobalAvgPool2D(), Dense(6, use_bias=False, activation="relu")],
+    "normalisation": [Conv2D(4, use_bias=False), BatchNorm(), ReLU(), MaxPool2D(), Conv2D(5), BatchNorm(epsilon=1e-5)],
+    "normalisation of the input and of vectors": [BatchNorm(), Flatten(), BatchNorm(), Dense(5), ReLU(), BatchNorm()],
+    "dropout": [SpatialDropout(0.3), Conv2D(4), Dropout(0.5), Dense(4), Dropout(0.2)],
+    "residual": [Conv2D(4), Residual([Conv2D(4, use_bias=False), BatchNorm(), ReLU(), Conv2D(4)]), ReLU()],
+    "residual with a projection, in another": [
+        Residual([Conv2D(4), Residual([Conv2D(4), ReLU()])], skip=[Conv2D(4, 1, use_bias=False)]),
+    ],
+}  # fmt: skip
+
+
+def fitted(layers, shape=(7, 6, 2), classes=(0, 1, 2), **parameters):
+    """A classifier with those layers, one epoch old, and normalisation that is not near the identity."""
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 256, (30, *shape), np.uint8)
+    y = np.asarray(classes)[np.arange(30) % len(classes)]
+    clf = CNNClassifier(layers=layers, max_iter=1, batch_size=10, random_state=0, **parameters).fit(X, y)
+    params = {
+        name: value + np.abs(rng.normal(size=value.shape)) if "running" in name or value.ndim == 1 else value
+        for name, value in clf.network_.params.items()
+    }
+    clf.network_.load_params(params)
+    return clf, X
+
+
+def answers(path, X):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    label, proba = session.run(["label", "probabilities"], {"images": X})
+    return label, proba
+
+
+@pytest.mark.parametrize("opset", [13, None, 23])
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("name", CHAINS)
+def test_onnxruntime_gives_the_same_probabilities(name, fold, opset, tmp_path):
+    clf, X = fitted(CHAINS[name])
+    clf.to_onnx(tmp_path / "model.onnx", opset=opset, fold_batch_norm=fold)
+    label, proba = answers(tmp_path / "model.onnx", X.astype(np.float32))
+    expected = clf.predict_proba(X)
+    assert_allclose(proba, expected, atol=1e-5)
+    assert_array_equal(label, proba.argmax(axis=1))
+    assert len({tuple(row) for row in expected.round(3).tolist()}) > 5  # or any graph would do
+    kinds = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert not (fold and name in ("normalisation", "residual") and "BatchNormalization" in kinds)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("fold", [True, False])
+def test_graphs_come_back(name, fold, tmp_path):
+    clf, X = fitted(CHAINS[name], classes=(3, 5, 9))
+    clf.to_onnx(tmp_path / "model.onnx", fold_batch_norm=fold)
+    twin = CNNClassifier.from_onnx(tmp_path / "model.onnx")
+    assert_allclose(twin.predict_proba(X), clf.predict_proba(X), atol=1e-5)
+    assert_array_equal(twin.classes_, clf.classes_)
+    assert twin.image_shape_ == clf.image_shape_
+    twin.set_params(max_iter=1).fit(X, np.arange(30) % 2)  # its layers train
+
+
+def test_mirror_images(tmp_path):
+    clf, X = fitted(CHAINS["convolution"], tta="flip")
+    clf.to_onnx(tmp_path / "model.onnx")
+    _, proba = answers(tmp_path / "model.onnx", X.astype(np.float32))
+    assert_allclose(proba, clf.predict_proba(X, tta="flip"), atol=1e-5)
+    assert np.abs(proba - clf.predict_proba(X, tta=False)).max() > 1e-3
+    twin = CNNClassifier.from_onnx(tmp_path / "model.onnx")
+    assert twin.tta == "flip"
+    assert_allclose(twin.predict_proba(X), proba, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("classes", "dtype"),
+    [(("bag", "ü shoe"), object), ((True, False), np.int64), ((1.0, 2.0), np.float64), ((-3, 7), np.int64)],
+)
+def test_labels(classes, dtype, tmp_path):
+    clf, X = fitted([Conv2D(3)], shape=(5, 5), classes=classes)
+    clf.to_onnx(tmp_path / "model.onnx", input_dtype="uint8")
+    label, _ = answers(tmp_path / "model.onnx", X[..., None])
+    assert label.dtype == dtype
+    assert_array_equal(label, clf.predict(X))
+    assert_array_equal(CNNClassifier.from_onnx(tmp_path / "model.onnx").predict(X), clf.predict(X))
+
+
+def test_float64_becomes_float32(tmp_path):
+    clf, X = fitted(CHAINS["normalisation"], dtype="float64")
+    clf.to_onnx(tmp_path / "model.onnx")
+    _, proba = answers(tmp_path / "model.onnx", X.astype(np.float32))
+    assert proba.dtype == np.float32
+    assert_allclose(proba, clf.predict_proba(X), atol=1e-5)
+
+
+def test_what_cannot_be_written(tmp_path, monkeypatch):
+    clf, _ = fitted([])
+    old = tmp_path / "old.onnx"
+    old.write_bytes(b"old")
+    for arguments, message in (
+        ({"opset": 12}, "opset must be from 13 to 23, got 12"),
+        ({"input_dtype": "int8"}, 'input_dtype must be "float32" or "uint8"'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            clf.to_onnx(old, **arguments)
+    with pytest.raises(OSError):
+        clf.to_onnx(tmp_path / "no" / "folder.onnx")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    for call in (clf.to_onnx, CNNClassifier.from_onnx):
+        with pytest.raises(ImportError, match=r"pip install fastcnn\[onnx\]"):
+            call(old)
+    assert old.read_bytes() == b"old" and list(tmp_path.iterdir()) == [old]
+
+
+# ------------------------------------------------------------------------------------- graphs of others
+
+
+def graph(path, nodes, arrays, shape=(3, 8, 6), inputs=("x",), output="y", classes=4):
+    """A model as PyTorch writes them: channels first, logits."""
+    rng = np.random.default_rng(1)
+    constants = [
+        numpy_helper.from_array(rng.normal(size=a).astype(np.float32) if isinstance(a, tuple) else a, name)
+        for name, a in arrays.items()
+    ]
+    info = helper.make_tensor_value_info
+    made = helper.make_graph(
+        [helper.make_node(kind, names.split(), [out], **kw) for kind, names, out, kw in nodes],
+        "g",
+        [info(name, TensorProto.FLOAT, ["n", *shape]) for name in inputs],
+        [info(output, TensorProto.FLOAT, ["n", classes])],
+        constants,
+    )
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def softmax(logits):
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+CONV = ("Conv", "x w b", "c", {"pads": [1, 1, 1, 1], "strides": [2, 1], "kernel_shape": [3, 3]})
+WEIGHTS = {"w": (5, 3, 3, 3), "b": (5,), "m": (4, 120), "d": (4,)}
+OTHERS = {
+    "flattened with channels first": [
+        CONV, ("Relu", "c", "r", {}), ("Flatten", "r", "f", {}), ("Gemm", "f m d", "y", {"transB": 1}),
+    ],
+    "normalised vectors": [
+        CONV, ("Reshape", "c shape", "f", {}), ("BatchNormalization", "f g s u v", "h", {}),
+        ("MatMul", "h mt", "z", {}), ("Add", "z d", "y", {}),
+    ],
+    "scaled input, global mean": [
+        ("Sub", "x mean", "x1", {}), ("Div", "x1 two", "x2", {}), ("Conv", "x2 w b", "c", {"auto_pad": "SAME_UPPER"}),
+        ("Sigmoid", "c", "e", {}), ("Mul", "c e", "a", {}), ("GlobalAveragePool", "a", "p", {}),
+        ("Flatten", "p", "f", {}), ("Gemm", "f m5 d", "y", {"alpha": 0.5, "beta": 2.0}),
+    ],
+    "ends in a pooling": [
+        ("Conv", "x w4 d", "c", {}), ("MaxPool", "c", "p", {"kernel_shape": [2, 2], "strides": [2, 2]}),
+        ("ReduceMean", "p", "y", {"axes": [2, 3], "keepdims": 0}),
+    ],
+    "two branches": [
+        CONV, ("Relu", "c", "r", {}), ("Conv", "r w5", "p", {"pads": [1, 1, 1, 1]}), ("Conv", "r w1 b", "q", {}),
+        ("Add", "q p", "a", {}), ("Dropout", "a", "o", {}), ("Flatten", "o", "f", {}),
+        ("Gemm", "f m d", "l", {"transB": 1}), ("Softmax", "l", "y", {}),
+    ],
+}  # fmt: skip
+ARRAYS = WEIGHTS | {
+    "shape": np.array([0, -1]), "g": (120,), "s": (120,), "u": (120,), "v": np.arange(1, 121, dtype=np.float32),
+    "mt": (120, 4), "mean": np.array([0.5, -1, 2], np.float32).reshape(3, 1, 1), "two": np.array(2, np.float32),
+    "m5": (5, 4), "w4": (4, 3, 3, 3), "w5": (5, 5, 3, 3), "w1": (5, 5, 1, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_graphs_of_other_programs(name, tmp_path):
+    used = {n for _, names, _, _ in OTHERS[name] for n in names.split()}
+    path = graph(tmp_path / "model.onnx", OTHERS[name], {k: v for k, v in ARRAYS.items() if k in used})
+    x = np.random.default_rng(2).normal(size=(6, 3, 8, 6)).astype(np.float32)
+    (y,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["y"], {"x": x})
+    clf = CNNClassifier.from_onnx(path)
+    proba = clf.predict_proba(x.transpose(0, 2, 3, 1).copy())
+    assert_allclose(proba, y if name == "two branches" else softmax(y), atol=1e-5)
+    assert_array_equal(clf.classes_, range(4))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([CONV, ("HardSwish", "c", "h", {})], "no layer does what the operator HardSwish does"),
+        ([CONV, ("Sigmoid", "c", "e", {}), ("Flatten", "e", "f", {})], "sigmoid"),
+        ([("MaxPool", "x", "p", {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1})], "MaxPool.*ceil_mode=1"),
+        ([("Conv", "x w b", "c", {"auto_pad": "SAME_LOWER"})], "auto_pad=SAME_LOWER"),
+        ([("Conv", "x x", "c", {})], "the weight is not a constant"),
+        ([CONV, ("Mul", "c two", "t", {})], "Mul.*with a constant, after the first layer"),
+        ([("Div", "x zero", "t", {})], "Div.*by 0"),
+        ([CONV, ("Transpose", "c", "t", {"perm": [1, 0, 2, 3]})], r"perm=\[1, 0, 2, 3\]"),
+        ([CONV, ("Flatten", "c", "f", {"axis": 2})], "axis=2"),
+        ([("Conv", "x w b", "c", {"pads": [0, 0, 40_000, 40_000]})], "more than 67108864 values for each image"),
+        ([("Flatten", "x", "f", {}), ("Gemm", "f wide", "e", {}), ("Relu", "e", "r", {})], "4097 outputs"),
+        ([CONV, ("Reshape", "c bad", "f", {})], r"Reshape.*to \[2, -1\]"),
+        ([CONV, ("Conv", "x w b", "e", {}), ("Add", "c e", "a", {})], "Add.*of tensors of shapes"),
+        ([("Flatten", "x", "f", {}), ("Gemm", "f m d", "e", {"transB": 1})], "a matrix of 120 rows for vectors of 144"),
+    ],
+)
+def test_graphs_that_no_layers_express(nodes, message, tmp_path):
+    last = nodes[-1][2]
+    arrays = ARRAYS | {"zero": np.zeros(1, np.float32), "bad": np.array([2, -1]), "wide": (144, 4097)}
+    path = graph(tmp_path / "model.onnx", nodes, arrays, output=last)
+    with pytest.raises(ValueError, match=rf"model\.onnx: not a network that can be read: .*{message}"):
+        CNNClassifier.from_onnx(path)
+
+
+def test_files_that_are_not_read(tmp_path):
+    path = tmp_path / "model.onnx"
+    for content in (b"", b"PNG", b"\xff" * 100):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.onnx: not a"):
+            CNNClassifier.from_onnx(path)
+    with pytest.raises(FileNotFoundError):
+        CNNClassifier.from_onnx(tmp_path / "nothing.onnx")
+    graph(path, [CONV], {"w": WEIGHTS["w"], "b": WEIGHTS["b"]}, output="c")
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "weights.bin").rename(tmp_path / "elsewhere.bin")
+    with pytest.raises(ValueError, match=r"model\.onnx: not a"):
+        CNNClassifier.from_onnx(path)
+    graph(path, [("Add", "x z", "y", {})], {}, inputs=("x", "z"))
+    with pytest.raises(ValueError, match="the graph has 2 inputs"):
+        CNNClassifier.from_onnx(path)
+
+
+@pytest.mark.parametrize("metadata", ['["a"]', "[2, 1, 0, 5]", "{}", "[[1], [2], [3], [4]]", "nonsense"])
+def test_classes_that_are_none(metadata, tmp_path):
+    path = graph(tmp_path / "model.onnx", OTHERS["ends in a pooling"], {k: ARRAYS[k] for k in ("w4", "d")})
+    model = onnx.load(path)
+    helper.set_model_props(model, {"classes": metadata})
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match=r"model\.onnx: not a network that can be read"):
+        CNNClassifier.from_onnx(path)
