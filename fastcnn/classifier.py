@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from copy import copy, deepcopy
@@ -28,7 +27,8 @@ from fastcnn.images import chunks, fit_scaling, row_contiguous
 from fastcnn.inspection import Summary, draw, summarize
 from fastcnn.kernels import get_backend
 from fastcnn.layers import Dense
-from fastcnn.persistence import Chain, SavedModel, read_model, read_onnx, write_model, write_onnx
+from fastcnn.model_files import ModelFiles
+from fastcnn.persistence import SavedModel
 from fastcnn.sklearn_callbacks import CallbackSupport, FitTask
 from fastcnn.training.augment import check_augment
 from fastcnn.training.batches import BatchBuilder, BatchLoader
@@ -52,7 +52,7 @@ class _Images(NamedTuple):
     weight: np.ndarray | None
 
 
-class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
+class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator):
     """Convolutional neural network classifier.
 
     Trained by stochastic gradient descent on the cross-entropy of a softmax. X may be images ``(n, H, W)``
@@ -836,132 +836,26 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ImageEstimator):
 
     # ---------------------------------------------------------------------------------------- files
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted classifier to a safetensors file: whole, or not at all.
-
-        Parameters
-        ----------
-        path : path-like
-
-        Raises
-        ------
-        TypeError
-            If a parameter or a label cannot be stored.
-
-        Warns
-        -----
-        UserWarning
-            If `callbacks`, a `scoring` function or a `RandomState` is set: a file holds no code, they come
-            back as None.
-        """
-        check_is_fitted(self)
-        parameters = self.get_params(deep=False)
-        for name, value in parameters.items():
-            if value is not None and (
-                name == "callbacks" or callable(value) or isinstance(value, np.random.RandomState)
-            ):
-                warnings.warn(f"{name} cannot be stored in a file: it will be None", UserWarning, stacklevel=2)
-                parameters[name] = None
+    def _to_save(self) -> SavedModel:
         names = getattr(self, "feature_names_in_", None)
-        write_model(
-            path,
-            SavedModel(
-                parameters=parameters,
-                layers=self.network_.layers,
-                image_shape=self.image_shape_,
-                dtype=self.network_.dtype.name,
-                classes=self.classes_,
-                offset=self.channel_offset_,
-                scale=self.channel_scale_,
-                params=self.network_.params,
-                history=self._history,
-                feature_names=None if names is None else names.tolist(),
-            ),
-        )
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """The classifier that `save` wrote to `path`. It predicts the same bits.
-
-        Training can go on from it; the optimiser starts afresh.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be read.
-        ValueError
-            If it is not such a file, or damaged; the message says what is wrong.
-        """
-        return cls._of_saved(read_model(path), path)
-
-    def to_onnx(
-        self,
-        path: str | os.PathLike[str],
-        opset: int | None = None,
-        fold_batch_norm: bool = True,
-        input_dtype: str = "float32",
-    ) -> None:
-        """Write the fitted classifier as an ONNX graph, for other programs to run: from images to labels.
-
-        The graph takes "images" (n, H, W, C), channels last and not scaled, as `predict` does, and gives "label" and
-        "probabilities", (n, n_classes) of float32, with mirror images if the estimator's `tta` says so. Under "classes"
-        and "image_shape" the file's metadata have these as JSON.
-
-        Parameters
-        ----------
-        path : path-like
-        opset : int or None, default=None
-            Version of the operator set, from 13 to 23. None: 17.
-        fold_batch_norm : bool, default=True
-            Whether batch normalisation becomes part of the weights before it.
-        input_dtype : {"float32", "uint8"}, default="float32"
-            Of the images that the graph takes.
-
-        Raises
-        ------
-        ImportError
-            Without the package onnx (``pip install fastcnn[onnx]``).
-        ValueError
-            If `opset` or `input_dtype` is not one of these.
-        OSError
-            If the file cannot be written; an old file stays as it was.
-        """
-        check_is_fitted(self)
-        chain = Chain(
-            ops=self.network_.ops,
-            params=self.network_.params,
+        return SavedModel(
+            parameters=self.get_params(deep=False),
+            layers=self.network_.layers,
             image_shape=self.image_shape_,
+            dtype=self.network_.dtype.name,
+            classes=self.classes_,
             offset=self.channel_offset_,
             scale=self.channel_scale_,
-            classes=self.classes_,
-            flip=self.tta == "flip",
+            params=self.network_.params,
+            history=self._history,
+            feature_names=None if names is None else names.tolist(),
         )
-        write_onnx(path, chain, opset, fold_batch_norm, input_dtype)
 
     @classmethod
-    def from_onnx(cls, path: str | os.PathLike[str]) -> Self:
-        """A fitted classifier from an ONNX file whose graph layers can express, by whatever program it was written.
-
-        The graph takes images, channels first or last, and ends in logits or their softmax. Scaling of its input
-        becomes the classifier's; images here are (n, H, W, C) in any case. Classes are 0, 1, ... unless `to_onnx`
-        wrote the file.
-
-        Raises
-        ------
-        ImportError
-            Without the package onnx (``pip install fastcnn[onnx]``).
-        OSError
-            If the file cannot be read.
-        ValueError
-            If it is not such a file; the message names the operator that no layer can express.
-        """
-        return cls._of_saved(read_onnx(path), path)
-
-    @classmethod
-    def _of_saved(cls, saved: SavedModel, path: str | os.PathLike[str]) -> Self:
+    def _of_saved(cls, saved: SavedModel) -> Self:
         unknown = sorted(set(saved.parameters) - set(cls._get_param_names()))
         if unknown:
-            raise ValueError(f"{os.fspath(path)}: {cls.__name__} has no parameter {unknown[0]!r}")
+            raise ValueError(f"{cls.__name__} has no parameter {unknown[0]!r}")
         model = cls(**saved.parameters)
         model._validate_params()
         model.classes_, model.image_shape_ = saved.classes, saved.image_shape
