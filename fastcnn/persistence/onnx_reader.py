@@ -38,6 +38,9 @@ from fastcnn.persistence.safetensors import SavedModel
 
 __all__ = ["read_onnx"]
 
+_Found = Sequence[Any]  # a node's inputs: values, arrays, or None where one is left out
+_Attributes = Mapping[str, Any]
+
 _MAX_VALUES = 1 << 26  # for each image, anywhere in the network
 _MAX_CLASSES = 4096  # of a network without a last dense layer, which gets one
 
@@ -138,9 +141,15 @@ class _Reader:
         sizes = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim][1:]
         if len(sizes) != 3 or min(sizes) < 1 or prod(sizes) > _MAX_VALUES:
             raise ValueError(f"the input {inputs[0].name} must have 4 axes and sizes known but for the first's")
-        # Channels are last where the first thing that happens to the axes is that they come first.
-        kinds = [n for n in self.graph.node if n.op_type in ("Transpose", "Conv", "MaxPool", "AveragePool", "Flatten")]
-        last = bool(kinds) and kinds[0].op_type == "Transpose"
+        # Channels are last where the first thing that happens to the images' axes is that they come first.
+        fixed = set(self.constants)
+        last = False
+        for node in self.graph.node:
+            if fixed.issuperset(node.input):
+                fixed.update(node.output)
+            elif node.op_type in ("Transpose", "Conv", "MaxPool", "AveragePool", "Flatten"):
+                last = node.op_type == "Transpose"
+                break
         h, w, c = sizes if last else (*sizes[1:], sizes[0])
         self.image_shape = (h, w, c)
         self.values[inputs[0].name] = _Value((h, w, c), last, np.ones(c), np.zeros(c))
@@ -152,7 +161,8 @@ class _Reader:
             return
         found = [self.values.get(name, self.constants.get(name)) for name in node.input]
         if not any(isinstance(value, _Value) for value in found):
-            return  # of constants, or of what came after the probabilities
+            self._of_constants(node, found, attributes)
+            return
         handler = _HANDLERS.get(node.op_type)
         if handler is None:
             if any(isinstance(v, _Value) and v.softmax for v in found):
@@ -170,6 +180,15 @@ class _Reader:
         self.values[node.output[0]] = value
         if node.output[0] in {output.name for output in self.graph.output}:
             self.results.append(value)
+
+    def _of_constants(self, node: Any, found: _Found, attributes: _Attributes) -> None:
+        """What programs do to weights in a graph. Anything else is of what came after the probabilities."""
+        if not found or found[0] is None:
+            return
+        if node.op_type == "Identity":
+            self.constants[node.output[0]] = found[0]
+        elif node.op_type == "Transpose":
+            self.constants[node.output[0]] = found[0].transpose(attributes.get("perm"))
 
     def _model(self, value: _Value) -> SavedModel:
         if value.flips not in (0.0, 0.5) or value.mirrored or value.sigmoid:
@@ -208,9 +227,6 @@ class _Reader:
 
 
 # ---------------------------------------------------------------------------------------------- operators
-
-_Found = Sequence[Any]  # a node's inputs: values, arrays, or None where one is left out
-_Attributes = Mapping[str, Any]
 
 
 def _constant(found: _Found, place: int, what: str) -> np.ndarray:

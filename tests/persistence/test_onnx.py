@@ -191,6 +191,10 @@ OTHERS = {
         ("Sigmoid", "c", "e", {}), ("Mul", "c e", "a", {}), ("GlobalAveragePool", "a", "p", {}),
         ("Flatten", "p", "f", {}), ("Gemm", "f m5 d", "y", {"alpha": 0.5, "beta": 2.0}),
     ],
+    "constants at one remove": [
+        ("Identity", "b", "b1", {}), ("Transpose", "m", "m1", {"perm": [1, 0]}), ("Conv", "x w b1", "c", CONV[3]),
+        ("Flatten", "c", "f", {}), ("Gemm", "f m1 d", "y", {}),
+    ],
     "ends in a pooling": [
         ("Conv", "x w4 d", "c", {}), ("MaxPool", "c", "p", {"kernel_shape": [2, 2], "strides": [2, 2]}),
         ("ReduceMean", "p", "y", {"axes": [2, 3], "keepdims": 0}),
