@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
@@ -20,6 +21,7 @@ from fastcnn.training.initializers import initialize
 from fastcnn.training.optimizers import Adam, Matrix
 
 _KEPT_PLANS = 4  # the full and the last mini-batch, in training and in inference
+_networks: weakref.WeakSet[Network] = weakref.WeakSet()
 _STATE = ("running_mean", "running_var")  # parameters that training moves but no gradient does
 
 
@@ -382,6 +384,7 @@ class Network:
 
     def _reset_transients(self) -> None:
         self._lock = threading.RLock()
+        _networks.add(self)
         self._plans: dict[tuple[int, str], Plan] = {}
         self._kept_memory = None
         self._last_plan = None
@@ -475,3 +478,13 @@ def _zeros(size: int, dtype: np.dtype[Any]) -> np.ndarray:
     flat = aligned_empty(size * dtype.itemsize).view(dtype)
     flat[...] = 0
     return flat
+
+
+def _after_fork_in_child() -> None:
+    """A thread that ran a batch of a network when another one forked does not exist in the child."""
+    for network in list(_networks):
+        network._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

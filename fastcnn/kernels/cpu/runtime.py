@@ -16,7 +16,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,9 @@ def as_input(x: np.ndarray) -> np.ndarray:
 
 def _sources_digest() -> str:
     host = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    versions = numba.__version__, llvmlite.__version__, os.environ.get("FASTCNN_ISA", "")
-    digest = hashlib.sha256(repr((host, versions)).encode())
+    versions = numba.__version__, llvmlite.__version__
+    chosen = os.environ.get("FASTCNN_ISA", ""), bool(numba.config.BOUNDSCHECK)
+    digest = hashlib.sha256(repr((host, versions, chosen)).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -120,10 +121,10 @@ def _find_cache_dir() -> Path | None:
     chosen = os.environ.get("FASTCNN_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR")
     candidates = [Path(chosen)] if chosen else []
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    candidates += [
-        Path(home) / "fastcnn",
-        Path(tempfile.gettempdir()) / f"fastcnn-{os.getuid() if hasattr(os, 'getuid') else 'cache'}",
-    ]
+    candidates.append(Path(home) / "fastcnn")
+    with suppress(OSError):  # where no directory at all can be written
+        owner = os.getuid() if hasattr(os, "getuid") else "cache"
+        candidates.append(Path(tempfile.gettempdir()) / f"fastcnn-{owner}")
     for candidate in candidates:
         path = candidate / _sources_digest()
         try:
