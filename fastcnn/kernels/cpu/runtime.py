@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -130,12 +131,23 @@ def _find_cache_dir() -> Path | None:
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryFile(dir=path):
-                # A directory someone else owns could feed us foreign machine code.
-                if not hasattr(os, "getuid") or path.stat().st_uid == os.getuid():
+                if _is_private(path):
                     return path
         except OSError:
             continue
     return None
+
+
+def _is_private(path: Path) -> bool:
+    """Whether nobody else can put a file into the directory `path`, or another directory into its place: it could feed
+    us foreign machine code.
+    """
+    if not hasattr(os, "getuid"):
+        return True
+    parent, info = path.parent.lstat(), path.lstat()
+    open_to_all = parent.st_mode & stat.S_IWOTH and not (stat.S_ISLNK(parent.st_mode) or parent.st_mode & stat.S_ISVTX)
+    shared = info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return parent.st_uid in (0, os.getuid()) and not open_to_all and info.st_uid == os.getuid() and not shared
 
 
 _cache_dir: Path | None = None
