@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,10 @@ import pytest
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 
-import fastcnn.persistence.safetensors as module
+import fastcnn.persistence.files as module
 from fastcnn.classifier import CNNClassifier
 from fastcnn.layers import Conv2D, Dense, GlobalAvgPool2D, Layer, MaxPool2D
+from fastcnn.persistence import models
 from fastcnn.persistence.values import decode, encode
 from fastcnn.training.augment import RandomErasing, RandomShift
 
@@ -137,7 +139,8 @@ def test_training_goes_on(saved, digits, tmp_path):
 
 
 def test_what_is_no_value_is_left_out(digits, tmp_path):
-    clf = small(callbacks=[object()], scoring=lambda clf, X, y: 0.0, random_state=np.random.RandomState(0))
+    other = np.random.RandomState(np.random.PCG64(0))
+    clf = small(callbacks=[object()], scoring=lambda clf, X, y: 0.0, random_state=other)
     clf.fit(*digits)
     with pytest.warns(UserWarning) as warned:
         clf.save(tmp_path / "model.safetensors")
@@ -268,7 +271,7 @@ def _set(*keys, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("format_version", value=2), "reads format 1"),
+        (_set("format_version", value=3), "reads formats 1 to 2"),
         (_set("image_shape", value=[8, 8]), "image_shape"),
         (_set("image_shape", value=[8, 8, 10**12]), "image_shape"),
         (_set("image_shape", value=[16, 16, 1]), "'network.4.weight'"),
@@ -278,7 +281,7 @@ def _set(*keys, value):
         (_set("layers", value={}), "layers must be"),
         (_set("layers", value=["Dense"]), "no layer"),
         (_set("layers", 0, "spec", "layer", value="Exec"), "unknown layer 'Exec'"),
-        (_set("layers", 0, "spec", "filters", value=10**15), "'network.0.weight'"),
+        (_set("layers", 0, "spec", "filters", value=10**15), "max_parameters=67,108,864 parameters in layers 0 to 0"),
         (_set("layers", 0, "spec", "filters", value=[1]), "filters"),
         (_set("layers", 0, "spec", "shell", value="ls"), "no field 'shell'"),
         (_set("layers", 0, value={"python": "os.system"}), "'python' is not a kind of stored value"),
@@ -296,7 +299,7 @@ def _set(*keys, value):
         (_set("classes", "values", value=[*range(9), 3]), "sorted"),
         (_set("classes", "values", value=[*range(9), 10**400]), "int"),
         (_set("classes", "values", value=[*range(9), "a"]), "not a model"),
-        (_set("classes", "values", value=[*range(9), [1]]), "numbers, booleans or strings"),
+        (_set("classes", "values", value=[*range(9), [1]]), "numbers, booleans, strings, bytes or dates"),
         (_set("classes", "dtype", value="S1000000000"), "dtypes"),
         (_set("classes", "dtype", value=["int64"]), "not a model"),
         (_set("history", "t", value="now"), "history has 'now' for t"),
@@ -345,3 +348,35 @@ def test_flipped_bytes_never_do_worse_than_an_error(saved, tmp_path, digits):
         except ValueError:
             continue
         assert clf.network_.n_params == saved[0].network_.n_params
+
+
+# ------------------------------------------------------------------------------------------- files of released formats
+
+
+FIXTURES = Path(__file__).with_name("fixtures")
+
+
+def fixture_data():
+    """Images and labels that the files in `fixtures` were made with; `fixtures/README.md` says how."""
+    n = 24
+    X = (np.arange(n * 60) * 37 % 251).astype(np.uint8).reshape(n, 6, 5, 2)
+    X[np.arange(n), 0, np.arange(n) % 3] = 255
+    return X, np.array(["bag", "shoe", "été"])[np.arange(n) % 3]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FIXTURES.glob("*.safetensors")))
+def test_files_of_released_formats(name):
+    X, y = fixture_data()
+    clf = CNNClassifier.load(FIXTURES / f"{name}.safetensors")
+    np.testing.assert_allclose(clf.predict_proba(X), np.load(FIXTURES / f"{name}.npy"), rtol=1e-4, atol=1e-6)
+    assert clf.classes_.tolist() == ["bag", "shoe", "été"] and clf.n_iter_ == len(clf.validation_scores_) == 2
+    assert clf.get_params()["class_weight"] == {"bag": 1.5, "shoe": 1.0, "été": 1.0}
+    assert len(clf.layers) == 9 and len(clf.augment) == 2
+    clf.partial_fit(X, y)
+    assert clf.n_iter_ == 3
+
+
+def test_there_is_a_file_of_each_format():
+    _, own, _ = parts((FIXTURES / f"format_{models.FORMAT_VERSION}.safetensors").read_bytes())
+    assert own["format_version"] == models.FORMAT_VERSION
+    assert len(list(FIXTURES.glob("format_?.safetensors"))) == models.FORMAT_VERSION
