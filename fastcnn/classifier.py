@@ -22,7 +22,7 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classi
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from fastcnn.architecture import Architecture, build_layers
-from fastcnn.engine.network import Network
+from fastcnn.engine.network import Network, device_at_hand
 from fastcnn.image_estimator import ImageEstimator
 from fastcnn.images import chunks, fit_scaling, row_contiguous
 from fastcnn.inspection import Summary, draw, summarize
@@ -902,7 +902,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             saved.layers,
             saved.image_shape,
             dtype=saved.dtype,
-            device=model.device,
+            device=device_at_hand(model.device),
             random_state=None if isinstance(model.random_state, np.random.RandomState) else model.random_state,
             n_jobs=model.n_jobs,
             optimizer=model._make_optimizer() if saved.training is None else saved.training.optimizer,
