@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fastcnn import __version__
-from fastcnn.layers import Layer
+from fastcnn.layers import Layer, Residual
 from fastcnn.persistence.files import StrPath
 from fastcnn.persistence.labels import labels_from_json, labels_to_json
 from fastcnn.persistence.safetensors import (
@@ -46,7 +46,7 @@ MAX_PARAMETERS = 1 << 26  # read unless more is asked for: 256 MiB of float32, a
 
 _OLDEST_FORMAT = 1
 _MAX_LAYERS = 10_000
-_MAX_VALUES = 1 << 28  # of an image, anywhere in the network
+_MAX_VALUES = 1 << 26  # of an image, anywhere in the network
 _PACKAGES = ("numpy", "numba", "scikit-learn", "scipy")
 
 
@@ -167,7 +167,7 @@ def read_model(path: StrPath, max_parameters: int = MAX_PARAMETERS) -> SavedMode
     try:
         with open(path, "rb") as file:
             return _read(file, max_parameters)
-    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
         reason = f"no {error} in it" if isinstance(error, KeyError) else error
         raise ValueError(f"{os.fspath(path)}: not a model that can be read: {reason}") from error
 
@@ -199,12 +199,11 @@ def _read(file: BinaryIO, max_parameters: int) -> SavedModel:
 
 def _model(header: Mapping[str, Any]) -> SavedModel:
     """All but the arrays."""
-    stored = _typed(header, "layers", list)
-    if len(stored) > _MAX_LAYERS:
-        raise ValueError(f"{len(stored)} layers, more than {_MAX_LAYERS}")
-    layers = [decode(layer) for layer in stored]
+    layers = [decode(layer) for layer in _typed(header, "layers", list)]
     if not all(isinstance(layer, Layer) for layer in layers):
         raise ValueError("layers holds what is no layer")
+    if (n := sum(map(_n_layers, layers))) > _MAX_LAYERS:
+        raise ValueError(f"{n} layers, more than {_MAX_LAYERS}")
     shape = _typed(header, "image_shape", list)
     if len(shape) != 3 or not all(type(n) is int and 1 <= n < 2**31 for n in shape):
         raise ValueError(f"image_shape must be three positive ints, got {shape}")
@@ -235,6 +234,11 @@ def _model(header: Mapping[str, Any]) -> SavedModel:
     )
 
 
+def _n_layers(layer: Layer) -> int:
+    inner = (*layer.layers, *layer.skip) if isinstance(layer, Residual) else ()
+    return 1 + sum(map(_n_layers, inner))
+
+
 def _typed(header: Mapping[str, Any], name: str, kind: type) -> Any:
     if not isinstance(header[name], kind):
         raise ValueError(f"{name} must be a JSON {'object' if kind is dict else 'array'}")
@@ -259,6 +263,8 @@ def _history_from_json(stored: Mapping[str, Any]) -> History:
 def _shapes(model: SavedModel, max_parameters: int) -> dict[str, tuple[int, ...]]:
     """Of each parameter of the network, by what the header says of the layers."""
     shape: tuple[int, ...] = model.image_shape
+    if prod(shape) > _MAX_VALUES:
+        raise ValueError(f"images of {shape}: more than {_MAX_VALUES:,} values")
     shapes: dict[str, tuple[int, ...]] = {}
     n_parameters = 0
     for i, layer in enumerate(model.layers):
