@@ -27,6 +27,6 @@ def check_labels(y: np.ndarray) -> None:
             )
     elif y.dtype.kind in "mM" and np.isnat(y).any():
         raise ValueError("y has missing labels (NaT)")
-    elif y.dtype.kind not in "biufUmMT":
+    elif y.dtype.kind not in "biufUSmMT":
         raise ValueError(f"y has dtype {y.dtype}, expected numbers or strings")
     check_classification_targets(y)

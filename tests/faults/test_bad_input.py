@@ -172,11 +172,6 @@ LABELS = {
         r"Unknown label type: y has dtype object and labels of type int: expected strings, or an array",
     ),
     "records": (np.zeros(40, [("a", int)]), ValueError, r"y has dtype \[\('a', '<i8'\)\], expected numbers or strings"),
-    "bytes": (
-        np.array([b"a", b"b"] * 20),
-        (ValueError, TypeError),
-        r"(y has dtype \|S1, expected|Support for labels represented as bytes)",
-    ),
     "continuous": (np.linspace(0, 1, 40), ValueError, r"Unknown label type: continuous"),
     "complex": (y + 1j, ValueError, r"Complex data not supported"),
     "matrix": (np.eye(3)[y], ValueError, r"y should be a 1d array, got an array of shape \(40, 3\) instead"),
