@@ -182,8 +182,9 @@ def store_places(typingctx, x, at, place):
     """x[at : at + size of the vector] = place, for an array of unsigned integers."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, x, *args[:2], args[2].type.count)
-        builder.store(builder.trunc(args[2], pointer.type.pointee), pointer).align = x.dtype.bitwidth // 8
+        array, at, value = args
+        pointer = _pointer(context, builder, x, array, at, value.type.count)
+        builder.store(builder.trunc(value, pointer.type.pointee), pointer).align = x.dtype.bitwidth // 8
         return context.get_dummy_value()
 
     return types.void(x, types.uintp, place), codegen
