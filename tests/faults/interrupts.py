@@ -57,9 +57,17 @@ def interrupted(action: Callable[[], Any], delay: float) -> str:
     return outcome
 
 
-def crew_is_whole() -> bool:
-    """Whether every lane sleeps, can be woken, and nobody holds the crew."""
-    time.sleep(0.05)
+def crew_is_whole(patience: float = 5.0) -> bool:
+    """Whether every lane goes to sleep within `patience` seconds, can be woken then, and nobody holds the crew."""
+    end = time.monotonic() + patience
+    while not _crew_is_asleep():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def _crew_is_asleep() -> bool:
     lanes = range(1, len(crew._crew._alarms))
     alive = {thread.name for thread in threading.enumerate()}
     return (

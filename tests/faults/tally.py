@@ -35,6 +35,6 @@ class Tally:
             "fault": self.fault,
             "tried": tried,
             "survived": tried - self.outcomes["failed"],
-            "outcomes": dict(sorted(self.outcomes.items())),
+            "outcomes": dict(sorted((+self.outcomes).items())),
             "failures": self.failures[:20],
         }

@@ -17,11 +17,9 @@ print(runtime.cache_dir(), clf.score(X, y) > 0.5)
 """
 
 
-def python(code, before=None, **environment):
+def python(code, **environment):
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd(), "NUMBA_NUM_THREADS": "2"} | environment
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, preexec_fn=before, capture_output=True, text=True, timeout=240
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.split()
 
@@ -44,34 +42,20 @@ def test_full_file_system():
     assert not tally.failures and any("No space left on device" in outcome for outcome in tally.outcomes)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, whom the home does not belong to")
 def test_a_home_that_may_only_be_read(tmp_path):
-    """As a user who may write to the temporary directory only; the cache is there then."""
-    tmp_path.chmod(0o755)
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    temporary.chmod(0o777 | 0o1000)
-    readable = subprocess.run(
-        ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", "import fastcnn, tests.faults"],
-        cwd=os.getcwd(),
-        capture_output=True,
-    )
-    if readable.returncode:
-        pytest.skip("another user cannot read this installation")
-
-    def become_nobody():
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-
-    where, learnt = python(FIT, become_nobody, HOME=str(tmp_path), TMPDIR=str(temporary))
-    assert where.startswith(str(temporary / "fastcnn-65534")) and learnt == "True"
+    """The cache is in the temporary directory then."""
+    with small_file_system(1 << 20) as home:
+        if home is None:
+            pytest.skip("may not mount a file system")
+        subprocess.run(["mount", "-o", "remount,ro", home], check=True)
+        where, learnt = python(FIT, HOME=str(home), TMPDIR=str(tmp_path))
+    assert where.startswith(str(tmp_path / f"fastcnn-{os.getuid()}")) and learnt == "True"
 
 
 def test_no_file_can_be_written_anywhere():
     """No home, no temporary directory: nothing is kept, everything is compiled."""
     code = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n" + FIT
-    assert python(code, HOME="/nonexistent", PYTHONDONTWRITEBYTECODE="1") == ["None", "True"]
+    assert python(code, HOME="/proc/self", PYTHONDONTWRITEBYTECODE="1") == ["None", "True"]
 
 
 def test_no_more_threads_are_to_be_had(tmp_path):
@@ -96,7 +80,7 @@ print(bits(small().fit(X, y)) == expected, len(crew._crew._alarms))
     assert python(code, HOME=str(tmp_path)) == ["True", "1"]
 
 
-@pytest.mark.parametrize("layer", ["omp", "workqueue", "tbb", "default"])
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
 def test_numbas_threading_layers_are_not_used(layer, tmp_path):
     """None of them is imported or could be; so nothing depends on OpenMP's library."""
     code = """

@@ -31,7 +31,6 @@ from fastcnn import CNNClassifier, Network, recipes
 from fastcnn.cli import main
 from fastcnn.datasets import load_digits_images, load_idx_folder, load_image_folder
 from PIL import Image
-from sklearn.model_selection import cross_val_score
 
 folder = Path(tempfile.mkdtemp())
 X, y = load_digits_images()
@@ -42,7 +41,6 @@ clf.predict(X)
 clf.save(folder / "m.safetensors")
 CNNClassifier.load(folder / "m.safetensors").score(X, y)
 pickle.loads(pickle.dumps(clf)).predict(X)
-cross_val_score(CNNClassifier(conv_channels=(4,), max_iter=1), X, y, cv=2, n_jobs=2)
 clf.to_onnx(folder / "m.onnx")
 CNNClassifier.from_onnx(folder / "m.onnx").predict(X)
 repr(clf), clf.summary(), clf._repr_html_inner()

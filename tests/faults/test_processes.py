@@ -19,8 +19,8 @@ def test_interrupts():
     assert not tally.failures and any("KeyboardInterrupt" in outcome for outcome in tally.outcomes)
 
 
-def test_interrupts_while_kernels_are_compiled():
-    tally = run_in_child("tests.faults.interrupts", "cold", 1, 0)
+def test_interrupts_while_kernels_are_compiled(tmp_path):
+    tally = run_in_child("tests.faults.interrupts", "first", 1.5, 0, FASTCNN_CACHE_DIR=str(tmp_path))
     assert not tally.failures and tally.tried == 1
 
 
