@@ -155,6 +155,8 @@ class ModelFiles:
             Without the package onnx (``pip install fastcnn[onnx]``).
         ValueError
             If `opset` or `input_dtype` is not one of these.
+        TypeError
+            If the classes are neither numbers nor strings.
         OSError
             If the file cannot be written; an old file stays as it was.
         """
