@@ -83,7 +83,7 @@ class ModelFiles:
         left_out = [name for name, value in saved.parameters.items() if not _is_value(name, value)]
         saved.parameters |= dict.fromkeys(left_out)
         if with_state:
-            saved.training = Training(self.network_.optimizer, self.network_.training_state())
+            saved.training = Training(self.network_.optimizer.unbound(), self.network_.training_state())
         return saved, left_out
 
     @classmethod

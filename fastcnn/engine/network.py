@@ -106,12 +106,15 @@ class Network:
         rng = _generator(random_state)
         self._allocate()
         self._initialize(rng, weight_init)
-        self.optimizer = Adam() if optimizer is None else optimizer
-        self.optimizer.bind(self._flat.size, self._n_decay, self.dtype, self._hidden_matrices())
+        self._bind(Adam() if optimizer is None else optimizer)
         dropouts = [op for op in self.ops if op.kind.endswith("dropout")]
         seeds = rng.integers(0, 2**63, size=len(dropouts), dtype=np.uint64)
         self._dropout = np.stack([seeds, np.zeros_like(seeds)], axis=1)
         self._reset_transients()
+
+    def _bind(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        optimizer.bind(self._flat.size, self._n_decay, self.dtype, self._hidden_matrices())
 
     # ------------------------------------------------------------------------------------------------------- parameters
 
@@ -219,7 +222,7 @@ class Network:
         for name, arrays in state.moments.items():
             if set(arrays) != set(self._places):
                 raise ValueError(f"{name} has {sorted(arrays)}, expected {sorted(self._places)}")
-            flats[name] = np.zeros_like(self._flat)
+            flats[name] = np.zeros(self._flat.size, self.dtype)
             for place, view in self._views(flats[name]).items():
                 if arrays[place].shape != view.shape:
                     raise ValueError(f"{name} of {place} has shape {arrays[place].shape}, expected {view.shape}")
@@ -449,12 +452,11 @@ class Network:
             params = {name: value.copy() for name, value in self.params.items()}
             return {
                 "config": config, "params": params, "dropout": self._dropout.copy(),
-                "optimizer": self.optimizer,
+                "optimizer": self.optimizer.unbound(), "optimizer_state": self.optimizer.state_dict(),
             }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         config = state["config"]
-        # Not through __init__: binding the optimiser there would clear its moments.
         self.layers, self.input_shape = config["layers"], config["input_shape"]
         self.dtype, self.device = np.dtype(config["dtype"]), device_at_hand(config["device"])
         self.n_jobs, self.fuse, self.winograd = config["n_jobs"], config["fuse"], config["winograd"]
@@ -463,7 +465,9 @@ class Network:
         self.output_shape = self.ops[-1].out_shape if self.ops else self.input_shape
         self._allocate()
         self.load_params(state["params"])
-        self.optimizer, self._dropout = state["optimizer"], state["dropout"]
+        self._bind(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer_state"])
+        self._dropout = state["dropout"]
         self._reset_transients()
 
 
