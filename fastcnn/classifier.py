@@ -254,6 +254,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     validation_scores_, validation_loss_curve_ : list of float
         Of each epoch; empty without validation data.
 
+    learning_rates_ : list of float
+        Of each epoch's last step.
+
     t_ : int
         Images that updates were made with.
 
@@ -585,6 +588,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         self.best_loss_, self.loss_curve_ = history.best_loss, history.loss_curve
         self.validation_scores_ = history.validation_scores
         self.validation_loss_curve_ = history.validation_loss_curve
+        self.learning_rates_ = history.learning_rates
         self.n_layers_, self.out_activation_ = len(self.network_.layers), "softmax"
 
     def _as_fitted(self) -> dict[str, Any]:
@@ -821,6 +825,22 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         if asked not in (None, False, "flip"):
             raise ValueError(f'tta must be "flip", False or None, got {asked!r}')
         return asked == "flip"
+
+    def network_input(self, X: Any) -> np.ndarray:
+        """Images as `network_` takes them: ``(image - channel_offset_) / channel_scale_``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+
+        Returns
+        -------
+        ndarray of shape (n, H, W, C), of the network's dtype
+        """
+        rows = self._rows(X)
+        x = np.empty((len(rows), *self.image_shape_), self.network_.dtype)
+        self._builder(rows).build(np.arange(len(rows)), x)
+        return x
 
     def _run(self, of_batch: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
         """`of_batch` of all images, a few at a time."""
