@@ -900,25 +900,26 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     # ----------------------------------------------------------------------------------- inspection
 
     def summary(self) -> Summary:
-        """The network as a table: each layer's output shape, parameters and multiply-adds.
+        """The network as a table: each layer's output shape, parameters, multiply-adds, memory and kernel.
 
         Says too what was made smaller than asked for, because the images are small.
 
         Returns
         -------
         Summary
-            Shows itself as text, and in notebooks as HTML.
+            Shows itself as text, in notebooks as HTML, and as a table of rich on its consoles.
         """
         check_is_fitted(self)
         layers = self.network_.layers
         asked = self._architecture()  # of parameters that may have changed since `fit`
         notes = asked.notes if tuple(asked.layers) == layers[:-1] else {}
-        return summarize(layers, self.image_shape_, notes)
+        network = self.network_
+        return summarize(layers, self.image_shape_, notes, dtype=network.dtype.name, kernels=network.kernels())
 
     def _repr_html_inner(self) -> str:
         """scikit-learn's picture of an estimator, and once it is fitted the layers."""
         html = estimator_html_repr(self)
-        return html + f"<div>{draw(self.summary())}</div>" if self.__sklearn_is_fitted__() else html
+        return html + _layers_html(self.summary()) if self.__sklearn_is_fitted__() else html
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -928,6 +929,11 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "network_")
+
+
+def _layers_html(summary: Summary) -> str:
+    table = f"<details><summary>layers</summary>{summary._repr_html_()}</details>"
+    return f'<div style="overflow-x:auto">{draw(summary)}{table}</div>'
 
 
 def _draw_seed(random_state: Any) -> int:
