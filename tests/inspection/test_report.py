@@ -215,7 +215,7 @@ def test_the_page(tmp_path, channels):
     assert [radio["aria-checked"] for radio in radios] == ["true"] + ["false"] * 6
     cells = [int(cell) for cell in re.findall(r'<td class="(?:hit|miss)[^>]*>([\d,]+)</td>', text)]
     np.testing.assert_array_equal(np.reshape(cells, (3, 3)), confusion_matrix(y, clf.predict(X)))
-    assert f"{clf.network_.n_params:,}" in text and "m.safetensors" in text and "bars: 60 images" in text
+    assert f"{clf.network_.n_params:,}" in text and "m.safetensors" in text and "bars: 120 images" in text
     assert "conv_channels" in text and "(6, 4)" in text
     described = {attrs.get("aria-label", "") for tag, attrs in page.elements if tag == "svg"}
     assert any(name.startswith("Loss, 3 epochs: training from") for name in described)

@@ -24,6 +24,7 @@
     const size = Math.abs(value);
     return size >= 1000 || size < 0.001 ? value.toExponential(1) : value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 0.1 ? 2 : 3);
   };
+  const cell = (value) => (Math.abs(value) < 0.005 ? "0" : value.toFixed(Math.abs(value) < 10 ? 2 : 1)).replace("-", "\u2212");
   const signed = (value) => short(value).replace("-", "\u2212");
   const percent = (value) => (100 * value).toFixed(1) + "\u2009%";
   const largest = (values) => values.indexOf(Math.max(...values));
@@ -425,7 +426,7 @@
   function grid(values, limit, name, large) {
     const rows = values.map((line) => element("tr", {}, ...line.map((value) => {
       const color = diverging[level(value, limit)];
-      return element("td", { style: `background:${css(color)};color:${ink(color)}` }, large ? "" : signed(value));
+      return element("td", { style: `background:${css(color)};color:${ink(color)}` }, large ? "" : cell(value));
     })));
     return element("figure", { class: "grid" }, element("table", { "aria-label": name }, element("tbody", {}, ...rows)),
       element("figcaption", {}, name));

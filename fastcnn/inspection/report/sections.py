@@ -149,9 +149,9 @@ def confusion(evidence: Evidence) -> str:
             zero = "" if count else " zero"
             row.append(f'<td class="{css}{zero}" style="--p:{share:.3f}" title="{escape(title)}">{count:,}</td>')
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(row)}</tr>')
-    caption = "<caption>Rows: what the image is. Columns: what it was taken for.</caption>"
+    note += '<p class="hint">Rows: what the image is. Columns: what it was taken for.</p>'
     head = f"<thead><tr><td></td>{head}</tr></thead>"
-    table = f'<table class="confusion">{caption}{head}<tbody>{"".join(rows)}</tbody></table>'
+    table = f'<table class="confusion">{head}<tbody>{"".join(rows)}</tbody></table>'
     return note + scrolling("confusion matrix", table)
 
 
