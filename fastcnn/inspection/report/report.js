@@ -163,7 +163,7 @@
   }
 
   const sizeText = (step) => (step.shape.length === 3
-    ? `${plural(step.shape[2], "map")} of ${step.shape[0]} × ${step.shape[1]}`
+    ? `${plural(step.shape[2], "map")} of ${step.shape[0]}\u00a0×\u00a0${step.shape[1]}`
     : plural(step.shape[0], "number"));
 
   function drawStrip(bytes) {
