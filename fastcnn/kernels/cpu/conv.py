@@ -106,11 +106,7 @@ def conv2d_backward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes:
         return _chunks(n, g, size) * _partial(g) + lanes * (2 * _image(g) + _round(g.p * g.q * g.k))
     if geometry.winograd and n:
         return backward_scratch(geometry, n, size, lanes)
-    return (
-        _round(_packed_backward(g, size))
-        + _chunks(n, g, size) * _partial(g)
-        + lanes * sum(_lane_parts(g, size))
-    )
+    return _round(_packed_backward(g, size)) + _chunks(n, g, size) * _partial(g) + lanes * sum(_lane_parts(g, size))
 
 
 def _partial(g: Any) -> int:
@@ -127,7 +123,7 @@ def _gradient_panel(g: Any, itemsize: int) -> int:
 
 
 def _lane_parts(g: Any, itemsize: int) -> tuple[int, int, int, int]:
-    """Of a lane's scratch backward: images with channels first, their gradients, a panel of these, an input gradient."""
+    """Of a lane's scratch: images with channels first, their gradients, a panel of these, an input gradient."""
     t = weight_tables(g)
     gradients, panel = t.images * _gradient_image(g, itemsize), t.images * _gradient_panel(g, itemsize)
     return t.images * t.image, gradients, panel, _columns_image(g, itemsize)
@@ -245,7 +241,9 @@ def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax,
 
 
 @jit
-def _weight_products(count, scratch, image0, dz, gradient_size, panel0, partial, begun, multiply, lane, width, g, t, qp):
+def _weight_products(
+    count, scratch, image0, dz, gradient_size, panel0, partial, begun, multiply, lane, width, g, t, qp
+):
     """dw of `count` images, added to what there is if it was `begun`."""
     kg, cg = g.k // g.groups, g.c // g.groups
     rows = count * g.p
