@@ -373,7 +373,7 @@ def report(args: argparse.Namespace) -> int:
     """Write a page about a model."""
     from fastcnn.inspection import write_report
 
-    _check_writable(Path(args.output), "the page")
+    _check_writable(Path(args.output), "the report")
     clf = _load_classifier(args)
     source, which, (X, y) = _load_test(args, clf)
     _say("model", args.model)

@@ -624,7 +624,7 @@ def test_self_check_sees_a_wrong_kernel(monkeypatch):
         ("train digits --save nowhere/model", 1, "nowhere: no such folder to save the model in"),
         ("train digits --save .", 1, ".: a folder, expected a file to save the model to"),
         ("train digits --checkpoint nowhere/run", 1, "nowhere: no such folder to save a checkpoint in"),
-        ("report nothing -o nowhere/page.html", 1, "nowhere: no such folder to save the page in"),
+        ("report nothing -o nowhere/page.html", 1, "nowhere: no such folder to save the report in"),
         ("report nothing --images 0", 2, "argument --images: expected a whole number from 1 on, got '0'"),
         ("train digits --layers maxpool:16", 1, "layer 0, MaxPool2D(pool_size=16"),
         ("train digits --augment flip flip", 1, "augment holds RandomHorizontalFlip 2 times"),
