@@ -123,7 +123,7 @@ def _gradient_panel(g: Any, itemsize: int) -> int:
 
 
 def _lane_parts(g: Any, itemsize: int) -> tuple[int, int, int, int]:
-    """Of a lane's scratch backward: images with channels first, their gradients, a panel of these, an input gradient."""
+    """Of a lane's scratch: images with channels first, their gradients, a panel of these, an input gradient."""
     t = weight_tables(g)
     gradients, panel = t.images * _gradient_image(g, itemsize), t.images * _gradient_panel(g, itemsize)
     return t.images * t.image, gradients, panel, _columns_image(g, itemsize)

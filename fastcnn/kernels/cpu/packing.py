@@ -60,7 +60,7 @@ def pack_columns(weight, g, width, packed, start, stop):
             valid = min(width, columns - first)
             source = (r * columns + first) * g.k
             transpose(weight, source, valid, g.k, g.k, packed, at, width)
-            for k in range(g.k):
+            for _ in range(g.k):
                 for j in range(valid, width):
                     packed[U(at + j)] = 0
                 at += width
@@ -77,8 +77,8 @@ def pad_image(x, x0, h, w, c, out, out0, top, left, wp):
 
 @jit
 def transpose_image(x, x0, w, c, t, out, out0):
-    """One image (H,W,C), as `WeightTables` say, into the middle of a zeroed one with channels first: the weight gradient
-    sums along pixels, so these must touch.
+    """One image (H,W,C), or what `WeightTables` want of it, into the middle of a zeroed one with channels first: the
+    weight gradient sums along pixels, so these must touch.
     """
     for i in range(t.height):
         source, target = x0 + i * t.step_h * w * c, out0 + (t.top + i) * t.pitch + t.left
