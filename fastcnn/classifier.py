@@ -254,6 +254,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     validation_scores_, validation_loss_curve_ : list of float
         Of each epoch; empty without validation data.
 
+    learning_rates_ : list of float
+        Of each epoch's last step.
+
     t_ : int
         Images that updates were made with.
 
@@ -592,6 +595,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         self.best_loss_, self.loss_curve_ = history.best_loss, history.loss_curve
         self.validation_scores_ = history.validation_scores
         self.validation_loss_curve_ = history.validation_loss_curve
+        self.learning_rates_ = history.learning_rates
         self.n_layers_, self.out_activation_ = len(self.network_.layers), "softmax"
 
     def _as_fitted(self) -> dict[str, Any]:
@@ -833,6 +837,22 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             raise ValueError(f'tta must be "flip", False or None, got {asked!r}')
         return asked == "flip"
 
+    def network_input(self, X: Any) -> np.ndarray:
+        """Images as `network_` takes them: ``(image - channel_offset_) / channel_scale_``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+
+        Returns
+        -------
+        ndarray of shape (n, H, W, C), of the network's dtype
+        """
+        rows = self._rows(X)
+        x = np.empty((len(rows), *self.image_shape_), self.network_.dtype)
+        self._builder(rows).build(np.arange(len(rows)), x)
+        return x
+
     def _run(self, of_batch: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
         """`of_batch` of all images, a few at a time."""
         size = max(1, min(len(rows), _BATCH_IMAGES, _BATCH_VALUES // rows.shape[1]))
@@ -891,25 +911,26 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     # ----------------------------------------------------------------------------------- inspection
 
     def summary(self) -> Summary:
-        """The network as a table: each layer's output shape, parameters and multiply-adds.
+        """The network as a table: each layer's output shape, parameters, multiply-adds, memory and kernel.
 
         Says too what was made smaller than asked for, because the images are small.
 
         Returns
         -------
         Summary
-            Shows itself as text, and in notebooks as HTML.
+            Shows itself as text, in notebooks as HTML, and as a table of rich on its consoles.
         """
         check_is_fitted(self)
         layers = self.network_.layers
         asked = self._architecture()  # of parameters that may have changed since `fit`
         notes = asked.notes if tuple(asked.layers) == layers[:-1] else {}
-        return summarize(layers, self.image_shape_, notes)
+        network = self.network_
+        return summarize(layers, self.image_shape_, notes, dtype=network.dtype.name, kernels=network.kernels())
 
     def _repr_html_inner(self) -> str:
         """scikit-learn's picture of an estimator, and once it is fitted the layers."""
         html = estimator_html_repr(self)
-        return html + f"<div>{draw(self.summary())}</div>" if self.__sklearn_is_fitted__() else html
+        return html + _layers_html(self.summary()) if self.__sklearn_is_fitted__() else html
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -919,6 +940,11 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "network_")
+
+
+def _layers_html(summary: Summary) -> str:
+    table = f"<details><summary>layers</summary>{summary._repr_html_()}</details>"
+    return f'<div style="overflow-x:auto">{draw(summary)}{table}</div>'
 
 
 def _draw_seed(random_state: Any) -> int:

@@ -23,6 +23,7 @@ import fastcnn
 
 if TYPE_CHECKING:
     from fastcnn.classifier import CNNClassifier
+    from fastcnn.inspection import Summary
 
 __all__ = ["evaluate", "info", "predict", "train"]
 
@@ -335,8 +336,18 @@ def info(args: argparse.Namespace) -> int:
     _say("settings", ", ".join(f"{name}={settings[name]}" for name in names if name in settings))
     _say("numbers", model.dtype)
     print()
-    print(summarize(model.layers, model.image_shape))
+    _print_summary(summarize(model.layers, model.image_shape, dtype=model.dtype))
     return 0
+
+
+def _print_summary(summary: Summary) -> None:
+    """In a terminal as a table of rich; plain lines where another program reads them."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(file=sys.stdout, highlight=False).print(summary)
+    else:
+        print(summary)
 
 
 # -------------------------------------------------------------------------------------------------------------- output

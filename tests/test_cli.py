@@ -502,10 +502,11 @@ def test_info(trained):
     assert "3 epochs, 4,620 images" in out and "learning_rate_init=0.005" in out
     assert re.search(r"\(pixel - 77\.\d+\) / 95\.\d+", out)
     table = [line.split() for line in out[out.index("layer") :].splitlines()]
-    assert table[1] == ["images", "8x8x1"]
-    assert table[2] == ["0", "Conv2D(filters=8)", "8x8x8", "80", "4,608"]
-    assert table[4] == ["2", "MaxPool2D()", "4x4x8"]
-    assert table[-2:] == [["5", "Dense(units=10)", "10", "330", "320"], ["all", "4,538", "9,024"]]
+    assert table[1] == ["images", "8x8x1", "256", "B"]
+    assert table[2] == ["0", "Conv2D(filters=8)", "8x8x8", "80", "4,608", "conv2d+bias+relu+maxpool2d"]
+    assert table[4] == ["2", "MaxPool2D()", "4x4x8", "512", "B", "with", "0"]
+    assert table[-2] == ["5", "Dense(units=10)", "10", "330", "320", "40", "B", "dense+bias"]
+    assert table[-1] == ["all", "4,538", "9,024", "936", "B"]
 
 
 # --- doctor

@@ -55,7 +55,8 @@ def small_data(monkeypatch, tmp_path):
 
 
 def test_readme_examples(small_data):
-    search, save, recipes, layers, network = (run(code) for code in blocks("README.md", "python"))
+    pytest.importorskip("matplotlib").use("Agg")
+    search, save, recipes, look, layers, network = (run(code) for code in blocks("README.md", "python"))
 
     names, _ = search
     assert names["search"].best_params_ in [{"cnnclassifier__conv_channels": c} for c in [(16,), (16, 32)]]
@@ -68,6 +69,9 @@ def test_readme_examples(small_data):
 
     names, _ = recipes
     assert names["clf"].score(names["X"], names["y"]) > 0.9
+
+    names, _ = look
+    assert names["clf"].score(names["X"], names["y"]) > 0.5
 
     names, _ = layers
     assert names["clf"].network_.layers[:-1] == tuple(names["layers"])

@@ -26,7 +26,7 @@ def numbers(ax: Any, values: np.ndarray, title: str = "", marked: tuple[slice, s
     ax.imshow(values, cmap="PuOr", vmin=-high, vmax=high, alpha=0.75)
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            ink = "white" if abs(value) > 0.75 * high else "black"
+            ink = "white" if abs(value) > 0.75 * high else "#111111"  # also on dark pages
             ax.text(column, row, f"{value:.3g}", ha="center", va="center", color=ink, fontsize=8)
     if marked:
         rows, columns = marked

@@ -55,7 +55,7 @@ def save_figures(folder: Path, stem: str) -> list[Picture]:
         light, dark = (folder / f"{stem}-{number}{theme}.svg" for theme in ("", "-dark"))
         figure.savefig(light, metadata={"Date": None}, bbox_inches="tight")
         svg = light.read_text("utf-8")
-        dark.write_text(svg.replace(_INK, _INK_ON_DARK), "utf-8")
+        dark.write_text(svg.replace(_INK, _INK_ON_DARK).replace("#000000", _INK_ON_DARK), "utf-8")
         pictures.append(Picture(str(light), str(dark), _describe(figure)))
         plt.close(figure)
     return pictures

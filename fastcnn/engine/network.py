@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastcnn.engine.emit import algorithm_name
 from fastcnn.engine.fusion import fuse_ops, single_ops
 from fastcnn.engine.memory import aligned
 from fastcnn.engine.ops import ACTIVATIONS, Group, Op, Shape
@@ -199,6 +200,18 @@ class Network:
         """The plan last run; ``plan.describe()`` tells what was fused and which kernels run."""
         with self._lock:
             return self._last_plan or self._plan_for(1, "inference")
+
+    def kernels(self, batch: int = 256) -> list[tuple[Group, str]]:
+        """What one kernel each computes in inference, and the algorithm where there are several."""
+        described = []
+        for group in self._inference_groups:
+            geometry: Any = group.head.geometry
+            how = ""
+            if group.head.kind == "conv2d":
+                tile = self._kernels.conv2d_algorithm(geometry, batch, self.dtype) if self.winograd else 0
+                how = algorithm_name(geometry._replace(winograd=tile))
+            described.append((group, how))
+        return described
 
     def forward(self, x: Any, training: bool = False) -> np.ndarray:
         """The last layer's output.
