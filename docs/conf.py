@@ -54,12 +54,13 @@ html_theme_options: dict[str, Any] = {
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
 
-def _is_foreign(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """Leave out what comes from scikit-learn or dataclasses: their own pages tell of it."""
+def _is_not_for_users(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out what comes from scikit-learn or dataclasses, and what the package alone calls."""
     module = getattr(obj, "__module__", None)
-    return True if isinstance(module, str) and not module.startswith("fastcnn") else None
+    foreign = isinstance(module, str) and not module.startswith("fastcnn")
+    return True if foreign or (name == "draw" and module == "fastcnn.training.augment") else None
 
 
 def setup(app: Any) -> None:
     """Sphinx calls this."""
-    app.connect("autodoc-skip-member", _is_foreign)
+    app.connect("autodoc-skip-member", _is_not_for_users)

@@ -202,7 +202,18 @@ class Network:
             return self._last_plan or self._plan_for(1, "inference")
 
     def kernels(self, batch: int = 256) -> list[tuple[Group, str]]:
-        """What one kernel each computes in inference, and the algorithm where there are several."""
+        """What one kernel each computes in inference, and the algorithm where there are several.
+
+        Parameters
+        ----------
+        batch : int, default=256
+            Images together.
+
+        Returns
+        -------
+        list of (Group, str)
+            The ops that a kernel computes, and how.
+        """
         described = []
         for group in self._inference_groups:
             geometry: Any = group.head.geometry
