@@ -3,6 +3,8 @@
 A fence ```` ```python ```` is such a block; ```` ```python folded ```` shows its results and hides the code behind a
 click. The blocks of a page run one after the other, in one namespace and in a folder of their own; a warning is an
 error. A name alone on the last line shows that object as a notebook would. ```` ```py ```` is code that does not run.
+
+The commands of a fence ```` ```sh run ```` run in that folder too.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import contextlib
 import io
 import os
 import re
+import subprocess
+import sysconfig
 import tempfile
 import traceback
 import warnings
@@ -25,6 +29,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 _logger = logging.getLogger(__name__)
+_ROOT = Path(__file__).parents[2]
 
 
 class Run(SphinxDirective):
@@ -35,9 +40,7 @@ class Run(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Run the block; its code and its results as nodes."""
-        page = self.env.current_document
-        if "names" not in page:
-            page["names"], page["folder"], page["blocks"] = {"__name__": "page"}, tempfile.TemporaryDirectory(), 0
+        page = page_of(self.env)
         page["blocks"] += 1
         source = "\n".join(self.content)
         code = nodes.literal_block(source, source, language="python")
@@ -52,6 +55,41 @@ class Run(SphinxDirective):
         if html:
             results.append(nodes.raw("", f'<div class="notebook-output">{html}</div>', format="html"))
         return [*results, *_fold(code)] if self.arguments == ["folded"] else [code, *results]
+
+
+class RunShell(SphinxDirective):
+    """The commands of a block, each with what it printed."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """Run them; a failure is an error of the page."""
+        folder = page_of(self.env)["folder"].name
+        shown = []
+        for command in self.content:
+            done = run_command(command, folder)
+            if done.returncode:
+                _logger.error("%s\n%s%s", command, done.stdout, done.stderr, location=self.get_location())
+            shown.append(f"$ {command}\n{done.stdout.rstrip()}".rstrip())
+        text = "\n\n".join(shown)
+        return [nodes.literal_block(text, text, language="console")]
+
+
+def page_of(env: Any) -> Any:
+    """What the blocks of a page share: names, a folder, how many there were."""
+    page = env.current_document
+    if "names" not in page:
+        page["names"], page["folder"], page["blocks"] = {"__name__": "page"}, tempfile.TemporaryDirectory(), 0
+        for name in ("docs", "examples"):  # as in a clone
+            Path(page["folder"].name, name).symlink_to(_ROOT / name)
+    return page
+
+
+def run_command(command: str, folder: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of this environment as a shell would."""
+    path = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
+    environment = {**os.environ, "PATH": path, "COLUMNS": "100"}
+    return subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def _execute(source: str, names: dict[str, Any], folder: str) -> tuple[str, str]:
@@ -89,11 +127,13 @@ def _fold(code: nodes.Node) -> list[nodes.Node]:
 def _fences(app: Any, page: str, source: list[str]) -> None:
     if app.env.doc2path(page).suffix == ".md":
         source[0] = re.sub(r"^```python( folded)?$", r"```{run}\1", source[0], flags=re.MULTILINE)
+        source[0] = re.sub(r"^```sh run$", "```{run-shell}", source[0], flags=re.MULTILINE)
 
 
 def setup(app: Any) -> dict[str, Any]:
     """Sphinx calls this."""
     use_style()
     app.add_directive("run", Run)
+    app.add_directive("run-shell", RunShell)
     app.connect("source-read", _fences)
     return {"parallel_read_safe": False, "parallel_write_safe": True}
