@@ -24,9 +24,9 @@ extensions = [
     "linking",
     "cards",
 ]
-exclude_patterns = ["extensions"]
+exclude_patterns = ["extensions", "templates"]
+templates_path = ["templates"]
 default_role = "py:obj"
-maximum_signature_line_length = 88
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "none"  # the docstrings say it, with shapes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_WIDTH = 8.6  # inches, of the text column; letters in wider figures would be small
 _INK, _INK_ON_DARK = "#1f2329", "#dfe3e8"
 _SERIES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"]  # Okabe and Ito, for all eyes
 
@@ -28,8 +29,6 @@ def use_style() -> None:
     matplotlib.rcParams.update(
         {
             "axes.prop_cycle": cycler(color=_SERIES),
-            "axes.spines.right": False,
-            "axes.spines.top": False,
             "axes.titlesize": 10,
             "figure.constrained_layout.use": True,
             "figure.facecolor": "none",
@@ -52,6 +51,9 @@ def save_figures(folder: Path, stem: str) -> list[Picture]:
     pictures = []
     for number in plt.get_fignums():
         figure = plt.figure(number)
+        width, height = figure.get_size_inches()
+        if width > _WIDTH:
+            figure.set_size_inches(_WIDTH, height * (_WIDTH / width) ** 0.5)
         light, dark = (folder / f"{stem}-{number}{theme}.svg" for theme in ("", "-dark"))
         figure.savefig(light, metadata={"Date": None}, bbox_inches="tight")
         svg = light.read_text("utf-8")

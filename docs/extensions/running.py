@@ -85,6 +85,11 @@ def page_of(env: Any) -> Any:
     return page
 
 
+def _clean_up(app: Any, doctree: nodes.document) -> None:
+    if "folder" in app.env.current_document:
+        app.env.current_document["folder"].cleanup()
+
+
 def run_command(command: str, folder: str) -> subprocess.CompletedProcess[str]:
     """Run a command of this environment as a shell would."""
     path = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
@@ -136,4 +141,5 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_directive("run", Run)
     app.add_directive("run-shell", RunShell)
     app.connect("source-read", _fences)
+    app.connect("doctree-read", _clean_up)
     return {"parallel_read_safe": False, "parallel_write_safe": True}

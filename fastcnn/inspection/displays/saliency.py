@@ -62,6 +62,11 @@ class SaliencyDisplay:
         ax : Axes, array of Axes or None, default=None
             As for `plot`.
 
+        Returns
+        -------
+        SaliencyDisplay
+            The display, drawn.
+
         Raises
         ------
         ValueError
