@@ -509,6 +509,19 @@ def test_info(trained):
     assert table[-1] == ["all", "4,538", "9,024", "936", "B"]
 
 
+# --- report
+
+
+def test_report(trained, tmp_path):
+    path, _ = trained
+    code, out = run("report", path, "-o", tmp_path / "page.html", "--images", 5, "--title", "Digits & <more>")
+    assert code == 0 and "257 images" in out and "5 images to walk through" in out
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert f"({(tmp_path / 'page.html').stat().st_size / 1e6:.2f} MB)" in out
+    assert page.count('role="radio" aria-checked') == page.count('"bytes":"') == 5
+    assert "<h1>Digits &amp; &lt;more&gt;</h1>" in page and "digits.safetensors" in page
+
+
 # --- doctor
 
 
@@ -589,8 +602,10 @@ def test_self_check_sees_a_wrong_kernel(monkeypatch):
         ("predict model", 2, "the following arguments are required: IMAGE"),
         ("train nowhere", 1, "nowhere: no such folder, nor is it the name of a data set (fashion-mnist, digits)"),
         ("train digits --image-size 9", 1, "--image-size is for folders of pictures, which scikit-learn's digits is"),
-        ("train digits --save nowhere/model", 1, "nowhere: no such folder to save the model in"),
-        ("train digits --save .", 1, ".: a folder, expected a file to save the model to"),
+        ("train digits --save nowhere/model", 1, "nowhere: no such folder to write to"),
+        ("report nothing -o nowhere/page.html", 1, "nowhere: no such folder to write to"),
+        ("report nothing --images 0", 2, "argument --images: expected a whole number from 1 on, got '0'"),
+        ("train digits --save .", 1, ".: a folder, expected a file to write to"),
         ("train digits --layers maxpool:16", 1, "layer 0, MaxPool2D(pool_size=16"),
         ("train digits --augment flip flip", 1, "augment holds RandomHorizontalFlip 2 times"),
         ("train .", 1, "expected one sub-folder of images per class"),
@@ -651,7 +666,8 @@ def test_help_and_version_are_quick():
     code = """
 import sys
 from fastcnn.cli import main
-for line in (["--version"], ["--help"], *([name, "--help"] for name in "train evaluate predict info doctor".split())):
+names = "train evaluate predict info report doctor".split()
+for line in (["--version"], ["--help"], *([name, "--help"] for name in names)):
     try:
         main(line)
     except SystemExit as stop:
@@ -661,7 +677,7 @@ assert not slow, slow
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"fastcnn {fastcnn.__version__}\n") and done.stdout.count("examples:") == 4
+    assert done.stdout.startswith(f"fastcnn {fastcnn.__version__}\n") and done.stdout.count("examples:") == 5
 
 
 def test_info_needs_no_compiler(trained):

@@ -138,6 +138,7 @@ def test_the_way_without_python(tmp_path):
     assert float(re.search(r"test accuracy +(.*)", printed["train"])[1]) > 0.95
     assert "most often mixed up" in printed["evaluate"] and "Conv2D" in printed["info"]
     assert printed["predict"].splitlines()[1].split()[1] == "7"
+    assert "Grad-CAM" in (tmp_path / "report.html").read_text("utf-8")
 
 
 @pytest.mark.small

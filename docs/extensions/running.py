@@ -4,7 +4,8 @@ A fence ```` ```python ```` is such a block; ```` ```python folded ```` shows it
 click. The blocks of a page run one after the other, in one namespace and in a folder of their own; a warning is an
 error. A name alone on the last line shows that object as a notebook would. ```` ```py ```` is code that does not run.
 
-The commands of a fence ```` ```sh run ```` run in that folder too.
+The commands of a fence ```` ```sh run ```` run in that folder too. HTML files that are written there are kept, as
+`made/` beside the pages.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import sysconfig
 import tempfile
@@ -85,9 +87,14 @@ def page_of(env: Any) -> Any:
     return page
 
 
-def _clean_up(app: Any, doctree: nodes.document) -> None:
+def _end_page(app: Any, doctree: nodes.document) -> None:
     if "folder" in app.env.current_document:
-        app.env.current_document["folder"].cleanup()
+        folder = app.env.current_document["folder"]
+        for file in Path(folder.name).glob("*.html"):
+            made = Path(app.outdir, "made")
+            made.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, made)
+        folder.cleanup()
 
 
 def run_command(command: str, folder: str) -> subprocess.CompletedProcess[str]:
@@ -141,5 +148,5 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_directive("run", Run)
     app.add_directive("run-shell", RunShell)
     app.connect("source-read", _fences)
-    app.connect("doctree-read", _clean_up)
+    app.connect("doctree-read", _end_page)
     return {"parallel_read_safe": False, "parallel_write_safe": True}

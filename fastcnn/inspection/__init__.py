@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         SaliencyDisplay,
     )
     from fastcnn.inspection.passes import activations, gradients
+    from fastcnn.inspection.report import write_report
     from fastcnn.inspection.saliency import grad_cam, gradient_saliency, occlusion
     from fastcnn.inspection.summary import LayerSummary, Summary, summarize
 
@@ -38,11 +39,13 @@ __all__ = [
     "gradients",
     "occlusion",
     "summarize",
+    "write_report",
 ]
 
 _MODULES = {
     "diagram": ("draw",),
     "passes": ("activations", "gradients"),
+    "report": ("write_report",),
     "saliency": ("grad_cam", "gradient_saliency", "occlusion"),
     "summary": ("LayerSummary", "Summary", "summarize"),
 }

@@ -214,8 +214,14 @@ def _multiply_adds(op: Op) -> int:
 def short_name(layer: Layer) -> str:
     """A layer with those fields only that are not at their defaults."""
     values = [(f, getattr(layer, f.name)) for f in fields(layer)]  # type: ignore[arg-type]
-    shown = ", ".join(f"{f.name}={value!r}" for f, value in values if value != f.default)
+    shown = ", ".join(f"{f.name}={_shown(value)}" for f, value in values if value != f.default)
     return f"{type(layer).__name__}({shown})"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple) and any(isinstance(item, Layer) for item in value):
+        return f"[{', '.join(map(short_name, value))}]"
+    return repr(value)
 
 
 def bytes_text(n: int) -> str:

@@ -52,8 +52,8 @@ def images(n, channels, seed=0):
 def fitted(channels):
     """A classifier of grey (1) or colour (3) images with names for classes, and its data, uint8 with few mistakes."""
     rng = np.random.default_rng(channels)
-    y = np.array(["left", "right", "top"])[np.arange(60) % 3]
-    X = rng.integers(0, 120, (60, 8, 8, channels)).astype(np.uint8)
+    y = np.array(["left", "right", "top"])[np.arange(120) % 3]
+    X = rng.integers(0, 120, (120, 8, 8, channels)).astype(np.uint8)
     X[y == "left", :, :3] += 120
     X[y == "right", :, 5:] += 120
     X[y == "top", :3] += 120
@@ -62,7 +62,8 @@ def fitted(channels):
         dense_units=8,
         kernel_size=3,
         max_iter=3,
-        batch_size=10,
+        batch_size=4,
+        dropout=0.1,
         random_state=0,
         early_stopping=True,
     )

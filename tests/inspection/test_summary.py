@@ -50,6 +50,12 @@ def test_text():
     assert "note" not in str(summarize(LAYERS, (8, 10, 2)))
 
 
+def test_layers_within_layers_are_short_too():
+    residual = Residual([Conv2D(4), ReLU()], skip=[Conv2D(4, 1)])
+    name = summarize([residual], (4, 4, 1)).layers[1].name
+    assert name == "Residual(layers=[Conv2D(filters=4), ReLU()], skip=[Conv2D(filters=4, kernel_size=1)])"
+
+
 def test_memory_and_kernels():
     layers = [Conv2D(4), ReLU(), MaxPool2D(), Dropout(), Residual([Conv2D(4), ReLU()]), ReLU(), Flatten(), Dense(3)]
     rows = summarize(layers, (8, 8, 1), dtype="float64").layers
