@@ -29,8 +29,9 @@ y_train, y_test = (np.repeat(list(photos), n) for n in (600, 300))
 
 clf = CNNClassifier(conv_channels=(16, 16), kernel_size=5, batch_size=32, max_iter=8, random_state=0)
 clf.fit(X_train, y_train)
-print(f"{len(X_train)} pictures of {SIDE}x{SIDE} in colour, test accuracy {clf.score(X_test, y_test):.3f}")
+print(f"{len(X_train):,} pictures of {SIDE}x{SIDE}, test accuracy {clf.score(X_test, y_test):.3f}")
 
 FiltersDisplay.from_estimator(clf)
-FeatureMapsDisplay.from_estimator(clf, X_test[3], layers=[0, 1, 2, 3, 4, 5])
+liveliest = X_test[X_test.std(axis=(1, 2, 3)).argmax()]
+FeatureMapsDisplay.from_estimator(clf, liveliest, layers=[0, 1, 2, 3, 4, 5])
 plt.show()
