@@ -21,6 +21,8 @@ from fastcnn.training.initializers import initialize
 from fastcnn.training.optimizers import Adam, Matrix
 
 _KEPT_PLANS = 4  # the full and the last mini-batch, in training and in inference
+# In inference: of what goes into and comes out of the largest step, so that the next step finds it in the cache.
+_PART_BYTES, _LEAST_PART = 1 << 23, 16
 _STATE = ("running_mean", "running_var")  # parameters that training moves but no gradient does
 
 
@@ -246,8 +248,12 @@ class Network:
         """
         x = self._checked_input(x)
         with self._lock:
-            plan = self._run_forward(x, "training_dx" if training else "inference")
-            return plan.output.copy()  # type: ignore[union-attr]
+            if training:
+                return self._run_forward(x, "training_dx").output.copy()  # type: ignore[union-attr]
+            y = np.empty((len(x), *self.output_shape), self.dtype)
+            for part in self._parts(len(x)):
+                np.copyto(y[part], self._run_forward(x[part], "inference").output)  # type: ignore[arg-type]
+            return y
 
     def backward(self, dy: Any) -> np.ndarray:
         """Gradients of the last ``forward(x, training=True)``: of the parameters, in `grads`, and of `x`.
@@ -395,10 +401,18 @@ class Network:
         x = self._checked_input(x)
         proba = np.empty((len(x), *self.output_shape), self.dtype)
         with self._lock:
-            plan = self._run_forward(x, "inference")
-            with self._kernels.threads(self.n_jobs):
-                self._kernels.softmax(plan.output, proba)
+            for part in self._parts(len(x)):
+                plan = self._run_forward(x[part], "inference")
+                with self._kernels.threads(self.n_jobs):
+                    self._kernels.softmax(plan.output, proba[part])
         return proba
+
+    def _parts(self, n: int) -> list[slice]:
+        """A batch cut into equal parts whose images stay in the cache from step to step; one part without images."""
+        largest = max((prod(group.in_shape) + prod(group.out_shape) for group in self._inference_groups), default=1)
+        count = -(-n // max(_LEAST_PART, _PART_BYTES // (largest * self.dtype.itemsize)))
+        size = -(-n // max(1, count))
+        return [slice(start, start + size) for start in range(0, n, size)] if n else [slice(0, 0)]
 
     def _ready(self, x: np.ndarray, mode: str) -> Plan:
         """The plan for `x`, which is its input now."""

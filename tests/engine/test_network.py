@@ -246,6 +246,17 @@ def test_batches_of_any_size(device):
     assert all((g == 0).all() for g in net.grads.values())
 
 
+def test_large_batches_are_predicted_in_parts():
+    net = Network([Conv2D(32, 1), GlobalAvgPool2D(), Dense(3)], (64, 64, 3), random_state=0)
+    x = np.random.default_rng(0).normal(size=(40, 64, 64, 3)).astype(np.float32)
+    y, proba = net.forward(x), net.predict_proba(x)
+    assert net.plan.batch < 20
+    size = 14  # 40 images in equal parts of at most 16
+    for first in range(0, 40, size):
+        assert np.array_equal(y[first : first + size], net.forward(x[first : first + size]))
+        assert np.array_equal(proba[first : first + size], net.predict_proba(x[first : first + size]))
+
+
 @pytest.mark.small
 def test_any_input_layout():
     layers, shape = CHAINS["lenet"]
