@@ -176,6 +176,26 @@ def test_the_plan_in_architecture():
     assert as_on_every_machine(shown) == as_on_every_machine(net.plan.describe())
 
 
+@pytest.mark.small
+def test_figures_are_those_that_were_measured():
+    """What the pages quote, and where it stands in the results. When these change, so must the pages."""
+    results = (ROOT / "bench/RESULTS.md").read_text("utf-8")
+    quoted = {
+        "13.5 s": "| first `fit`, cache empty | below 15 s | 13.5 s |",
+        "0.07 s": "| first fit, full cache | **0.07**",
+        "1.8 s": "| from fastcnn import CNNClassifier | **1.80**",
+        "257 MB": "| fastcnn | 178 | 223 | 257 |",
+        "178 MB": "| fastcnn | 178 | 223 | 257 |",
+        "6.4 s": "fastcnn default, n_jobs=1 6.4 s",
+        "9.8 s": "fastcnn default, n_jobs=2 9.8 s",
+        "1.8 times as long": "it takes 1.82 times as long",
+        "2.4 to 4.0 times": "no cell of them below | 1.3 | 2.40",
+    }
+    for figure, source in quoted.items():
+        assert [page for page in PAGES if figure in (ROOT / page).read_text("utf-8").replace("\n", " ")], figure
+        assert source in results, f"the pages say {figure}"
+
+
 # ------------------------------------------------------------------------------------------------ names that are used
 
 
