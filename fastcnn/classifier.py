@@ -214,7 +214,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         newer, `set_callbacks` takes scikit-learn's own callbacks, whose tasks are the epochs.
 
     verbose : bool or int, default=False
-        Whether to print a line for each epoch, with a progress bar on a terminal.
+        Whether to print a line for each epoch: losses, score, images/s, time left. Terminals have a progress bar below,
+        notebooks a line that changes. 2: lines within the epochs too, where there is neither. The workers of a search
+        print plain lines that begin with their names.
 
     Attributes
     ----------

@@ -8,6 +8,7 @@ because a plan keeps no more than what it needs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -45,7 +46,15 @@ def network_input(net: Any, x: Any) -> np.ndarray:
         if x.ndim == 0 or x.shape[1:] != network.input_shape:
             raise ValueError(f"x has shape {x.shape}, expected (n, {', '.join(map(str, network.input_shape))})")
         return x.astype(network.dtype, copy=False)
-    return net.network_input(x)
+    return nameless(net).network_input(np.asarray(x))
+
+
+def nameless(estimator: Any) -> Any:
+    """A fitted classifier as if it had been fitted without names of columns, which arrays of images do not have."""
+    if hasattr(estimator, "feature_names_in_"):
+        estimator = copy(estimator)
+        del estimator.feature_names_in_
+    return estimator
 
 
 def places(net: Any) -> dict[str, Shape]:

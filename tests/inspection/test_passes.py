@@ -7,7 +7,7 @@ import pytest
 from sklearn.exceptions import NotFittedError
 
 from fastcnn import CNNClassifier, Network
-from fastcnn.inspection import activations, gradients
+from fastcnn.inspection import activations, gradients, write_report
 from fastcnn.inspection.passes import places
 from fastcnn.layers import BatchNorm, Conv2D, Dense, Dropout, ReLU
 from tests.inspection.networks import CHAINS, fitted, images, network
@@ -123,6 +123,19 @@ def test_classifier(channels):
     np.testing.assert_array_equal(gradients(clf, X[:5], 1), gradients(clf.network_, x[:5], 1))
     flat = X.reshape(len(X), -1)
     np.testing.assert_array_equal(activations(clf, flat, 0), activations(clf, X, 0))
+
+
+def test_classifiers_of_data_frames(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    X = pandas.DataFrame(rng.integers(0, 255, (40, 36)), columns=[f"pixel{i}" for i in range(36)])
+    y = np.arange(40) % 2
+    clf = CNNClassifier(conv_channels=4, dense_units=4, max_iter=1, random_state=0).fit(X, y)
+    rows = X.to_numpy()
+    np.testing.assert_array_equal(activations(clf, X, 0), activations(clf, rows.reshape(40, 6, 6), 0))
+    np.testing.assert_array_equal(gradients(clf, X, 0), gradients(clf, rows, 0))
+    assert write_report(tmp_path / "page.html", clf, X, y, n_images=4) == 4
+    assert hasattr(clf, "feature_names_in_")
 
 
 @pytest.mark.small

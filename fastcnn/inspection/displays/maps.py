@@ -17,7 +17,7 @@ from fastcnn.inspection.displays.drawing import (
     tile_shape,
     without_ticks,
 )
-from fastcnn.inspection.passes import activations, network_of, places
+from fastcnn.inspection.passes import activations, network_input, network_of, places
 from fastcnn.inspection.summary import shape_text
 
 __all__ = ["FeatureMapsDisplay", "FiltersDisplay", "convolutions"]
@@ -188,7 +188,7 @@ class FeatureMapsDisplay:
         if len(shape) != 3 or np.size(X) != np.prod(shape):
             raise ValueError(f"X must be one image of shape {shape}, got shape {np.shape(X)}")
         images = as_images(np.reshape(X, (1, *shape)), shape)
-        x = images if isinstance(estimator, Network) else estimator.network_input(images)
+        x = network_input(estimator, images)
         known = places(network)
         chosen = [str(i) for i in range(len(network.layers))] if layers is None else layers
         maps: dict[str, np.ndarray] = {}

@@ -9,6 +9,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.utils.validation import check_is_fitted
 
 from fastcnn.inspection.displays.drawing import SEQUENTIAL, as_images, axes_grid, pyplot, show_image, tile_shape
+from fastcnn.inspection.passes import nameless
 
 __all__ = ["ConfusionDisplay", "PredictionsDisplay", "worst_mistakes"]
 
@@ -92,7 +93,7 @@ class PredictionsDisplay:
         """
         check_is_fitted(estimator)
         X = np.asarray(X) if mistakes else np.asarray(X)[:max_images]
-        proba, images = estimator.predict_proba(X), as_images(X, estimator.image_shape_)
+        proba, images = nameless(estimator).predict_proba(X), as_images(X, estimator.image_shape_)
         y = None if y is None else np.asarray(y)[: len(X)]
         return cls.from_predictions(
             images, proba, y, classes=estimator.classes_, mistakes=mistakes, max_images=max_images, top=top, ax=ax

@@ -9,7 +9,7 @@ from scipy.ndimage import zoom
 
 from fastcnn.engine.network import Network
 from fastcnn.inspection.displays.drawing import SEQUENTIAL, as_images, as_picture, axes_grid, show_image, without_ticks
-from fastcnn.inspection.passes import checked_target, network_of
+from fastcnn.inspection.passes import checked_target, network_input, network_of
 from fastcnn.inspection.saliency import grad_cam, gradient_saliency, occlusion
 
 __all__ = ["SaliencyDisplay"]
@@ -76,7 +76,7 @@ class SaliencyDisplay:
         if unknown := [name for name in methods if name not in _METHODS]:
             raise ValueError(f"unknown method {unknown[0]!r}: expected some of {sorted(_METHODS)}")
         network = network_of(estimator)
-        x = np.asarray(X) if isinstance(estimator, Network) else estimator.network_input(X)
+        x = network_input(estimator, X)
         images = as_images(X, network.input_shape)  # type: ignore[arg-type]
         classes = np.arange(network.output_shape[0]) if isinstance(estimator, Network) else estimator.classes_
         if target is not None:

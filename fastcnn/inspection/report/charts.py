@@ -29,7 +29,7 @@ def line_chart(title: str, lines: Sequence[Line], epochs: int, mark: int | None 
     low, high = min(ticks[0], *values), max(ticks[-1], *values)
 
     def x(epoch: float) -> float:
-        return _LEFT + (epoch - 1) / max(epochs - 1, 1) * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + ((epoch - 1) / (epochs - 1) if epochs > 1 else 0.5) * (_WIDTH - _LEFT - _RIGHT)
 
     def y(value: float) -> float:
         return _HEIGHT - _BOTTOM - (value - low) / (high - low or 1) * (_HEIGHT - _TOP - _BOTTOM)

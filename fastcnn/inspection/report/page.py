@@ -11,7 +11,10 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+import numpy as np
+
 from fastcnn import __version__
+from fastcnn.inspection.passes import nameless
 from fastcnn.inspection.report import sections
 from fastcnn.inspection.report.evidence import Evidence, choose_images, look_at, walk
 from fastcnn.persistence.files import replacing
@@ -64,7 +67,8 @@ def write_report(
     """
     if n_images < 1:
         raise ValueError(f"n_images must be 1 or more, got {n_images}")
-    evidence = look_at(clf, X, y)
+    clf = nameless(clf)
+    evidence = look_at(clf, np.asarray(X), y)
     names = {"title": title, "data": data, "model": model}
     n, max_maps = min(n_images, len(evidence.y)), _MAX_MAPS
     while True:

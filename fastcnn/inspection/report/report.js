@@ -132,6 +132,7 @@
 
   // ---------------------------------------------------------------------------------------------------- the strip
 
+  const MOST_BARS = 20;
   const state = { image: 0, step: 0, map: 0, filter: 0, row: 0, column: 0 };
 
   function bars(values, chosen, limit) {
@@ -163,7 +164,7 @@
   }
 
   const sizeText = (step) => (step.shape.length === 3
-    ? `${plural(step.shape[2], "map")} of ${step.shape[0]} × ${step.shape[1]}`
+    ? `${plural(step.shape[2], "map")} of ${step.shape[0]}\u00a0×\u00a0${step.shape[1]}`
     : plural(step.shape[0], "number"));
 
   function drawStrip(bytes) {
@@ -304,22 +305,23 @@
     title(panel, "Dense", plural(data.classes.length, "score"),
       "One score for each class: the larger, the more speaks for it. They have no fixed range.");
     const limit = Math.max(...image.logits.map(Math.abs)) || 1;
-    panel.append(scores(image.logits.map((value) => [signed(value), Math.abs(value) / limit, value < 0])));
-  }
-
-  function scores(rows) {
-    return element("ol", { class: "bars scores" }, ...rows.map(([text, share, negative], k) =>
-      element("li", { class: k === data.images[state.image].y ? "right" : "" },
+    let shown = image.logits.map((_, k) => k);
+    if (shown.length > MOST_BARS) shown = shown.sort((a, b) => image.logits[b] - image.logits[a]).slice(0, MOST_BARS);
+    panel.append(element("ol", { class: "bars scores" }, ...shown.map((k) => {
+      const value = image.logits[k];
+      const style = `--p:${(Math.abs(value) / limit).toFixed(4)}`;
+      return element("li", { class: k === image.y ? "right" : "" },
         element("span", { class: "name" }, data.classes[k]),
-        element("span", { class: `bar${negative ? " negative" : ""}`, style: `--p:${share.toFixed(4)}`, "aria-hidden": "true" }),
-        element("span", { class: "n" }, text))));
+        element("span", { class: `bar${value < 0 ? " negative" : ""}`, style, "aria-hidden": "true" }),
+        element("span", { class: "n" }, signed(value)));
+    })));
   }
 
   function drawSoftmax(panel) {
     const image = data.images[state.image];
     title(panel, "Softmax", plural(data.classes.length, "probability").replace("ys", "ies"),
       "Each score becomes e to its power, divided by the sum of all: numbers from 0 to 1 that add up to 1.");
-    panel.append(bars(image.proba, largest(image.proba), 20));
+    panel.append(bars(image.proba, largest(image.proba), MOST_BARS));
   }
 
   function drawCam(panel, bytes) {

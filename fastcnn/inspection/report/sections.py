@@ -144,7 +144,7 @@ def confusion(evidence: Evidence) -> str:
         row = []
         for j, count in enumerate(matrix[i].tolist()):
             share = count / total
-            css = ("hit" if i == j else "miss") + (" strong" if share > 0.55 else "")
+            css = ("hit" if i == j else "miss") + (" strong" if share > (0.55 if i == j else 0.25) else "")
             title = f"{names[i]} taken for {names[j]}: {count:,}, {share:.1%}"
             zero = "" if count else " zero"
             row.append(f'<td class="{css}{zero}" style="--p:{share:.3f}" title="{escape(title)}">{count:,}</td>')
