@@ -233,7 +233,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     n_features_in_ : int
         Values in an image, ``H * W * C``.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, if X was a DataFrame with string names.
 
     image_shape_ : (H, W, C)
@@ -470,15 +470,18 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         y : array-like of shape (n,)
             Labels of any sortable type.
         sample_weight : array-like of shape (n,), default=None
+            How much each image counts.
         X_val, y_val, sample_weight_val : as X, y, sample_weight, default=None
             Validation data. They give the validation curves and, with `early_stopping`, decide when to stop.
 
         Returns
         -------
-        self : object
+        CNNClassifier
+            This estimator, fitted.
 
         Raises
         ------
@@ -548,14 +551,18 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         y : array-like of shape (n,)
+            Labels.
         classes : array-like of shape (n_classes,), default=None
             All labels that will ever come; needed in the first call.
         sample_weight : array-like of shape (n,), default=None
+            How much each image counts.
 
         Returns
         -------
-        self : object
+        CNNClassifier
+            This estimator.
 
         Raises
         ------
@@ -799,12 +806,14 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         tta : "flip", False or None, default=None
             As the parameter of the estimator, which None stands for; False: without.
 
         Returns
         -------
         ndarray of shape (n,)
+            Labels of `classes_`.
         """
         proba = self.predict_proba(X, tta)
         return self.classes_[proba.argmax(axis=1)]
@@ -815,6 +824,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         tta : "flip", False or None, default=None
             As the parameter of the estimator, which None stands for; False: without.
 
@@ -834,6 +844,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         tta : "flip", False or None, default=None
             As the parameter of the estimator, which None stands for; False: without.
 

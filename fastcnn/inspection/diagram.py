@@ -80,6 +80,16 @@ def draw(summary: Summary) -> str:
 
     Each layer that changes the shape is a picture of its output; what only changes values (activations,
     dropout, batch normalisation) is written below.
+
+    Parameters
+    ----------
+    summary : Summary
+        Of `summarize` or `CNNClassifier.summary`.
+
+    Returns
+    -------
+    str
+        SVG, in colours that suit light and dark pages.
     """
     parts: list[str] = []
     x, lowest = 8.0, 0.0

@@ -91,14 +91,14 @@ def activations(net: Any, x: Any, layer: Place = "all") -> Any:
     Parameters
     ----------
     net : Network or fitted CNNClassifier
-    x : array (n, *input_shape); of a classifier, images as `predict` takes them
+    x : array (n, ...) of the shape `input_shape`; of a classifier, images as `predict` takes them
     layer : int or str, default="all"
         Place in the list of layers, from 0, or from the end as -1. Within a `Residual` at 3 "3.layers.0" or
         "3.skip.0", as in the names of parameters. "all": a dict of every place.
 
     Returns
     -------
-    array (n, *output_shape of the layer), or dict of str to such arrays, from the first layer to the last
+    array (n, ...) of the shape that the layer gives, or dict of str to such arrays, from the first layer to the last
         The last layer gives logits, not probabilities.
 
     Raises
@@ -131,7 +131,7 @@ def gradients(net: Any, x: Any, target: Any = None, layer: Place | None = None) 
     ----------
     net : Network or fitted CNNClassifier
         A network that ends in a vector.
-    x : array (n, *input_shape); of a classifier, images as `predict` takes them
+    x : array (n, ...) of the shape `input_shape`; of a classifier, images as `predict` takes them
     target : int, int array (n,) or None, default=None
         Which output; of a classifier a place in `classes_`. None: for each sample the one that is largest.
     layer : int, str or None, default=None

@@ -22,8 +22,8 @@ def gradient_saliency(net: Any, x: Any, target: Any = None) -> np.ndarray:
 
     Parameters
     ----------
-    net, x, target
-        As for `gradients`, of images.
+    net, x, target : as for `gradients`
+        Of images.
 
     Returns
     -------
@@ -40,8 +40,8 @@ def grad_cam(net: Any, x: Any, target: Any = None, layer: int | str | None = Non
 
     Parameters
     ----------
-    net, x, target
-        As for `gradients`, of images.
+    net, x, target : as for `gradients`
+        Of images.
     layer : int, str or None, default=None
         A layer that gives images, as for `activations`. None: the last convolution, with the activation after it.
 
@@ -93,8 +93,8 @@ def occlusion(
 
     Parameters
     ----------
-    net, x, target
-        As for `gradients`, of images.
+    net, x, target : as for `gradients`
+        Of images.
     window : int or (int, int), default=4
         Height and width of what is covered; of a smaller image, all.
     stride : int or (int, int), default=2

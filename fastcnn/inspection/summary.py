@@ -22,23 +22,43 @@ _NOTHING = {"flatten", "dropout", "spatial_dropout", "fork", "swap"}  # ops with
 
 
 class LayerSummary(NamedTuple):
-    """One line of a `Summary`."""
+    """One line of a `Summary`.
 
-    place: int | None  # in the list of layers; None for the input
+    Parameters
+    ----------
+    place : int or None
+        In the list of layers; None for the input.
+    name : str
+        The layer, with those of its fields that are not at their defaults.
+    output_shape : tuple of int
+        Of one image.
+    n_params : int
+        Trained parameters; running statistics do not count.
+    multiply_adds : int
+        Of convolutions and dense layers, for one image, forward.
+    note : str
+        What differs from what was asked for.
+    memory : int, default=0
+        Bytes of its output for one image; 0 where a kernel keeps that in registers.
+    kernel : str, default=""
+        The ops that one kernel computes in inference, and how; of the layers after the first "with N".
+    """
+
+    place: int | None
     name: str
-    output_shape: Shape  # of one image
-    n_params: int  # trained parameters; running statistics do not count
-    multiply_adds: int  # of convolutions and dense layers, for one image, forward
-    note: str  # what differs from what was asked for
-    memory: int = 0  # bytes of its output for one image; 0 where a kernel keeps that in registers
-    kernel: str = ""  # the ops that one kernel computes in inference, and how; of the layers after the first "with N"
+    output_shape: Shape
+    n_params: int
+    multiply_adds: int
+    note: str
+    memory: int = 0
+    kernel: str = ""
 
 
 @dataclass(frozen=True)
 class Summary:
     """What `CNNClassifier.summary` gives: shown as a table in a terminal and in a notebook.
 
-    Attributes
+    Parameters
     ----------
     layers : tuple of LayerSummary
         The input, then each layer.
@@ -122,10 +142,26 @@ def summarize(
     dtype: str = "float32",
     kernels: Sequence[tuple[Group, str]] | None = None,
 ) -> Summary:
-    """The table of `layers` over images of `image_shape` (H, W, C).
+    """The table of layers.
 
-    `notes`: by the layers' places. `kernels`: what `Network.kernels` gives; None: what is known without a backend: what
-    runs together, but not by which algorithm.
+    Parameters
+    ----------
+    layers : sequence of Layer
+        With the last dense one.
+    image_shape : (H, W, C)
+        What goes in.
+    notes : mapping of int to str, default=None
+        What to say of a layer, by its place.
+    dtype : "float32" or "float64", default="float32"
+        Of what is stored.
+    kernels : sequence of (Group, str) or None, default=None
+        What `Network.kernels` gives. None: what is known without a backend: what runs together, but not by which
+        algorithm.
+
+    Returns
+    -------
+    Summary
+        Shows itself as text, and in notebooks as HTML.
     """
     if kernels is None:
         kernels = [(group, "") for group in _groups(layers, image_shape)]

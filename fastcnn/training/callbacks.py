@@ -20,34 +20,78 @@ _SECONDS_BETWEEN_LINES = 1.0
 
 
 class FitInfo(NamedTuple):
-    """What is known before the first epoch."""
+    """What is known before the first epoch.
+
+    Parameters
+    ----------
+    network : Network
+        What is trained.
+    start_epoch : int
+        Epochs done before.
+    max_iter : int
+        Number of the last epoch that may come.
+    n_batches : int
+        Mini-batches in an epoch.
+    """
 
     network: Any
-    start_epoch: int  # epochs done before
-    max_iter: int  # number of the last epoch that may come
-    n_batches: int  # in an epoch
+    start_epoch: int
+    max_iter: int
+    n_batches: int
 
 
 class BatchInfo(NamedTuple):
-    """The epoch so far."""
+    """The epoch so far.
 
-    epoch: int  # from 1
-    batch: int  # from 1
-    loss: float  # weighted mean
+    Parameters
+    ----------
+    epoch : int
+        From 1.
+    batch : int
+        From 1.
+    loss : float
+        Weighted mean.
+    images_per_second : float
+        Trained in this epoch.
+    """
+
+    epoch: int
+    batch: int
+    loss: float
     images_per_second: float
 
 
 class EpochInfo(NamedTuple):
-    """A finished epoch."""
+    """A finished epoch.
 
-    epoch: int  # from 1
-    max_iter: int  # number of the last epoch that may come
+    Parameters
+    ----------
+    epoch : int
+        From 1.
+    max_iter : int
+        Number of the last epoch that may come.
+    n_samples : int
+        Images that were trained on.
+    loss : float
+        Weighted mean over the epoch's mini-batches.
+    validation_score, validation_loss : float or None
+        None without validation data.
+    learning_rate : float
+        Of the last step.
+    seconds : float
+        Of training, without validation.
+    images_per_second : float
+        Trained in that time.
+    """
+
+    epoch: int
+    max_iter: int
     n_samples: int
-    loss: float  # weighted mean over the epoch's mini-batches
+    loss: float
     validation_score: float | None
     validation_loss: float | None
-    learning_rate: float  # of the last step
-    seconds: float  # of training, without validation
+    learning_rate: float
+    seconds: float
     images_per_second: float
 
 
@@ -55,19 +99,54 @@ class Callback:
     """The hooks there are. Any object that has one of them is a callback, derived from this class or not."""
 
     def on_fit_begin(self, info: FitInfo) -> None:
-        """Before the first epoch."""
+        """Before the first epoch.
+
+        Parameters
+        ----------
+        info : FitInfo
+            What is known then.
+        """
 
     def on_epoch_begin(self, epoch: int) -> None:
-        """Before each epoch; `epoch` counts from 1."""
+        """Before each epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            From 1.
+        """
 
     def on_batch_end(self, info: BatchInfo) -> None:
-        """Now and then between two batches, ten times a second at most."""
+        """Now and then between two batches, ten times a second at most.
+
+        Parameters
+        ----------
+        info : BatchInfo
+            The epoch so far.
+        """
 
     def on_epoch_end(self, info: EpochInfo) -> bool | None:
-        """After each epoch and its validation. True stops the training."""
+        """After each epoch and its validation.
+
+        Parameters
+        ----------
+        info : EpochInfo
+            The epoch.
+
+        Returns
+        -------
+        bool or None
+            True stops the training.
+        """
 
     def on_fit_end(self, history: History) -> None:
-        """After the last epoch, also when training ends with an exception."""
+        """After the last epoch, also when training ends with an exception.
+
+        Parameters
+        ----------
+        history : History
+            Curves of all epochs, and in `reason` why training ended.
+        """
 
 
 def progress(verbose: int | bool) -> Callback:

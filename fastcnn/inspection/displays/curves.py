@@ -61,6 +61,11 @@ class LearningCurvesDisplay:
         estimator : fitted CNNClassifier
         ax : Axes, array of Axes or None, default=None
             As for `plot`.
+
+        Returns
+        -------
+        LearningCurvesDisplay
+            The display, drawn.
         """
         check_is_fitted(estimator, "loss_curve_")
         display = cls(
@@ -80,6 +85,11 @@ class LearningCurvesDisplay:
         ax : Axes, array of Axes or None, default=None
             None: a new figure. One Axes of a grid is divided; an array has one for each of loss, score and rate that
             there is.
+
+        Returns
+        -------
+        LearningCurvesDisplay
+            The display, drawn.
         """
         panels: list[tuple[str, dict[str, list[float]]]] = [
             ("loss", {"training loss": self.loss_curve, "validation loss": self.validation_loss_curve}),

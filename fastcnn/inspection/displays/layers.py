@@ -37,6 +37,11 @@ class ArchitectureDisplay:
         ----------
         estimator : fitted CNNClassifier or Network
         ax : Axes or None, default=None
+
+        Returns
+        -------
+        ArchitectureDisplay
+            The display, drawn.
         """
         is_network = isinstance(estimator, Network)
         summary = summarize(estimator.layers, estimator.input_shape) if is_network else estimator.summary()
@@ -49,6 +54,11 @@ class ArchitectureDisplay:
         ----------
         ax : Axes or None, default=None
             None: a new figure.
+
+        Returns
+        -------
+        ArchitectureDisplay
+            The display, drawn.
         """
         drawn = stages(self.summary)
         rooms = []

@@ -76,6 +76,11 @@ class FiltersDisplay:
         ax : Axes, array of Axes or None, default=None
             As for `plot`.
 
+        Returns
+        -------
+        FiltersDisplay
+            The display, drawn.
+
         Raises
         ------
         ValueError
@@ -94,6 +99,11 @@ class FiltersDisplay:
         ----------
         ax : Axes, array of Axes or None, default=None
             None: a new figure. One Axes of a grid is divided; an array has one for each picture.
+
+        Returns
+        -------
+        FiltersDisplay
+            The display, drawn.
         """
         weight = self.weight[..., : self.max_filters]
         channels, n = weight.shape[2:]
@@ -163,6 +173,11 @@ class FeatureMapsDisplay:
         ax : Axes, array of Axes or None, default=None
             As for `plot`.
 
+        Returns
+        -------
+        FeatureMapsDisplay
+            The display, drawn.
+
         Raises
         ------
         ValueError
@@ -192,6 +207,11 @@ class FeatureMapsDisplay:
         ----------
         ax : Axes, array of Axes or None, default=None
             None: a new figure. One Axes of a grid is divided; an array has ``(1 + len(maps)) * max_maps``.
+
+        Returns
+        -------
+        FeatureMapsDisplay
+            The display, drawn.
         """
         rows = 1 + len(self.maps)
         self.figure_, self.axes_ = axes_grid(ax, rows, self.max_maps, (0.9 * self.max_maps + 1.4, 0.9 * rows))

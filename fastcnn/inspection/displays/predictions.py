@@ -81,6 +81,11 @@ class PredictionsDisplay:
         ax : Axes, array of Axes or None, default=None
             As for `plot`.
 
+        Returns
+        -------
+        PredictionsDisplay
+            The display, drawn.
+
         Raises
         ------
         ValueError
@@ -107,7 +112,25 @@ class PredictionsDisplay:
         top: int = 3,
         ax: Any = None,
     ) -> Self:
-        """Draw what was predicted; parameters as for the class and `from_estimator`."""
+        """Draw what was predicted.
+
+        Parameters
+        ----------
+        images, proba, y, classes : array
+            As for the class.
+        mistakes, max_images, top, ax : bool, int, int, Axes
+            As for `from_estimator`.
+
+        Returns
+        -------
+        PredictionsDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            As `from_estimator`.
+        """
         images, proba = np.asarray(images), np.asarray(proba)
         if mistakes:
             if y is None:
@@ -130,6 +153,11 @@ class PredictionsDisplay:
         ax : Axes, array of Axes or None, default=None
             None: a new figure. One Axes of a grid is divided; an array has two for each place of the grid that
             `tile_shape` makes.
+
+        Returns
+        -------
+        PredictionsDisplay
+            The display, drawn.
         """
         rows, columns = tile_shape(len(self.images))
         size = (1.7 * columns, rows * (1.5 + 0.22 * self.top) + 0.2)
@@ -163,7 +191,12 @@ class PredictionsDisplay:
 class ConfusionDisplay(ConfusionMatrixDisplay):
     """scikit-learn's `ConfusionMatrixDisplay`, in colours for every eye and with room for the classes' names.
 
-    Parameters, `from_estimator` and `from_predictions` are its own.
+    Parameters
+    ----------
+    confusion_matrix : array (n_classes, n_classes)
+        Images of class i that were taken for class j.
+    display_labels : array (n_classes,), default=None
+        Names of the classes. None: 0, 1, ...
     """
 
     def plot(self, *, cmap: Any = SEQUENTIAL, xticks_rotation: Any = "auto", ax: Any = None, **kwargs: Any) -> Self:
@@ -177,6 +210,11 @@ class ConfusionDisplay(ConfusionMatrixDisplay):
         ax : Axes or None, default=None
         **kwargs
             As for `ConfusionMatrixDisplay.plot`.
+
+        Returns
+        -------
+        ConfusionDisplay
+            The display, drawn.
         """
         plt = pyplot()
         n = len(self.confusion_matrix)
@@ -190,12 +228,38 @@ class ConfusionDisplay(ConfusionMatrixDisplay):
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, y: Any, **kwargs: Any) -> Self:
-        """Draw the matrix of what a fitted classifier predicts; keywords as for `ConfusionMatrixDisplay`."""
+        """Draw the matrix of what a fitted classifier predicts.
+
+        Parameters
+        ----------
+        estimator, X, y : fitted CNNClassifier, images, labels
+            What is compared.
+        **kwargs
+            As for scikit-learn's `ConfusionMatrixDisplay.from_estimator`.
+
+        Returns
+        -------
+        ConfusionDisplay
+            The display, drawn.
+        """
         return super().from_estimator(estimator, X, y, **_defaults(kwargs))
 
     @classmethod
     def from_predictions(cls, y_true: Any, y_pred: Any, **kwargs: Any) -> Self:
-        """Draw the matrix of predictions; keywords as for `ConfusionMatrixDisplay`."""
+        """Draw the matrix of predictions.
+
+        Parameters
+        ----------
+        y_true, y_pred : array of shape (n,)
+            Labels.
+        **kwargs
+            As for scikit-learn's `ConfusionMatrixDisplay.from_predictions`.
+
+        Returns
+        -------
+        ConfusionDisplay
+            The display, drawn.
+        """
         return super().from_predictions(y_true, y_pred, **_defaults(kwargs))
 
 

@@ -62,6 +62,11 @@ class SaliencyDisplay:
         ax : Axes, array of Axes or None, default=None
             As for `plot`.
 
+        Returns
+        -------
+        SaliencyDisplay
+            The display, drawn.
+
         Raises
         ------
         ValueError
@@ -90,6 +95,11 @@ class SaliencyDisplay:
         ----------
         ax : Axes, array of Axes or None, default=None
             None: a new figure. One Axes of a grid is divided; an array has ``n * (1 + len(maps))``.
+
+        Returns
+        -------
+        SaliencyDisplay
+            The display, drawn.
         """
         rows, columns = len(self.images), 1 + len(self.maps)
         self.figure_, self.axes_ = axes_grid(ax, rows, columns, (1.5 * columns, 1.5 * rows + 0.3))
