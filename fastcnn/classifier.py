@@ -18,7 +18,7 @@ from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, compute_class_weight, estimator_html_repr
 from sklearn.utils._param_validation import Interval, Options, StrOptions
-from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
+from sklearn.utils.multiclass import _check_partial_fit_first_call
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from fastcnn.architecture import Architecture, build_layers
@@ -27,6 +27,7 @@ from fastcnn.image_estimator import ImageEstimator
 from fastcnn.images import chunks, fit_scaling, row_contiguous
 from fastcnn.inspection import Summary, draw, summarize
 from fastcnn.kernels import get_backend
+from fastcnn.labels import check_labels
 from fastcnn.layers import Dense
 from fastcnn.model_files import ModelFiles
 from fastcnn.persistence import Checkpoint, SavedModel
@@ -663,12 +664,18 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Rows, labels and weights; `n_features_in_` and `image_shape_` are set, or checked if there."""
         rows, y = self._check_images(X, y, reset=not hasattr(self, "image_shape_"))
-        check_classification_targets(y)
+        check_labels(y)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
             if not sample_weight.any():
                 raise ValueError("sample_weight is zero for every image")
+            self._check_weight("sample_weight", sample_weight)
         return row_contiguous(rows), y, sample_weight
+
+    def _check_weight(self, name: str, weight: np.ndarray) -> None:
+        # Losses times weights are added up in the network's dtype; a loss seldom passes 1e6.
+        if weight.max() > float(np.finfo(self.dtype).max) / 1e6 / len(weight):
+            raise ValueError(f"{name} has values up to {weight.max():.3g}, too large for {self.dtype}")
 
     def _encode(self, y: np.ndarray) -> np.ndarray:
         """Places in `classes_`."""
@@ -680,8 +687,11 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     def _check_validation(self, X_val: Any, y_val: Any, sample_weight_val: Any) -> _Images | None:
         """Validation data that were given."""
         if X_val is not None and y_val is not None:
-            rows, y, weight = self._check_training_data(X_val, y_val, sample_weight_val)
-            return _Images(rows, self._encode(y), weight)
+            try:
+                rows, y, weight = self._check_training_data(X_val, y_val, sample_weight_val)
+                return _Images(rows, self._encode(y), weight)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"validation data: {error}") from error
         for name, value in (("X_val", X_val), ("y_val", y_val), ("sample_weight_val", sample_weight_val)):
             if value is not None:
                 raise ValueError(f"{name} was given: X_val and y_val are needed together")
@@ -725,7 +735,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             network.load_params(self.network_.params)
         else:
             self.channel_offset_, self.channel_scale_ = fit_scaling(
-                self.scale, data.rows, self.image_shape_, index, data.weight
+                self.scale, data.rows, self.image_shape_, index, data.weight, float(np.finfo(self.dtype).max)
             )
         self.network_ = network
 
@@ -762,7 +772,12 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         if self.class_weight is not None:
             y = self.classes_[data.labels[index]]
             by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+            if not (np.isfinite(by_class).all() and (by_class >= 0).all() and by_class.any()):
+                raise ValueError(
+                    f"class_weight must be finite and not negative, and not 0 for all classes, got {self.class_weight}"
+                )
             weight = by_class[data.labels] * (1 if weight is None else weight)
+            self._check_weight("class_weight times sample_weight", weight)
         builder = self._builder(data.rows, check_augment(self.augment))
         return BatchLoader(builder, data.labels, weight, self.batch_size, self.shuffle, seed, rows=index)
 
@@ -786,7 +801,10 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     def _validate(self, held_out: _Images) -> tuple[float, float]:
         """Score and loss."""
-        log_proba = _log_softmax(self._run(self.network_.forward, held_out.rows))
+        logits = self._run(self.network_.forward, held_out.rows)
+        if not np.isfinite(logits).all():
+            return nan, nan
+        log_proba = _log_softmax(logits)
         losses = -np.take_along_axis(log_proba, held_out.labels[:, np.newaxis], axis=1)[:, 0]
         loss = float(np.average(losses, weights=held_out.weight))
         if self.scoring == "loss":
@@ -835,8 +853,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         """
         flips, rows, proba = self._flips(tta), self._rows(X), self.network_.predict_proba
         if not flips:
-            return self._run(proba, rows)
-        return self._run(lambda x: (proba(x) + proba(x[:, :, ::-1])) / 2, rows)
+            return self._predict(proba, rows)
+        return self._predict(lambda x: (proba(x) + proba(x[:, :, ::-1])) / 2, rows)
 
     def predict_log_proba(self, X: Any, tta: str | bool | None = None) -> np.ndarray:
         """The logarithm of each class's probability, finite where the probability is rounded to 0.
@@ -859,8 +877,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             return _log_softmax(self.network_.forward(x))
 
         if not flips:
-            return self._run(log_proba, rows)
-        return self._run(lambda x: np.logaddexp(log_proba(x), log_proba(x[:, :, ::-1])) - log(2), rows)
+            return self._predict(log_proba, rows)
+        return self._predict(lambda x: np.logaddexp(log_proba(x), log_proba(x[:, :, ::-1])) - log(2), rows)
 
     def _rows(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -889,6 +907,17 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         x = np.empty((len(rows), *self.image_shape_), self.network_.dtype)
         self._builder(rows).build(np.arange(len(rows)), x)
         return x
+
+    def _predict(self, of_batch: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """`_run`, if its result is finite."""
+        result = self._run(of_batch, rows)
+        if not np.isfinite(result).all():
+            image = int(np.nonzero(~np.isfinite(result).all(axis=1))[0][0])
+            raise ValueError(
+                f"the network's output is not finite for image {image} of X: its pixels (from {rows[image].min():.3g} "
+                f"to {rows[image].max():.3g}) are too large for {self.network_.dtype}, or the parameters are"
+            )
+        return result
 
     def _run(self, of_batch: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
         """`of_batch` of all images, a few at a time."""

@@ -279,6 +279,8 @@ def load_digits_images(return_X_y: bool = True) -> Data:
 
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+# Pillow's names of them. It tells formats by content and has many: for EPS it would start another program.
+_IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 
 
@@ -288,7 +290,8 @@ def load_image_folder(
     """Load a folder of pictures with one sub-folder per class, e.g. ``pets/cat/1.jpg``, ``pets/dog/1.jpg``.
 
     Classes, and the images of a class, come in the order of their names. Hidden files and files that are not
-    png, jpg, jpeg, bmp, gif, webp, ppm, pgm or tif are left out. Pixels are converted as `load_image` tells.
+    png, jpg, jpeg, bmp, gif, webp, ppm, pgm or tif are left out; links are followed. Pixels are converted as
+    `load_image` tells.
 
     Parameters
     ----------
@@ -309,7 +312,8 @@ def load_image_folder(
     Raises
     ------
     ValueError
-        There are no class folders, one holds no image, an image cannot be read, or sizes differ.
+        There are no class folders, one holds no image, an image cannot be read or has more pixels than
+        ``PIL.Image.MAX_IMAGE_PIXELS``, or sizes differ.
     FileNotFoundError, ImportError
         The folder is missing; Pillow is missing.
     """
@@ -405,7 +409,10 @@ def _open_image(path: StrPath) -> Iterator[Any]:
     except ImportError as error:
         raise ImportError("reading image files needs Pillow: pip install fastcnn[images]") from error
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_IMAGE_FORMATS) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and math.prod(image.size) > limit:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than Image.MAX_IMAGE_PIXELS, {limit}")
             yield image
     except (FileNotFoundError, PermissionError, MemoryError):
         raise

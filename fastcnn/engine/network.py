@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from fastcnn.training.optimizers import Adam, Matrix
 _KEPT_PLANS = 4  # the full and the last mini-batch, in training and in inference
 # In inference: of what goes into and comes out of the largest step, so that the next step finds it in the cache.
 _PART_BYTES, _LEAST_PART = 1 << 23, 16
+_networks: weakref.WeakSet[Network] = weakref.WeakSet()
 RUNNING_STATISTICS = ("running_mean", "running_var")  # parameters that training moves but no gradient does
 
 
@@ -528,6 +530,7 @@ class Network:
 
     def _reset_transients(self) -> None:
         self._lock = threading.RLock()
+        _networks.add(self)
         self._plans: dict[tuple[int, str], Plan] = {}
         self._kept_memory = None
         self._last_plan = None
@@ -634,3 +637,13 @@ def _zeros(size: int, dtype: np.dtype[Any]) -> np.ndarray:
     flat = aligned_empty(size * dtype.itemsize).view(dtype)
     flat[...] = 0
     return flat
+
+
+def _after_fork_in_child() -> None:
+    """A thread that ran a batch of a network when another one forked does not exist in the child."""
+    for network in list(_networks):
+        network._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
