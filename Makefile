@@ -8,7 +8,7 @@ BUILD_FILES := pyproject.toml setup.py $(wildcard fastcnn/kernels/cpu/*.pyx)
 
 OLDEST := .venv-oldest
 
-.PHONY: help demo test test-oldest sanitize lint bench clean
+.PHONY: help demo test test-oldest sanitize lint docs bench clean
 
 help:
 	@echo "make demo   train the default classifier and save it to model.safetensors"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-oldest   what touches scikit-learn, with the oldest releases that are supported (Python up to 3.13)"
 	@echo "make sanitize   compiled code under AddressSanitizer, with bounds checked, against forbidden pages (Linux, gcc)"
 	@echo "make lint   ruff, mypy and the import contracts"
+	@echo "make docs   the documentation, build/docs/index.html; its pages' code runs, and a warning is an error"
 	@echo "make bench  the benchmarks; each checks its result before it is timed"
 	@echo "make clean  remove the environment and everything that was built"
 
@@ -56,11 +57,15 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy fastcnn
 	$(BIN)/lint-imports
 
+docs: $(VENV)/installed-docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
+
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m bench
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf docs/generated $(filter-out docs/gallery/index.md,$(wildcard docs/gallery/*.md))
 	rm -f fastcnn/kernels/cpu/*.so
 
 $(BIN)/python:

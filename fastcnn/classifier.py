@@ -222,7 +222,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         gives each fit a file of its own, which grid searches need. `partial_fit` does not write it.
 
     verbose : bool or int, default=False
-        Whether to print a line for each epoch, with a progress bar on a terminal.
+        Whether to print a line for each epoch: losses, score, images/s, time left. Terminals have a progress bar below,
+        notebooks a line that changes. 2: lines within the epochs too, where there is neither. The workers of a search
+        print plain lines that begin with their names.
 
     Attributes
     ----------
@@ -232,7 +234,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     n_features_in_ : int
         Values in an image, ``H * W * C``.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, if X was a DataFrame with string names.
 
     image_shape_ : (H, W, C)
@@ -261,6 +263,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     validation_scores_, validation_loss_curve_ : list of float
         Of each epoch; empty without validation data.
+
+    learning_rates_ : list of float
+        Of each epoch's last step.
 
     t_ : int
         Images that updates were made with.
@@ -466,15 +471,18 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         y : array-like of shape (n,)
             Labels of any sortable type.
         sample_weight : array-like of shape (n,), default=None
+            How much each image counts.
         X_val, y_val, sample_weight_val : as X, y, sample_weight, default=None
             Validation data. They give the validation curves and, with `early_stopping`, decide when to stop.
 
         Returns
         -------
-        self : object
+        CNNClassifier
+            This estimator, fitted.
 
         Raises
         ------
@@ -544,14 +552,18 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         y : array-like of shape (n,)
+            Labels.
         classes : array-like of shape (n_classes,), default=None
             All labels that will ever come; needed in the first call.
         sample_weight : array-like of shape (n,), default=None
+            How much each image counts.
 
         Returns
         -------
-        self : object
+        CNNClassifier
+            This estimator.
 
         Raises
         ------
@@ -610,6 +622,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         self.best_loss_, self.loss_curve_ = history.best_loss, history.loss_curve
         self.validation_scores_ = history.validation_scores
         self.validation_loss_curve_ = history.validation_loss_curve
+        self.learning_rates_ = history.learning_rates
         self.n_layers_, self.out_activation_ = len(self.network_.layers), "softmax"
 
     def _as_fitted(self) -> dict[str, Any]:
@@ -811,12 +824,14 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         tta : "flip", False or None, default=None
             As the parameter of the estimator, which None stands for; False: without.
 
         Returns
         -------
         ndarray of shape (n,)
+            Labels of `classes_`.
         """
         proba = self.predict_proba(X, tta)
         return self.classes_[proba.argmax(axis=1)]
@@ -827,6 +842,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         tta : "flip", False or None, default=None
             As the parameter of the estimator, which None stands for; False: without.
 
@@ -846,6 +862,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         tta : "flip", False or None, default=None
             As the parameter of the estimator, which None stands for; False: without.
 
@@ -874,6 +891,22 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         if asked not in (None, False, "flip"):
             raise ValueError(f'tta must be "flip", False or None, got {asked!r}')
         return asked == "flip"
+
+    def network_input(self, X: Any) -> np.ndarray:
+        """Images as `network_` takes them: ``(image - channel_offset_) / channel_scale_``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+
+        Returns
+        -------
+        ndarray of shape (n, H, W, C), of the network's dtype
+        """
+        rows = self._rows(X)
+        x = np.empty((len(rows), *self.image_shape_), self.network_.dtype)
+        self._builder(rows).build(np.arange(len(rows)), x)
+        return x
 
     def _predict(self, of_batch: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
         """`_run`, if its result is finite."""
@@ -946,25 +979,26 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     # ----------------------------------------------------------------------------------- inspection
 
     def summary(self) -> Summary:
-        """The network as a table: each layer's output shape, parameters and multiply-adds.
+        """The network as a table: each layer's output shape, parameters, multiply-adds, memory and kernel.
 
         Says too what was made smaller than asked for, because the images are small.
 
         Returns
         -------
         Summary
-            Shows itself as text, and in notebooks as HTML.
+            Shows itself as text, in notebooks as HTML, and as a table of rich on its consoles.
         """
         check_is_fitted(self)
         layers = self.network_.layers
         asked = self._architecture()  # of parameters that may have changed since `fit`
         notes = asked.notes if tuple(asked.layers) == layers[:-1] else {}
-        return summarize(layers, self.image_shape_, notes)
+        network = self.network_
+        return summarize(layers, self.image_shape_, notes, dtype=network.dtype.name, kernels=network.kernels())
 
     def _repr_html_inner(self) -> str:
         """scikit-learn's picture of an estimator, and once it is fitted the layers."""
         html = estimator_html_repr(self)
-        return html + f"<div>{draw(self.summary())}</div>" if self.__sklearn_is_fitted__() else html
+        return html + _layers_html(self.summary()) if self.__sklearn_is_fitted__() else html
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -974,6 +1008,11 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "network_")
+
+
+def _layers_html(summary: Summary) -> str:
+    table = f"<details><summary>layers</summary>{summary._repr_html_()}</details>"
+    return f'<div style="overflow-x:auto">{draw(summary)}{table}</div>'
 
 
 def _draw_seed(random_state: Any) -> int:

@@ -64,6 +64,7 @@ def fetch_fashion_mnist(subset: str = "train", return_X_y: bool = True, data_hom
     Returns
     -------
     X : ndarray of uint8, shape (n, 28, 28)
+        Images, white on black.
     y : ndarray of int64, shape (n,)
         T-shirt/top, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot are 0 to 9.
 
@@ -158,6 +159,7 @@ def load_idx_folder(path: StrPath, subset: str = "train", return_X_y: bool = Tru
     X : ndarray of uint8, shape (n, H, W)
         The images as they are stored; note that EMNIST stores them transposed (``X.transpose(0, 2, 1)``).
     y : ndarray of int64, shape (n,)
+        Labels as they are stored.
 
     Raises
     ------
@@ -263,7 +265,9 @@ def load_digits_images(return_X_y: bool = True) -> Data:
     Returns
     -------
     X : ndarray of uint8, shape (1797, 8, 8)
+        Images, white on black.
     y : ndarray of int64, shape (1797,)
+        Which digit it is.
     """
     from sklearn.datasets import load_digits  # here, because it loads all of scikit-learn's data sets
 
@@ -301,6 +305,7 @@ def load_image_folder(
     Returns
     -------
     X : ndarray of uint8, shape (n, H, W) or (n, H, W, 3)
+        Images.
     y : ndarray of str, shape (n,)
         The names of the class folders.
 
@@ -340,10 +345,31 @@ def load_image_folder(
 
 
 def load_image(path: StrPath, image_shape: tuple[int, int] | None = None, color: bool | None = None) -> np.ndarray:
-    """Load one picture as uint8, (H, W) or (H, W, 3); parameters and errors as in `load_image_folder`.
+    """Load one picture.
 
     The camera's orientation tag is applied, transparency is dropped, 16-bit grey keeps its upper 8 bits, grey
     from colour is ITU-R 601 luma, an animation gives its first frame, resizing is bilinear.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    image_shape : (H, W), default=None
+        Resize the picture to this.
+    color : bool, default=None
+        True for colour, False for grey, None for what is stored.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W) or (H, W, 3)
+        The picture.
+
+    Raises
+    ------
+    ValueError
+        The file cannot be read as an image, or `image_shape` is not one.
+    FileNotFoundError, ImportError
+        The file is missing; Pillow is missing.
     """
     if image_shape is not None:
         sizes = np.asarray(image_shape)

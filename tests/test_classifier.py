@@ -379,6 +379,7 @@ def test_html(few):
     clf.fit(*few)
     for html in (clf._repr_html_(), clf._repr_mimebundle_()["text/html"]):
         assert "CNNClassifier" in html and html.count("<svg") >= 1 and "Conv2D(filters=8)" in html
+        assert "<summary>layers</summary>" in html and "conv2d+bias+relu" in html
     clf.set_params(conv_channels=())  # what is drawn is what was fitted
     assert "Conv2D(filters=8)" in clf._repr_html_()
 
