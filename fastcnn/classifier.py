@@ -473,14 +473,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         task = FitTask(self, X, y, sample_weight)
         goes_on = self.warm_start and self.__sklearn_is_fitted__()
         trained = self._copy_to_train(goes_on)
-        rows, y, weight = trained._check_training_data(X, y, sample_weight)
-        if not goes_on:
-            trained.classes_ = np.unique(y)
-        elif not np.array_equal(np.unique(y), trained.classes_):
-            raise ValueError(
-                f"warm_start=True needs the classes of the previous fit, {trained.classes_}, got {np.unique(y)}"
-            )
-        data = _Images(rows, trained._encode(y), weight)
+        data = trained._take_in(X, y, sample_weight, goes_on)
         seed = _draw_seed(self.random_state)
         index, held_out = trained._hold_out(data, X_val, y_val, sample_weight_val, seed)
         trained._renew_network(data, index, seed, goes_on)
@@ -503,6 +496,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             callbacks=[*trained.callbacks_, *task.callbacks(trained._as_fitted), progress(self.verbose)],
             start_epoch=start,
             history=trained._history,
+            run_epoch=getattr(loader, "run_epoch", None),
         )
         self._take(trained)
         task.end()
@@ -621,6 +615,18 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     # ----------------------------------------------------------------------------------- input data
 
+    def _take_in(self, X: Any, y: Any, sample_weight: Any, goes_on: bool) -> Any:
+        """The data of a fit, checked; the classes are known then."""
+        rows, y, weight = self._check_training_data(X, y, sample_weight)
+        self._know_classes(np.unique(y), goes_on)
+        return _Images(rows, self._encode(y), weight)
+
+    def _know_classes(self, classes: np.ndarray, goes_on: bool) -> None:
+        if not goes_on:
+            self.classes_ = classes
+        elif not np.array_equal(classes, self.classes_):
+            raise ValueError(f"warm_start=True needs the classes of the previous fit, {self.classes_}, got {classes}")
+
     def _check_training_data(
         self, X: Any, y: Any, sample_weight: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -640,9 +646,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             raise ValueError(f"y has labels that are not among the classes {self.classes_}: {unseen}")
         return np.searchsorted(self.classes_, y).astype(np.int64)
 
-    def _hold_out(
-        self, data: _Images, X_val: Any, y_val: Any, sample_weight_val: Any, seed: int
-    ) -> tuple[np.ndarray, _Images | None]:
+    def _hold_out(self, data: Any, X_val: Any, y_val: Any, sample_weight_val: Any, seed: int) -> tuple[Any, Any]:
         """Which images to train on, and what to validate with."""
         everything = np.arange(len(data.rows))
         if X_val is not None and y_val is not None:
@@ -661,7 +665,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     # --------------------------------------------------------------------- what training works with
 
-    def _renew_network(self, data: _Images, index: np.ndarray, seed: int, goes_on: bool) -> None:
+    def _renew_network(self, data: Any, index: Any, seed: int, goes_on: bool) -> None:
         """A new `network_`: with the old parameters if training goes on, or else with a new scaling."""
         network = Network(
             [*self._architecture().layers, Dense(len(self.classes_))],
@@ -676,10 +680,11 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         if goes_on:
             network.load_params(self.network_.params)
         else:
-            self.channel_offset_, self.channel_scale_ = fit_scaling(
-                self.scale, data.rows, self.image_shape_, index, data.weight
-            )
+            self.channel_offset_, self.channel_scale_ = self._fit_scaling(data, index)
         self.network_ = network
+
+    def _fit_scaling(self, data: Any, index: Any) -> tuple[np.ndarray, np.ndarray]:
+        return fit_scaling(self.scale, data.rows, self.image_shape_, index, data.weight)
 
     def _architecture(self) -> Architecture:
         if self.layers is not None:
@@ -709,7 +714,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             return AdamW(*adam, weight_decay=self.alpha, clip_norm=clip)
         return Adam(*adam, l2=self.alpha, clip_norm=clip)
 
-    def _loader(self, data: _Images, index: np.ndarray, seed: int) -> BatchLoader:
+    def _loader(self, data: Any, index: Any, seed: int) -> Any:
+        """What gives an epoch's batches, or trains them itself by its `run_epoch`."""
         weight = data.weight
         if self.class_weight is not None:
             y = self.classes_[data.labels[index]]
@@ -736,7 +742,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             del scored.feature_names_in_
         return scored
 
-    def _validate(self, held_out: _Images) -> tuple[float, float]:
+    def _validate(self, held_out: Any) -> tuple[float, float]:
         """Score and loss."""
         log_proba = _log_softmax(self._run(self.network_.forward, held_out.rows))
         losses = -np.take_along_axis(log_proba, held_out.labels[:, np.newaxis], axis=1)[:, 0]

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,15 @@ from fastcnn.training.initializers import initialize
 from fastcnn.training.optimizers import Adam, Matrix
 
 _KEPT_PLANS = 4  # the full and the last mini-batch, in training and in inference
-_STATE = ("running_mean", "running_var")  # parameters that training moves but no gradient does
+RUNNING_STATISTICS = ("running_mean", "running_var")  # parameters that training moves but no gradient does
+
+
+class TrainingState(NamedTuple):
+    """What training goes on from, beside the parameters."""
+
+    step: int  # of the optimiser
+    moments: Mapping[str, Mapping[str, np.ndarray]]  # its vectors by name, cut up by parameter
+    dropout: Sequence[Sequence[int]]  # of each such layer: seed, masks drawn
 
 
 class Network:
@@ -115,7 +123,7 @@ class Network:
         for i, layer in enumerate(self.layers):
             shapes |= {f"{i}.{name}": s for name, s in layer.param_shapes(shape).items()}
             shape = layer.output_shape(shape)
-        state = [name for name in shapes if name.endswith(_STATE)]
+        state = [name for name in shapes if name.endswith(RUNNING_STATISTICS)]
         trained = [name for name in shapes if name not in state]
         decayed = [name for name in trained if len(shapes[name]) > 1]
         others = [name for name in trained if len(shapes[name]) == 1]
@@ -128,15 +136,16 @@ class Network:
             size += -(-prod(shapes[name]) // per_line) * per_line
         self._n_decay = size if not others else starts[others[0]]
         self._flat, self._flat_grads = (_zeros(size, self.dtype) for _ in range(2))
+        self._places = {name: (starts[name], shapes[name]) for name in shapes if name in starts}
 
-        def view(flat: np.ndarray, name: str) -> np.ndarray:
-            return flat[starts[name] : starts[name] + prod(shapes[name])].reshape(shapes[name])
-
-        self.params = {
-            name: view(self._flat, name) if name in starts else np.zeros(shapes[name], self.dtype) for name in shapes
-        }
-        self.grads = {name: view(self._flat_grads, name) for name in shapes if name in starts}
+        self.grads = self._views(self._flat_grads)
+        views = self._views(self._flat)
+        self.params = {name: views[name] if name in views else np.zeros(shapes[name], self.dtype) for name in shapes}
         self.n_params = sum(prod(shapes[name]) for name in trained)
+
+    def _views(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        """The parts of a flat vector by the names of the trained parameters."""
+        return {name: flat[start : start + prod(s)].reshape(s) for name, (start, s) in self._places.items()}
 
     def _hidden_matrices(self) -> list[Matrix]:
         """The weights of all layers but the last, one column for each filter or unit; not those of grouped
@@ -184,6 +193,39 @@ class Network:
                 raise ValueError(f"{name} has dtype {value.dtype}, expected numbers")
         for name, value in arrays.items():
             self.params[name][...] = value
+
+    def training_state(self) -> TrainingState:
+        """Copies of what training goes on from, beside `params`."""
+        with self._lock:
+            state = self.optimizer.state_dict()
+            step = state.pop("t")
+            return TrainingState(
+                step, {name: self._views(flat) for name, flat in state.items()}, self._dropout.tolist()
+            )
+
+    def load_training_state(self, state: TrainingState) -> None:
+        """Go on from `state`, of a network with the same layers and the same kind of optimiser.
+
+        Raises
+        ------
+        ValueError
+            If names, shapes or the number of dropout layers differ; nothing is changed then.
+        """
+        dropout = np.asarray(state.dropout, np.uint64).reshape(-1, 2)
+        if dropout.shape != self._dropout.shape:
+            raise ValueError(f"the state of {len(dropout)} dropout layers, expected {len(self._dropout)}")
+        flats = {}
+        for name, arrays in state.moments.items():
+            if set(arrays) != set(self._places):
+                raise ValueError(f"{name} has {sorted(arrays)}, expected {sorted(self._places)}")
+            flats[name] = np.zeros_like(self._flat)
+            for place, view in self._views(flats[name]).items():
+                if arrays[place].shape != view.shape:
+                    raise ValueError(f"{name} of {place} has shape {arrays[place].shape}, expected {view.shape}")
+                view[...] = arrays[place]
+        with self._lock:
+            self.optimizer.load_state_dict({"t": state.step, **flats})
+            self._dropout[...] = dropout
 
     # ------------------------------------------------------------------------------------------------------------- runs
 
