@@ -1,14 +1,14 @@
 """The client's side: tasks go to the scheduler, futures stay here, no parameters pass in between.
 
-What is fetched is the state at the end of each epoch. With it the next epoch starts afresh, so that what Dask would
-have to run again after a failure never reaches further back, and the scheduler forgets what lies before.
+What is fetched is the state at the end of each epoch. Now and then an epoch starts afresh from it, so that what Dask
+would have to run again, were everything lost, never reaches further back, and the scheduler forgets what lies before.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from fastcnn.training.loop import Step, TrainedBatch
 __all__ = ["Rounds", "find_client", "results", "submit_value"]
 
 FAN_IN = 4  # states averaged by one task
+AFRESH = 100  # rounds before an epoch starts from a state that is sent
 AHEAD = 2  # rounds submitted before the losses of the first are there
 POLL = 2.0  # seconds between two looks at whether anybody still works
 PATIENCE = 60.0  # seconds without any worker before it is an error
@@ -113,11 +114,14 @@ def _same(value: Any) -> Any:
     return value
 
 
-class Turn(NamedTuple):
-    """A part of an epoch: one chunk of each partition, in rounds."""
+class Round(NamedTuple):
+    """Some steps on one chunk of each partition, of those that have so many."""
 
     chunks: list[int]
-    first: int  # the number of its first step in the epoch
+    soon: list[int]  # those that will be wanted after these
+    epoch: int
+    first: int  # step of the chunks
+    rates: list[float]  # learning rates of the steps
 
 
 class Rounds:
@@ -156,70 +160,91 @@ class Rounds:
         self._end = end
         self._turns = max(len(part) for part in self._partitions)
         self._held: dict[int, Any] = {}
+        self._common: Any = None  # the state after the last round that was submitted
+        # Rounds submitted: their states are held with their losses, so that replays reach no further back.
+        self._under_way: deque[tuple[Any, Any]] = deque()
+        self._rounds_replayable = 0
         self.rounds = 0
 
     def __len__(self) -> int:
         """Steps in an epoch, as learning rates count them: as if each turn had the largest chunk."""
         return self._turns * max(self._steps)
 
-    def epoch_turns(self, epoch: int) -> list[Turn]:
-        """Which chunks are trained together in an epoch, one turn after another."""
+    def _turns_of(self, epoch: int) -> list[list[int]]:
+        """Which chunks are trained side by side in an epoch, one turn after another."""
         orders = []
         for number, part in enumerate(self._partitions):
             if self._job.shuffle and len(part) > 1:
                 part = random_stream((self._job.seed, epoch, number), _SHUFFLE_CHUNKS).permutation(part)
             orders.append(part.tolist())
-        return [
-            Turn([order[turn] for order in orders if turn < len(order)], turn * max(self._steps))
-            for turn in range(self._turns)
-        ]
+        return [[order[turn] for order in orders if turn < len(order)] for turn in range(self._turns)]
+
+    def plan(self, epoch: int, schedule: Callable[[int], float]) -> list[Round]:
+        """The rounds of an epoch."""
+        turns = self._turns_of(epoch)
+        following = [*turns[1:], self._turns_of(epoch + 1)[0] if epoch + 1 < self._end else []]
+        rounds = []
+        for place, (chunks, soon) in enumerate(zip(turns, following, strict=True)):
+            before = epoch * len(self) + place * max(self._steps)
+            last = max(self._steps[chunk] for chunk in chunks)
+            every = self._sync_every or last
+            for first in range(0, last, every):
+                rates = [schedule(before + number) for number in range(first, min(first + every, last))]
+                rounds.append(Round(chunks, soon, epoch, first, rates))
+        return rounds
 
     def run_epoch(self, step: Step, epoch: int) -> Generator[TrainedBatch, None, None]:
         """Train an epoch from the state of ``step.network``, which has the new one at the end.
+
+        The first rounds of the next epoch are then under way: whatever is done between epochs keeps no worker waiting.
 
         Raises
         ------
         ConnectionError
             See `results`.
         """
-        state = read_state(step.network, step.average)
-        nothing = Part(state, np.zeros((0, 2)), np.zeros(0, np.int64))
-        common = submit_value(self._client, nothing, "fastcnn-state")
-        under_way: deque[tuple[Any, Any]] = deque()  # the state is held with its losses: replays reach no further back
-        turns = self.epoch_turns(epoch)
-        for place, turn in enumerate(turns):
-            following = turns[place + 1 :] or (self.epoch_turns(epoch + 1) if epoch + 1 < self._end else [turn])
-            self._hold(turn.chunks, following[0].chunks)
-            last = max(self._steps[chunk] for chunk in turn.chunks)
-            every = self._sync_every or last
-            for first in range(0, last, every):
-                before = epoch * len(self) + turn.first
-                rates = [step.schedule(before + number) for number in range(first, min(first + every, last))]
-                common = self._submit_round(common, turn.chunks, epoch, first, rates)
-                losses = self._client.submit(losses_of, common, key=self._key("fastcnn-loss"))
-                under_way.append((common, losses))
-                step.network.optimizer.learning_rate = rates[-1]
-                if len(under_way) > AHEAD:
-                    yield from self._finish(under_way.popleft())
-        while under_way:
-            yield from self._finish(under_way.popleft())
-        (part,) = results(self._client, [common])
+        if self._common is None or (self._rounds_replayable >= AFRESH and not self._under_way):
+            nothing = Part(read_state(step.network, step.average), np.zeros((0, 2)), np.zeros(0, np.int64))
+            self._common, self._rounds_replayable = submit_value(self._client, nothing, "fastcnn-state"), 0
+        rounds = self.plan(epoch, step.schedule)
+        for one in rounds[len(self._under_way) :]:
+            self._begin(one)
+            if len(self._under_way) > AHEAD:
+                yield from self._finish()
+        end = self._common
+        more = len(self._under_way)
+        if epoch + 1 < self._end and self._rounds_replayable < AFRESH:
+            for one in self.plan(epoch + 1, step.schedule)[:AHEAD]:
+                self._begin(one)
+        for _ in range(more):
+            yield from self._finish()
+        (part,) = results(self._client, [end])
         load_state(step.network, step.average, part.state)
+        step.network.optimizer.learning_rate = rounds[-1].rates[-1]
 
-    def _finish(self, done: tuple[Any, Any]) -> Iterator[TrainedBatch]:
-        ((losses, samples),) = results(self._client, [done[1]])
+    def _begin(self, one: Round) -> None:
+        self._hold(one)
+        self._common = self._submit_round(one)
+        losses = self._client.submit(losses_of, self._common, key=self._key("fastcnn-loss"))
+        self._under_way.append((self._common, losses))
+
+    def _finish(self) -> Iterator[TrainedBatch]:
+        """What the oldest round under way has done."""
+        ((losses, samples),) = results(self._client, [self._under_way[0][1]])
+        self._under_way.popleft()
         self.rounds += 1
+        self._rounds_replayable += 1
         for (loss, weight), m in zip(losses.tolist(), samples.tolist(), strict=True):
             yield TrainedBatch(loss, weight, m)
 
-    def _submit_round(self, common: Any, chunks: Sequence[int], epoch: int, first: int, rates: list[float]) -> Any:
+    def _submit_round(self, one: Round) -> Any:
         parts = [
             self._client.submit(
-                train_part, common, self._held[chunk], self._job, chunk, epoch, first, rates,
+                train_part, self._common, self._held[chunk], self._job, chunk, one.epoch, one.first, one.rates,
                 key=self._key(f"fastcnn-train-{chunk}"),
             )
-            for chunk in chunks
-            if self._steps[chunk] > first
+            for chunk in one.chunks
+            if self._steps[chunk] > one.first
         ]  # fmt: skip
         while len(parts) > 1:
             groups = [parts[start : start + FAN_IN] for start in range(0, len(parts), FAN_IN)]
@@ -231,9 +256,9 @@ class Rounds:
             ]
         return parts[0]
 
-    def _hold(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def _hold(self, one: Round) -> None:
         """Have the chunks of this turn and of the next one in the cluster's memory, and no others."""
-        wanted = dict.fromkeys([*now, *soon])
+        wanted = dict.fromkeys([*one.chunks, *one.soon])
         self._held = {chunk: future for chunk, future in self._held.items() if chunk in wanted}
         missing = [chunk for chunk in wanted if chunk not in self._held]
         if missing:

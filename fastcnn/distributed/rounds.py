@@ -133,10 +133,10 @@ def average_parts(*parts: Part) -> Part:
     states = [part.state for part in parts]
     arrays = {}
     for name, first in states[0].arrays.items():
-        mean = np.multiply(first, shares[0], dtype=np.float64)
+        mean = first * first.dtype.type(shares[0])
         for state, share in zip(states[1:], shares[1:], strict=True):
-            mean += np.multiply(state.arrays[name], share, dtype=np.float64)
-        arrays[name] = mean.astype(first.dtype)
+            mean += state.arrays[name] * first.dtype.type(share)
+        arrays[name] = mean
     state = State(
         arrays,
         max(state.step for state in states),
