@@ -49,7 +49,7 @@ class ChunkFacts(NamedTuple):
     weight: float  # sum of the images' weights
     scaling: tuple[np.ndarray, np.ndarray] | None  # `measure_scaling`; None of no images
     is_uint8: bool
-    digest: bytes
+    digests: tuple[bytes, ...]  # of images, labels, weights; empty ones where nobody asks
 
 
 class Found(NamedTuple):
@@ -112,15 +112,15 @@ def inspect_chunk(number: int, x: Any, y: Any, weight: Any, look: Look) -> Chunk
     """
     x, y = np.asarray(x), np.asarray(y)
     if len(x) == len(y) == 0:
-        return ChunkFacts(0, np.empty(0, y.dtype), np.empty(0, np.int64), 0.0, None, x.dtype == np.uint8, b"")
+        return ChunkFacts(0, np.empty(0, y.dtype), np.empty(0, np.int64), 0.0, None, x.dtype == np.uint8, (b"",) * 3)
     rows, y, weight = _checked(number, x, y, weight, look.image_shape)
     labels, counts = np.unique(y, return_counts=True)
-    digest = _digest(rows, y, weight) if look.digest else b""
+    digests = tuple(_digest(values) if look.digest else b"" for values in (rows, y.astype(str), weight))
     scaling = None
     if weight is None or weight.any():
         scaling = measure_scaling(look.scale, rows, look.image_shape, np.arange(len(rows)), weight)
     total = float(len(rows) if weight is None else weight.sum())
-    return ChunkFacts(len(rows), labels, counts, total, scaling, rows.dtype == np.uint8, digest)
+    return ChunkFacts(len(rows), labels, counts, total, scaling, rows.dtype == np.uint8, digests)
 
 
 def load_chunk(number: int, x: Any, y: Any, weight: Any, image_shape: ImageShape, found: Found) -> Images:
@@ -161,11 +161,11 @@ def _checked(
     return row_contiguous(rows), y, weight
 
 
-def _digest(rows: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> bytes:
+def _digest(values: np.ndarray | None) -> bytes:
     digest = blake2b(digest_size=16)
-    for array in (rows, y.astype(str), *([] if weight is None else [weight])):
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    if values is not None:
+        digest.update(f"{values.dtype.str}{values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).view(np.uint8).data)
     return digest.digest()
 
 

@@ -116,7 +116,9 @@ class DaskCNNClassifier(CNNClassifier):
         return local
 
     def _to_save(self) -> SavedModel:
-        return self.to_local()._to_save()
+        saved = super()._to_save()  # which CNNClassifier can load
+        saved.parameters = {k: v for k, v in saved.parameters.items() if k in CNNClassifier._get_param_names()}
+        return saved
 
     # ---------------------------------------------------------------------------------- training
 
@@ -195,7 +197,7 @@ class DaskCNNClassifier(CNNClassifier):
         import dask
 
         client, name = find_client(self.client), uuid.uuid4().hex
-        look = Look(self.image_shape_, self.scale, False)
+        look = Look(self.image_shape_, self.scale, self.checkpoint is not None)
         blocks = split(X, y, sample_weight)
         looks = [
             dask.delayed(inspect_chunk)(number, *block, look, dask_key_name=f"fastcnn-inspect-{number}-{name}")
@@ -207,7 +209,13 @@ class DaskCNNClassifier(CNNClassifier):
             raise ValueError("X has no images")
         if not any(fact.weight for fact in facts):
             raise ValueError("sample_weight is zero for every image")
-        return _Chunks(kept, [blocks[number] for number in kept], [facts[number] for number in kept])
+        return _Chunks(
+            kept,
+            [blocks[number] for number in kept],
+            [facts[number] for number in kept],
+            [fact.digests for fact in facts],
+            self._history.n_iter + self.max_iter,
+        )
 
     def _loaded(self, data: _Chunks) -> list[Any]:
         """The chunks as delayed `Images`."""
@@ -254,24 +262,31 @@ class DaskCNNClassifier(CNNClassifier):
             sizes,
             self.n_partitions or len(sizes),
             self.sync_every,
-            self._history.n_iter + self.max_iter,
+            data.end,
         )
         return self._rounds
 
     # ---------------------------------------------------------------------------------- validation
 
-    def _hold_out(self, data: Any, X_val: Any, y_val: Any, sample_weight_val: Any, seed: int) -> tuple[Any, Any]:
+    def _hold_out(self, data: Any, validation: Any, seed: int) -> tuple[Any, Any]:
+        return None, validation
+
+    def _check_validation(self, X_val: Any, y_val: Any, sample_weight_val: Any) -> Any:
+        if self.early_stopping and X_val is None:
+            raise ValueError("early_stopping on a cluster needs X_val and y_val: nothing is set aside")
         if not is_dask_array(X_val) or y_val is None:
-            if self.early_stopping and X_val is None:
-                raise ValueError("early_stopping on a cluster needs X_val and y_val: nothing is set aside")
-            everything = _Images(np.empty((0, 0)), np.empty(0), None)
-            return None, super()._hold_out(everything, X_val, y_val, sample_weight_val, seed)[1]
+            return super()._check_validation(X_val, y_val, sample_weight_val)
         if self.scoring not in (None, "loss"):
             raise ValueError(f"scoring={self.scoring!r} needs X_val in memory: a dask array is scored chunk by chunk")
         found = self._look_at(X_val, y_val, sample_weight_val)
         for number, fact in zip(found.numbers, found.facts, strict=True):
             as_labels(fact.labels, self.classes_, number, "y_val")
-        return None, found
+        return found
+
+    def _compared(self, images: Any) -> tuple[np.ndarray | None, ...]:
+        if isinstance(images, _Images):
+            return super()._compared(images)
+        return tuple(np.frombuffer(b"".join(of_all), np.uint8) for of_all in zip(*images.digests, strict=True))
 
     def _validate(self, held_out: Any) -> tuple[float, float]:
         if isinstance(held_out, _Images):
@@ -385,6 +400,8 @@ class _Chunks:
     numbers: list[int]
     blocks: list[tuple[Any, Any, Any]]  # images, labels, weights
     facts: list[ChunkFacts]
+    digests: list[tuple[bytes, ...]]  # of all chunks, those that are empty too
+    end: int  # the epoch that is not trained any more
     class_weight: np.ndarray | None = None
     loaded: list[Any] | None = None
 

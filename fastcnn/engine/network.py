@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -455,7 +456,7 @@ class Network:
         config = state["config"]
         # Not through __init__: binding the optimiser there would clear its moments.
         self.layers, self.input_shape = config["layers"], config["input_shape"]
-        self.dtype, self.device = np.dtype(config["dtype"]), config["device"]
+        self.dtype, self.device = np.dtype(config["dtype"]), device_at_hand(config["device"])
         self.n_jobs, self.fuse, self.winograd = config["n_jobs"], config["fuse"], config["winograd"]
         self._kernels = get_backend(self.device)
         self.ops = _lower(self.layers, self.input_shape)
@@ -464,6 +465,18 @@ class Network:
         self.load_params(state["params"])
         self.optimizer, self._dropout = state["optimizer"], state["dropout"]
         self._reset_transients()
+
+
+def device_at_hand(device: str) -> str:
+    """`device`, or with a warning "cpu" if this machine does not have it: where a model was trained is not always where
+    it is used.
+    """
+    try:
+        get_backend("cpu" if device == "auto" else device)
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
+        warnings.warn(f"device {device!r} is not to be had here, the CPU takes its place: {error}", stacklevel=3)
+        return "cpu"
+    return device
 
 
 def _lower(layers: Sequence[Layer], shape: Shape) -> tuple[Op, ...]:

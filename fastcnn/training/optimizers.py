@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from math import isfinite, sqrt
 from typing import Any, ClassVar, NamedTuple
 
@@ -143,6 +144,16 @@ class Optimizer(ABC):
         kernels.sum_squares(grads, self._squares)
         norm = sqrt(self._squares[0])
         return self.clip_norm / norm if norm > self.clip_norm else 1.0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What another one like it is made with."""
+        return {name: getattr(self, name) for name in signature(type(self)).parameters}
+
+    @classmethod
+    def vectors(cls) -> tuple[str, ...]:
+        """Names of the flat vectors of its state."""
+        return cls._vectors
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the state: "t" and the flat vectors by name."""
