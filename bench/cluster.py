@@ -32,8 +32,9 @@ from bench.machine import RESULTS, save, versions
 from fastcnn import CNNClassifier
 from fastcnn.datasets import fetch_fashion_mnist
 
-WORKERS, BATCH, SYNC_EVERY = 2, 128, 64
-SWEEP = (1, 2, 4, 8, 16, 32, 64)
+WORKERS, BATCH, SYNC_EVERY = 2, 128, 256  # the last: once an epoch, with 60,000 images
+LEARNING_RATE = 0.003  # of one process; times the workers on the cluster (Goyal et al. 2017)
+SWEEP = (1, 4, 16, 64, 128)
 SWEEP_STEPS = 128  # of each worker, in one run of the sweep
 SIZES = (1 << 10, 1 << 20, 1 << 22, 1 << 24)  # bytes sent from worker to worker
 REPEATS = 15
@@ -86,7 +87,14 @@ def one_process(seed: int, epochs: int, images: int, sync_every: int) -> dict[st
     """Fit with one thread, here."""
     X, y = fetch_fashion_mnist("train")
     CNNClassifier(n_jobs=1, batch_size=BATCH, max_iter=1, random_state=0).fit(X[: 2 * BATCH], y[: 2 * BATCH])
-    clf = CNNClassifier(n_jobs=1, batch_size=BATCH, max_iter=epochs, random_state=seed, callbacks=[Clock()])
+    clf = CNNClassifier(
+        n_jobs=1,
+        batch_size=BATCH,
+        max_iter=epochs,
+        random_state=seed,
+        learning_rate_init=LEARNING_RATE,
+        callbacks=[Clock()],
+    )
     return _fitted(clf, X[:images], y[:images])
 
 
@@ -102,7 +110,12 @@ def two_workers(seed: int, epochs: int, images: int, sync_every: int) -> dict[st
             on_disk(X[:some], folder, WORKERS), y[:some]
         )
         clf = DaskCNNClassifier(
-            batch_size=BATCH, max_iter=epochs, random_state=seed, sync_every=sync_every, callbacks=[Clock()]
+            batch_size=BATCH,
+            max_iter=epochs,
+            random_state=seed,
+            sync_every=sync_every,
+            learning_rate_init=LEARNING_RATE * WORKERS,
+            callbacks=[Clock()],
         )
         found = _fitted(clf, on_disk(X[:images], folder, WORKERS), y[:images])
         return found | {"rounds": clf.n_rounds_}
@@ -144,22 +157,27 @@ def rounds(args: argparse.Namespace) -> dict[str, Any]:
     from fastcnn.distributed import DaskCNNClassifier
 
     X, y = fetch_fashion_mnist("train")
-    found: dict[str, list[float]] = {}
+    found: dict[int, dict[int, float]] = {}
     images = SWEEP_STEPS * BATCH
     for n_workers in (1, WORKERS):
+        found[n_workers] = {}
         with cluster(n_workers) as client, tempfile.TemporaryDirectory() as folder:
             client.wait_for_workers(n_workers)
             data = on_disk(X[: images * n_workers], folder, n_workers), y[: images * n_workers]
-            for sync_every in (SWEEP_STEPS,) if n_workers == 1 else (*SWEEP, SWEEP_STEPS):
+            for sync_every in SWEEP:
                 clf = DaskCNNClassifier(
-                    batch_size=BATCH, max_iter=2, random_state=0, sync_every=sync_every, callbacks=[Clock()]
+                    batch_size=BATCH, max_iter=4, random_state=0, sync_every=sync_every, callbacks=[Clock()]
                 )
                 clf.fit(*data)
-                seconds = clf.callbacks_[0].seconds[1]  # plans are made in the first epoch
-                found[f"{n_workers} {sync_every}"] = seconds / (SWEEP_STEPS / sync_every)
+                seconds = statistics.median(clf.callbacks_[0].seconds[1:3])  # plans are made in the first epoch
+                found[n_workers][sync_every] = seconds / (SWEEP_STEPS / sync_every)
                 print(f"{n_workers} workers, sync_every={sync_every}: {seconds:.2f} s an epoch", flush=True)
-    bytes_ = sum(a.nbytes for a in _state_arrays(clf))
-    return {"steps": SWEEP_STEPS, "batch": BATCH, "state_bytes": bytes_, "seconds_per_round": found}
+    return {
+        "steps_per_round": list(SWEEP),
+        "batch": BATCH,
+        "state_bytes": sum(a.nbytes for a in _state_arrays(clf)),
+        "seconds_per_round": found,
+    }
 
 
 def _state_arrays(clf: Any) -> list[np.ndarray]:
@@ -214,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--sync-every", type=int, default=SYNC_EVERY)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)

@@ -25,6 +25,7 @@ FAN_IN = 4  # states averaged by one task
 AFRESH = 100  # rounds before an epoch starts from a state that is sent
 AHEAD = 2  # rounds submitted before the losses of the first are there
 POLL = 2.0  # seconds between two looks at whether anybody still works
+FETCHING = 600.0  # seconds that a value may take to come here
 PATIENCE = 60.0  # seconds without any worker before it is an error
 
 _SHUFFLE_CHUNKS = 2  # what a random stream is for; see training.batches
@@ -61,17 +62,18 @@ def results(client: Any, futures: Sequence[Any]) -> list[Any]:
     ConnectionError
         If the scheduler is lost, or if there has been no worker for a minute.
     """
-    from distributed import CancelledError
+    from distributed import CancelledError, wait
 
     alone_since = None
     found = []
     for future in futures:
         while True:
             try:
-                found.append(future.result(timeout=POLL))
+                wait(future, timeout=POLL)
+                found.append(future.result(timeout=FETCHING))
                 break
             except TimeoutError:
-                if future.done():  # the task's own
+                if future.status == "error":  # the task's own
                     raise
                 alone_since = None if _n_workers(client) else alone_since or monotonic()
                 if alone_since is not None and monotonic() - alone_since > PATIENCE:
