@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
-    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/convolution.md", "examples/README.md"
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/convolution.md", "docs/cluster.md",
+    "examples/README.md"
 )  # fmt: skip
 
 
@@ -88,6 +89,18 @@ def test_convolution_page():
     assert results.attempted > 20
     assert not results.failed, out.getvalue()
     assert "[[4 3 4]\n [2 4 3]\n [2 3 4]]" in text
+
+
+@pytest.mark.timeout(300)
+def test_cluster_page(tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.chdir(tmp_path)
+    names, printed = run("\n".join(blocks("docs/cluster.md", "python")))
+    names["client"].close()
+    names["cluster"].close()
+    assert set(names["search"].best_params_) == {"conv_channels", "dropout"}
+    assert names["clf"].n_rounds_ == 6 and "[" in printed
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 @pytest.mark.small

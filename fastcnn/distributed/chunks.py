@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight
 
 from fastcnn.distributed.rounds import Images
 from fastcnn.image_estimator import ImageEstimator
@@ -155,7 +154,9 @@ def _checked(
         rows, y = _Checks(image_shape)._check_images(x, y)
         check_classification_targets(y)
         if weight is not None:
-            weight = _check_sample_weight(np.asarray(weight), rows, dtype=np.float64, ensure_non_negative=True)
+            weight = np.asarray(weight, np.float64)  # all zero is no fault: other chunks may have what weighs
+            if weight.shape != y.shape or not np.isfinite(weight).all() or (weight < 0).any():
+                raise ValueError(f"sample_weight must have {len(y)} finite numbers, none below 0")
     except ValueError as error:
         raise ValueError(f"chunk {number}: {error}") from error
     return row_contiguous(rows), y, weight

@@ -64,24 +64,27 @@ def results(client: Any, futures: Sequence[Any]) -> list[Any]:
     """
     from distributed import CancelledError, wait
 
-    alone_since = None
+    idle_since: float | None = None
     found = []
     for future in futures:
         while True:
             try:
-                wait(future, timeout=POLL)
+                with client.as_current():  # which `wait` asks for
+                    wait(future, timeout=POLL)
                 found.append(future.result(timeout=FETCHING))
                 break
-            except TimeoutError:
+            except (CancelledError, OSError) as error:  # a TimeoutError is an OSError too
                 if future.status == "error":  # the task's own
                     raise
-                alone_since = None if _n_workers(client) else alone_since or monotonic()
-                if alone_since is not None and monotonic() - alone_since > PATIENCE:
-                    raise ConnectionError(f"no worker for {PATIENCE:.0f} s at {_address(client)}") from None
-            except CancelledError as error:
-                if _n_workers(client) is not None:  # somebody cancelled it, or data that were scattered are lost
+                workers = _n_workers(client)
+                cancelled = isinstance(error, CancelledError)
+                if workers is None and (cancelled or not isinstance(error, TimeoutError)):
+                    raise ConnectionError(f"the scheduler at {_address(client)} is lost") from error
+                if cancelled:  # by somebody, or data that were scattered are lost
                     raise
-                raise ConnectionError(f"the scheduler at {_address(client)} is lost") from error
+                idle_since = None if workers else idle_since or monotonic()
+                if idle_since is not None and monotonic() - idle_since > PATIENCE:
+                    raise ConnectionError(f"no worker for {PATIENCE:.0f} s at {_address(client)}") from error
     return found
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -18,6 +19,19 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(SECONDS))
 
 
+@contextmanager
+def started(n_workers, threads_per_worker=1, **settings):
+    """A cluster of this machine and a client that nobody else finds."""
+    from distributed import Client, LocalCluster
+
+    settings |= {"n_workers": n_workers, "threads_per_worker": threads_per_worker}
+    with (
+        LocalCluster(dashboard_address=":0", **settings) as local,  # with None, two clusters would take one port
+        Client(local, set_as_default=False) as client,
+    ):
+        yield local, client
+
+
 @pytest.fixture(scope="session")
 def digits():
     return load_digits_images()
@@ -26,12 +40,7 @@ def digits():
 @pytest.fixture(scope="session")
 def cluster():
     """Two processes with one thread each."""
-    from distributed import Client, LocalCluster
-
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as local,
-        Client(local) as client,
-    ):
+    with started(2) as (_, client):
         client.wait_for_workers(2, timeout=60)
         yield client
 
@@ -45,13 +54,14 @@ def client(cluster):
 @pytest.fixture
 def threads():
     """One worker of two threads, in this process."""
-    from distributed import Client, LocalCluster
-
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as local,
-        Client(local, set_as_default=False) as client,
-    ):
+    with started(1, threads_per_worker=2, processes=False) as (_, client):
         yield client
+
+
+@pytest.fixture
+def start():
+    """What starts other clusters."""
+    return started
 
 
 @pytest.fixture

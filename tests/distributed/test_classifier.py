@@ -359,16 +359,10 @@ def test_only_dask_arrays(client, digits):
         new().fit(da.zeros((4, 2, 2, 2, 2)), np.zeros(4))
 
 
-def test_nobody_works(digits, monkeypatch):
-    from distributed import Client, LocalCluster
-
+def test_nobody_works(start, digits, monkeypatch):
     monkeypatch.setattr(cluster, "POLL", 0.2)
     monkeypatch.setattr(cluster, "PATIENCE", 1.0)
-    with (
-        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as empty,
-        Client(empty, set_as_default=False) as client,
-        pytest.raises(ConnectionError, match="no worker for 1 s"),
-    ):
+    with start(0, processes=False) as (_, client), pytest.raises(ConnectionError, match="no worker for 1 s"):
         new(client=client).fit(chunked(digits[0]), digits[1])
 
 

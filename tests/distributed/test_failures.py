@@ -75,11 +75,8 @@ def hold_up(pid):
 
 @pytest.mark.skipif(os.name != "posix", reason="no such signals")
 @pytest.mark.parametrize(("n_workers", "action"), [(2, kill), (1, kill), (2, hold_up)])
-def test_a_worker_dies_or_is_slow(expected, data, n_workers, action):
-    with (
-        distributed.LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as local,
-        distributed.Client(local, set_as_default=False) as client,
-    ):
+def test_a_worker_dies_or_is_slow(start, expected, data, n_workers, action):
+    with start(n_workers) as (local, client):
         client.wait_for_workers(n_workers, timeout=SECONDS)
         during = During(action, local.scheduler_address)
         clf = DaskCNNClassifier(client=client, callbacks=[during], **PARAMETERS).fit(*data)
@@ -107,11 +104,8 @@ class Grow:
                 client.wait_for_workers(2, timeout=SECONDS)
 
 
-def test_a_worker_is_added(expected, data):
-    with (
-        distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as local,
-        distributed.Client(local, set_as_default=False) as client,
-    ):
+def test_a_worker_is_added(start, expected, data):
+    with start(1) as (local, client):
         clf = DaskCNNClassifier(client=client, callbacks=[Grow(local)], **PARAMETERS).fit(*data)
         assert len(client.nthreads()) == 2
         assert_same_bits(expected, clf)
