@@ -83,7 +83,7 @@ class ModelFiles:
         left_out = [name for name, value in saved.parameters.items() if not _is_value(name, value)]
         saved.parameters |= dict.fromkeys(left_out)
         if with_state:
-            saved.training = Training(self.network_.optimizer, self.network_.training_state())
+            saved.training = Training(self.network_.optimizer.unbound(), self.network_.training_state())
         return saved, left_out
 
     @classmethod
@@ -155,6 +155,8 @@ class ModelFiles:
             Without the package onnx (``pip install fastcnn[onnx]``).
         ValueError
             If `opset` or `input_dtype` is not one of these.
+        TypeError
+            If the classes are neither numbers nor strings.
         OSError
             If the file cannot be written; an old file stays as it was.
         """

@@ -21,6 +21,8 @@ from fastcnn.training.initializers import initialize
 from fastcnn.training.optimizers import Adam, Matrix
 
 _KEPT_PLANS = 4  # the full and the last mini-batch, in training and in inference
+# In inference: of what goes into and comes out of the largest step, so that the next step finds it in the cache.
+_PART_BYTES, _LEAST_PART = 1 << 23, 16
 RUNNING_STATISTICS = ("running_mean", "running_var")  # parameters that training moves but no gradient does
 
 
@@ -106,12 +108,15 @@ class Network:
         rng = _generator(random_state)
         self._allocate()
         self._initialize(rng, weight_init)
-        self.optimizer = Adam() if optimizer is None else optimizer
-        self.optimizer.bind(self._flat.size, self._n_decay, self.dtype, self._hidden_matrices())
+        self._bind(Adam() if optimizer is None else optimizer)
         dropouts = [op for op in self.ops if op.kind.endswith("dropout")]
         seeds = rng.integers(0, 2**63, size=len(dropouts), dtype=np.uint64)
         self._dropout = np.stack([seeds, np.zeros_like(seeds)], axis=1)
         self._reset_transients()
+
+    def _bind(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        optimizer.bind(self._flat.size, self._n_decay, self.dtype, self._hidden_matrices())
 
     # ------------------------------------------------------------------------------------------------------- parameters
 
@@ -219,7 +224,7 @@ class Network:
         for name, arrays in state.moments.items():
             if set(arrays) != set(self._places):
                 raise ValueError(f"{name} has {sorted(arrays)}, expected {sorted(self._places)}")
-            flats[name] = np.zeros_like(self._flat)
+            flats[name] = np.zeros(self._flat.size, self.dtype)
             for place, view in self._views(flats[name]).items():
                 if arrays[place].shape != view.shape:
                     raise ValueError(f"{name} of {place} has shape {arrays[place].shape}, expected {view.shape}")
@@ -241,8 +246,12 @@ class Network:
         """
         x = self._checked_input(x)
         with self._lock:
-            plan = self._run_forward(x, "training_dx" if training else "inference")
-            return plan.output.copy()  # type: ignore[union-attr]
+            if training:
+                return self._run_forward(x, "training_dx").output.copy()  # type: ignore[union-attr]
+            y = np.empty((len(x), *self.output_shape), self.dtype)
+            for part in self._parts(len(x)):
+                np.copyto(y[part], self._run_forward(x[part], "inference").output)  # type: ignore[arg-type]
+            return y
 
     def backward(self, dy: Any) -> np.ndarray:
         """Gradient of the input, from the gradient `dy` of the output of the last ``forward(training=True)``;
@@ -352,10 +361,18 @@ class Network:
         x = self._checked_input(x)
         proba = np.empty((len(x), *self.output_shape), self.dtype)
         with self._lock:
-            plan = self._run_forward(x, "inference")
-            with self._kernels.threads(self.n_jobs):
-                self._kernels.softmax(plan.output, proba)
+            for part in self._parts(len(x)):
+                plan = self._run_forward(x[part], "inference")
+                with self._kernels.threads(self.n_jobs):
+                    self._kernels.softmax(plan.output, proba[part])
         return proba
+
+    def _parts(self, n: int) -> list[slice]:
+        """A batch cut into equal parts whose images stay in the cache from step to step; one part without images."""
+        largest = max((prod(group.in_shape) + prod(group.out_shape) for group in self._inference_groups), default=1)
+        count = -(-n // max(_LEAST_PART, _PART_BYTES // (largest * self.dtype.itemsize)))
+        size = -(-n // max(1, count))
+        return [slice(start, start + size) for start in range(0, n, size)] if n else [slice(0, 0)]
 
     def _ready(self, x: np.ndarray, mode: str) -> Plan:
         """The plan for `x`, which is its input now."""
@@ -449,12 +466,11 @@ class Network:
             params = {name: value.copy() for name, value in self.params.items()}
             return {
                 "config": config, "params": params, "dropout": self._dropout.copy(),
-                "optimizer": self.optimizer,
+                "optimizer": self.optimizer.unbound(), "optimizer_state": self.optimizer.state_dict(),
             }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         config = state["config"]
-        # Not through __init__: binding the optimiser there would clear its moments.
         self.layers, self.input_shape = config["layers"], config["input_shape"]
         self.dtype, self.device = np.dtype(config["dtype"]), device_at_hand(config["device"])
         self.n_jobs, self.fuse, self.winograd = config["n_jobs"], config["fuse"], config["winograd"]
@@ -463,7 +479,9 @@ class Network:
         self.output_shape = self.ops[-1].out_shape if self.ops else self.input_shape
         self._allocate()
         self.load_params(state["params"])
-        self.optimizer, self._dropout = state["optimizer"], state["dropout"]
+        self._bind(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer_state"])
+        self._dropout = state["dropout"]
         self._reset_transients()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,8 @@ def replacing(path: StrPath) -> Iterator[BinaryIO]:
     partial = target.with_name(f"{_hidden(target)}{uuid.uuid4().hex}")
     try:
         with open(partial, "xb") as file:
+            with suppress(OSError):  # a file that only its owner may read stays so
+                shutil.copymode(target, partial)
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -117,6 +117,8 @@ class Run:
     data: dict[str, Any]
     seed: int
     progress: Progress
+    _stored: tuple[str, ...] = ()  # copies that are in the file, for `take`
+    _result: str = "params"  # what the model's `params` are
 
     def _copies(self) -> dict[str, Arrays]:
         """Those that are not the result, which the file has in any case."""
@@ -153,10 +155,6 @@ class Run:
             setattr(self.progress, name, copy)
         if not self.progress.params:
             raise ValueError("a checkpoint without parameters to go on from")
-
-    # Of a file whose tensors are still to be read:
-    _stored: tuple[str, ...] = ()
-    _result: str = "params"
 
 
 def run_from_json(stored: Any, history: History) -> Run | None:
