@@ -48,8 +48,9 @@ def lines(r: dict[str, Any], about: list[str], table: Any) -> list[str]:
         run = both[0][1]
         found += [
             f"`CNNClassifier(n_jobs=1)` in one process, and `DaskCNNClassifier` on two processes with one thread each, "
-            f"`sync_every={run['sync_every']}`, three times the learning rate: {run['epochs']} epochs of {run['images']:,} "
-            "images, mini-batches of 128 (of each worker). Starting processes and loading kernels is not timed.",
+            f"`sync_every={run['sync_every']}`, three times the learning rate: {run['epochs']} epochs of "
+            f"{run['images']:,} images, mini-batches of 128 (of each worker). Starting "
+            "processes and loading kernels is not timed.",
             "",
             *table(
                 ["seed", "one process, images/s", "two workers, images/s", "times", "accuracy of one", "of two"],
