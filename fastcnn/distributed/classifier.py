@@ -294,7 +294,7 @@ class DaskCNNClassifier(CNNClassifier):
         client = find_client(self.client)
         if held_out.loaded is None:
             held_out.loaded = self._loaded(held_out)
-        predictor = submit_value(client, self._predictor(), "fastcnn-model")
+        predictor = submit_value(client, CNNClassifier._of_saved, self._predictor(), "fastcnn-model")
         name = uuid.uuid4().hex
         futures = [
             client.submit(validate_chunk, predictor, images, key=f"fastcnn-validate-{number}-{name}")
@@ -365,7 +365,8 @@ class DaskCNNClassifier(CNNClassifier):
         import dask.array as da
 
         self._flips(tta)
-        predictor = dask.delayed(self._predictor(), name=f"fastcnn-model-{uuid.uuid4().hex}", traverse=False)
+        made = dask.delayed(CNNClassifier._of_saved, traverse=False)
+        predictor = made(self._predictor(), dask_key_name=f"fastcnn-model-{uuid.uuid4().hex}")
         labels = method == "predict"
         dtype = self.classes_.dtype if labels else self.network_.dtype
         return da.blockwise(
@@ -383,14 +384,12 @@ class DaskCNNClassifier(CNNClassifier):
             tta=tta,
         )
 
-    def _predictor(self) -> CNNClassifier:
-        """What predicts on a worker: no larger than it must be."""
-        made = CNNClassifier(scoring=self.scoring, tta=self.tta, n_jobs=self.n_jobs)
-        for name in ("classes_", "image_shape_", "n_features_in_", "channel_offset_", "channel_scale_"):
-            setattr(made, name, getattr(self, name))
-        made.network_ = copy(self.network_)
-        made.network_.optimizer = self._make_optimizer()  # without moments
-        return made
+    def _predictor(self) -> SavedModel:
+        """What a worker makes a classifier of that predicts: parameters as they are now, no moments."""
+        saved = self._to_save()
+        saved.parameters = {name: getattr(self, name) for name in ("tta", "scoring", "n_jobs", "device")}
+        saved.params = {name: value.copy() for name, value in saved.params.items()}
+        return saved
 
 
 @dataclass

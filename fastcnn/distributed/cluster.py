@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastcnn.distributed.rounds import Job, Part, average_parts, load_state, losses_of, read_state, train_part
+from fastcnn.distributed.rounds import Job, Part, State, average_parts, load_state, losses_of, read_state, train_part
 from fastcnn.training.batches import random_stream
 from fastcnn.training.loop import Step, TrainedBatch
 
@@ -109,14 +109,15 @@ def _large_values() -> Iterator[None]:
         yield
 
 
-def submit_value(client: Any, value: Any, name: str) -> Any:
-    """A future for `value`. Not scattered: the scheduler keeps it, and what a dead worker held is there again."""
+def submit_value(client: Any, make: Callable[[Any], Any], value: Any, name: str) -> Any:
+    """``make(value)`` on a worker. Not scattered: the scheduler keeps `value`, and replays this as any other task."""
     with _large_values():
-        return client.submit(_same, value, key=f"{name}-{uuid.uuid4().hex}")
+        return client.submit(make, value, key=f"{name}-{uuid.uuid4().hex}")
 
 
-def _same(value: Any) -> Any:
-    return value
+def _begun(state: State) -> Part:
+    """As if a round without steps had led to `state`."""
+    return Part(state, np.zeros((0, 2)), np.zeros(0, np.int64))
 
 
 class Round(NamedTuple):
@@ -209,8 +210,8 @@ class Rounds:
             See `results`.
         """
         if self._common is None or (self._rounds_replayable >= AFRESH and not self._under_way):
-            nothing = Part(read_state(step.network, step.average), np.zeros((0, 2)), np.zeros(0, np.int64))
-            self._common, self._rounds_replayable = submit_value(self._client, nothing, "fastcnn-state"), 0
+            state = read_state(step.network, step.average)
+            self._common, self._rounds_replayable = submit_value(self._client, _begun, state, "fastcnn-state"), 0
         rounds = self.plan(epoch, step.schedule)
         for one in rounds[len(self._under_way) :]:
             self._begin(one)
