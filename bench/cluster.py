@@ -35,6 +35,7 @@ from fastcnn.datasets import fetch_fashion_mnist
 WORKERS, BATCH, SYNC_EVERY = 2, 128, 118  # the last: twice an epoch, with 60,000 images
 # On the cluster an epoch has half as many steps, which want to be longer. Tried with seed 0: 0.003 to 0.012.
 LEARNING_RATE, CLUSTER_LEARNING_RATE = 0.003, 0.009
+KEYS = ("side", "seed", "epochs", "images", "sync_every", "learning_rate")  # what tells fits apart
 SWEEP = (1, 4, 16, 64, 128)
 SWEEP_STEPS = 128  # of each worker, in one run of the sweep
 SIZES = (1 << 10, 1 << 20, 1 << 22, 1 << 24)  # bytes sent from worker to worker
@@ -84,7 +85,7 @@ def on_disk(X: np.ndarray, folder: str, n_chunks: int) -> Any:
     return da.concatenate(parts)
 
 
-def one_process(seed: int, epochs: int, images: int, sync_every: int) -> dict[str, Any]:
+def one_process(seed: int, epochs: int, images: int, **unused: Any) -> dict[str, Any]:
     """Fit with one thread, here."""
     X, y = fetch_fashion_mnist("train")
     CNNClassifier(n_jobs=1, batch_size=BATCH, max_iter=1, random_state=0).fit(X[: 2 * BATCH], y[: 2 * BATCH])
@@ -99,7 +100,7 @@ def one_process(seed: int, epochs: int, images: int, sync_every: int) -> dict[st
     return _fitted(clf, X[:images], y[:images])
 
 
-def two_workers(seed: int, epochs: int, images: int, sync_every: int) -> dict[str, Any]:
+def two_workers(seed: int, epochs: int, images: int, sync_every: int, learning_rate: float) -> dict[str, Any]:
     """Fit on two workers with one thread each."""
     from fastcnn.distributed import DaskCNNClassifier
 
@@ -115,7 +116,7 @@ def two_workers(seed: int, epochs: int, images: int, sync_every: int) -> dict[st
             max_iter=epochs,
             random_state=seed,
             sync_every=sync_every,
-            learning_rate_init=CLUSTER_LEARNING_RATE,
+            learning_rate_init=learning_rate,
             callbacks=[Clock()],
         )
         found = _fitted(clf, on_disk(X[:images], folder, WORKERS), y[:images])
@@ -140,11 +141,13 @@ SIDES: dict[str, Callable[..., dict[str, Any]]] = {"one process": one_process, "
 
 
 def fits(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """All sides and seeds, in alternating processes."""
+    """Sides and seeds, in alternating processes."""
     runs = []
     for seed in args.seeds:
-        for side in SIDES:
-            key = {"seed": seed, "epochs": args.epochs, "images": args.images, "sync_every": args.sync_every}
+        for side in args.sides:
+            key = {"seed": seed, "epochs": args.epochs, "images": args.images}
+            if side == "two workers":
+                key |= {"sync_every": args.sync_every, "learning_rate": args.learning_rate}
             command = [sys.executable, "-m", "bench.cluster", "--worker", side, json.dumps(key)]
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             runs.append({"side": side, **key, **json.loads(answer.splitlines()[-1])})
@@ -226,6 +229,10 @@ def constants(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _key(run: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(run.get(name, 0) for name in KEYS)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {"fits": fits, "rounds": rounds, "constants": constants}
 
 
@@ -236,6 +243,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--sync-every", type=int, default=SYNC_EVERY)
+    parser.add_argument("--learning-rate", type=float, default=CLUSTER_LEARNING_RATE, help="of the two workers")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -247,8 +256,8 @@ def main() -> None:
     for part in args.parts:
         measured = PARTS[part](args)
         if part == "fits":
-            others = [run for run in found.get("fits", []) if run["seed"] not in args.seeds]
-            measured = sorted([*others, *measured], key=lambda run: (run["seed"], run["side"]))
+            known = {_key(run): run for run in found.get("fits", [])} | {_key(run): run for run in measured}
+            measured = [known[key] for key in sorted(known)]
         found[part] = measured
         save("cluster", {**found, "versions": versions(*PACKAGES)})
     print(f"written: {path}")

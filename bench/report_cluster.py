@@ -12,44 +12,51 @@ TIMES, POINTS, SEEDS = 1.7, 0.3, 3
 ONE, TWO = "one process", "two workers"
 
 
-def pairs(r: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The runs of one process and of two workers, seed by seed."""
-    of = {(run["side"], run["seed"]): run for run in r.get("fits", [])}
-    seeds = sorted({seed for _, seed in of})
-    return [(of[ONE, seed], of[TWO, seed]) for seed in seeds if (ONE, seed) in of and (TWO, seed) in of]
+Pair = tuple[dict[str, Any], dict[str, Any]]
 
 
-def ratio(r: dict[str, Any]) -> float:
-    return statistics.median(two["images_per_second"] / one["images_per_second"] for one, two in pairs(r))
+def pairs(r: dict[str, Any]) -> dict[tuple[int, float], list[Pair]]:
+    """The runs of one process and of two workers, seed by seed; by steps a round and learning rate, the most first."""
+    alone = {run["seed"]: run for run in r.get("fits", []) if run["side"] == ONE}
+    found: dict[tuple[int, float], list[Pair]] = {}
+    for run in r.get("fits", []):
+        if run["side"] == TWO and run["seed"] in alone:
+            found.setdefault((run["sync_every"], run["learning_rate"]), []).append((alone[run["seed"]], run))
+    return dict(sorted(found.items(), reverse=True))
 
 
-def points(r: dict[str, Any]) -> float:
+def ratio(both: list[Pair]) -> float:
+    return statistics.median(two["images_per_second"] / one["images_per_second"] for one, two in both)
+
+
+def points(both: list[Pair]) -> float:
     """How much more accurate two workers are, in the mean, percentage points."""
-    return 100 * statistics.mean(two["accuracy"] - one["accuracy"] for one, two in pairs(r))
+    return 100 * statistics.mean(two["accuracy"] - one["accuracy"] for one, two in both)
 
 
 def goals(r: dict[str, Any] | None) -> Iterator[tuple[str, str, str, bool | None, bool]]:
     """What, asked, measured, whether it is reached (None: not measured), whether that is all."""
     speed = "2 workers of Dask, times as many images/s as one process; the default network"
     accuracy = "2 workers of Dask, test accuracy after as many epochs; points below one process"
-    found = pairs(r) if r else []
-    if r is None or not found:
+    found = pairs(r) if r else {}
+    if not found:
         yield speed, f"{TIMES}", "-", None, False
         yield accuracy, f"at most {POINTS}", "-", None, False
         return
-    complete = len(found) >= SEEDS
-    yield speed, f"{TIMES}", f"{ratio(r):.2f} ({len(found)} seeds)", ratio(r) >= TIMES, complete
-    yield accuracy, f"at most {POINTS}", f"{-points(r):.2f} ({len(found)} seeds)", -points(r) <= POINTS, complete
+    (every, _), both = next(iter(found.items()))
+    complete, how = len(both) >= SEEDS, f"(`sync_every={every}`, {len(both)} seeds)"
+    yield speed, f"{TIMES}", f"{ratio(both):.2f} {how}", ratio(both) >= TIMES, complete
+    yield accuracy, f"at most {POINTS}", f"{-points(both):.2f} {how}", -points(both) <= POINTS, complete
 
 
 def lines(r: dict[str, Any], about: list[str], table: Any) -> list[str]:
     found = ["## On a cluster", "", *about]
-    if both := pairs(r):
+    for (every, rate), both in pairs(r).items():
         run = both[0][1]
         found += [
-            f"`CNNClassifier(n_jobs=1)` in one process, and `DaskCNNClassifier` on two processes with one thread each, "
-            f"`sync_every={run['sync_every']}`, three times the learning rate: {run['epochs']} epochs of "
-            f"{run['images']:,} images, mini-batches of 128 (of each worker). Starting "
+            f"`CNNClassifier(n_jobs=1)` in one process, and `DaskCNNClassifier(sync_every={every}, "
+            f"learning_rate_init={rate})` on two processes with one thread each: {run['epochs']} epochs of "
+            f"{run['images']:,} images, mini-batches of 128 (of each worker), {run['rounds']} rounds. Starting "
             "processes and loading kernels is not timed.",
             "",
             *table(
@@ -67,7 +74,7 @@ def lines(r: dict[str, Any], about: list[str], table: Any) -> list[str]:
                 ],
             ),
             "",
-            f"Median ratio **{ratio(r):.2f}**; mean accuracy {points(r):+.2f} points.",
+            f"Median ratio **{ratio(both):.2f}**; mean accuracy {points(both):+.2f} points.",
             "",
         ]
     if "rounds" in r and "constants" in r:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -79,7 +78,9 @@ def results(client: Any, futures: Sequence[Any]) -> list[Any]:
                 workers = _n_workers(client)
                 cancelled = isinstance(error, CancelledError)
                 if workers is None and (cancelled or not isinstance(error, TimeoutError)):
-                    raise ConnectionError(f"the scheduler at {_address(client)} is lost") from error
+                    raise ConnectionError(
+                        f"the scheduler at {_address(client)} is lost; a checkpoint, if there is one, stays"
+                    ) from error
                 if cancelled:  # by somebody, or data that were scattered are lost
                     raise
                 idle_since = None if workers else idle_since or monotonic()
@@ -100,18 +101,12 @@ def _n_workers(client: Any) -> int | None:
         return None
 
 
-@contextmanager
-def _large_values() -> Iterator[None]:
-    """A state may be larger than what Dask warns of in a graph; it is sent once an epoch, and replayed if need be."""
-    import dask
-
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
-        yield
-
-
 def submit_value(client: Any, make: Callable[[Any], Any], value: Any, name: str) -> Any:
     """``make(value)`` on a worker. Not scattered: the scheduler keeps `value`, and replays this as any other task."""
-    with _large_values():
+    import dask
+
+    # A state may be larger than what Dask warns of.
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
         return client.submit(make, value, key=f"{name}-{uuid.uuid4().hex}")
 
 
