@@ -43,10 +43,13 @@ def goals(r: dict[str, Any] | None) -> Iterator[tuple[str, str, str, bool | None
         yield speed, f"{TIMES}", "-", None, False
         yield accuracy, f"at most {POINTS}", "-", None, False
         return
-    (every, _), both = next(iter(found.items()))
-    complete, how = len(both) >= SEEDS, f"(`sync_every={every}`, {len(both)} seeds)"
-    yield speed, f"{TIMES}", f"{ratio(both):.2f} {how}", ratio(both) >= TIMES, complete
-    yield accuracy, f"at most {POINTS}", f"{-points(both):.2f} {how}", -points(both) <= POINTS, complete
+    complete = all(len(both) >= SEEDS for both in found.values())
+    ratios, less = ({k: of(both) for k, both in found.items()} for of in (ratio, lambda both: -points(both)))
+    said = [", ".join(f"{v:.2f} (`sync_every={k}`)" for (k, _), v in values.items()) for values in (ratios, less)]
+    yield speed, f"{TIMES}", said[0], max(ratios.values()) >= TIMES, complete
+    # Of the settings that are fast enough, or else of the fastest: with more averages it is another trade.
+    fast = [k for k in found if ratios[k] >= TIMES] or [max(ratios, key=lambda k: ratios[k])]
+    yield accuracy, f"at most {POINTS}", said[1], min(less[k] for k in fast) <= POINTS, complete
 
 
 def lines(r: dict[str, Any], about: list[str], table: Any) -> list[str]:
