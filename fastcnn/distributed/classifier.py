@@ -51,7 +51,7 @@ class DaskCNNClassifier(CNNClassifier):
     client : distributed.Client or None, default=None
         The cluster. None: the client that was made last. It is not pickled, and clones share it.
 
-    sync_every : int or None, default=32
+    sync_every : int or None, default=16
         Steps in a round. 1 with ``solver="sgd"`` is training with batches of `batch_size` times the partitions; more
         steps mean less traffic. None: as many as a chunk has.
 
@@ -85,7 +85,7 @@ class DaskCNNClassifier(CNNClassifier):
         "n_partitions": [Interval(Integral, 1, None, closed="left"), None],
     }
 
-    def __init__(self, *, client=None, sync_every=32, n_partitions=None, **parameters):
+    def __init__(self, *, client=None, sync_every=16, n_partitions=None, **parameters):
         super().__init__(**parameters)
         self.client = client
         self.sync_every = sync_every
