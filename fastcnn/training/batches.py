@@ -234,7 +234,8 @@ class Batch(NamedTuple):
 class BatchLoader:
     """The mini-batches of an epoch, each built while the one before it trains.
 
-    A background thread does it, one for each epoch; small batches are built in place instead.
+    A background thread does it, one for each epoch; small batches are built in place instead, and all where the system
+    gives no more threads.
 
     Parameters
     ----------
@@ -312,7 +313,11 @@ class BatchLoader:
             yield from map(build, numbers)
             return
         with ThreadPoolExecutor(1, thread_name_prefix="fastcnn-batches") as pool:
-            upcoming = pool.submit(build, start)
+            try:
+                upcoming = pool.submit(build, start)
+            except RuntimeError:  # the system gives no more threads
+                yield from map(build, numbers)
+                return
             for number in numbers:
                 batch = upcoming.result()
                 if number + 1 in numbers:
