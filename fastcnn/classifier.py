@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from copy import copy, deepcopy
@@ -17,22 +18,23 @@ from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, compute_class_weight, estimator_html_repr
 from sklearn.utils._param_validation import Interval, Options, StrOptions
-from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
+from sklearn.utils.multiclass import _check_partial_fit_first_call
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from fastcnn.architecture import Architecture, build_layers
-from fastcnn.engine.network import Network
+from fastcnn.engine.network import Network, device_at_hand
 from fastcnn.image_estimator import ImageEstimator
 from fastcnn.images import chunks, fit_scaling, row_contiguous
 from fastcnn.inspection import Summary, draw, summarize
 from fastcnn.kernels import get_backend
+from fastcnn.labels import check_labels
 from fastcnn.layers import Dense
 from fastcnn.model_files import ModelFiles
-from fastcnn.persistence import SavedModel
+from fastcnn.persistence import Checkpoint, SavedModel
 from fastcnn.sklearn_callbacks import CallbackSupport, FitTask
 from fastcnn.training.augment import check_augment
 from fastcnn.training.batches import BatchBuilder, BatchLoader
-from fastcnn.training.callbacks import progress
+from fastcnn.training.callbacks import progress as show_progress
 from fastcnn.training.initializers import KINDS
 from fastcnn.training.loop import History, train
 from fastcnn.training.optimizers import SGD, Adam, AdamW, Muon, Optimizer
@@ -213,6 +215,12 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         them, `callbacks_`, so that no state goes from one fit, or fold, to another. With scikit-learn 1.9 or
         newer, `set_callbacks` takes scikit-learn's own callbacks, whose tasks are the epochs.
 
+    checkpoint : path-like or None, default=None
+        File that `fit` writes after each epoch, so that a fit that was killed can be called again and ends with the
+        same bits as if nothing had happened; a finished one returns its result at once. Data and parameters must be
+        the same, but for `callbacks`, `n_jobs`, `tta`, `verbose`, `warm_start` and this one. A folder that is there
+        gives each fit a file of its own, which grid searches need. `partial_fit` does not write it.
+
     verbose : bool or int, default=False
         Whether to print a line for each epoch: losses, score, images/s, time left. Terminals have a progress bar below,
         notebooks a line that changes. 2: lines within the epochs too, where there is neither. The workers of a search
@@ -346,6 +354,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         "device": [StrOptions({"cpu", "cuda", "auto"})],
         "dtype": [StrOptions({"float32", "float64"})],
         "callbacks": [list, tuple, None],
+        "checkpoint": [str, os.PathLike, None],
         "verbose": ["verbose"],
     }
 
@@ -395,6 +404,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         device="cpu",
         dtype="float32",
         callbacks=None,
+        checkpoint=None,
         verbose=False,
     ):
         self.conv_channels = conv_channels
@@ -440,6 +450,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         self.device = device
         self.dtype = dtype
         self.callbacks = callbacks
+        self.checkpoint = checkpoint
         self.verbose = verbose
 
     # ------------------------------------------------------------------------------------- training
@@ -476,7 +487,12 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Raises
         ------
         ValueError
-            If the data or a parameter cannot be used; the estimator is as it was before then.
+            If the data or a parameter cannot be used, or `checkpoint` is of another fit; the estimator is as it was
+            before then.
+        TypeError
+            If there is a `checkpoint` and a parameter that cannot be stored in it.
+        OSError
+            If `checkpoint` cannot be read or written.
         """
         task = FitTask(self, X, y, sample_weight)
         goes_on = self.warm_start and self.__sklearn_is_fitted__()
@@ -489,11 +505,18 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
                 f"warm_start=True needs the classes of the previous fit, {trained.classes_}, got {np.unique(y)}"
             )
         data = _Images(rows, trained._encode(y), weight)
+        validation = trained._check_validation(X_val, y_val, sample_weight_val)
         seed = _draw_seed(self.random_state)
-        index, held_out = trained._hold_out(data, X_val, y_val, sample_weight_val, seed)
-        trained._renew_network(data, index, seed, goes_on)
-        loader = trained._loader(data, index, seed)
         start = trained._history.n_iter
+        checkpoint = progress = None
+        if self.checkpoint is not None:
+            checkpoint = trained._open_checkpoint(data, validation, seed, goes_on)
+            seed = checkpoint.seed
+        index, held_out = trained._hold_out(data, validation, seed)
+        trained._renew_network(data, index, seed, goes_on)
+        if checkpoint is not None:
+            progress = trained._resume(checkpoint)
+        loader = trained._loader(data, index, seed)
         steps = self.max_iter * len(loader)
         schedule = make_schedule(self.learning_rate, self.learning_rate_init, steps, len(loader), self.warmup)
         train(
@@ -508,9 +531,11 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             label_smoothing=self.label_smoothing,
             ema_decay=self.ema_decay,
             micro_batch_size=self.micro_batch_size,
-            callbacks=[*trained.callbacks_, *task.callbacks(trained._as_fitted), progress(self.verbose)],
+            callbacks=[*trained.callbacks_, *task.callbacks(trained._as_fitted), show_progress(self.verbose)],
             start_epoch=start,
             history=trained._history,
+            keep=None if checkpoint is None else partial(trained._keep, checkpoint),
+            progress=progress,
         )
         self._take(trained)
         task.end()
@@ -564,7 +589,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             label_smoothing=self.label_smoothing,
             ema_decay=self.ema_decay,
             micro_batch_size=self.micro_batch_size,
-            callbacks=[*trained.callbacks_, progress(self.verbose)],
+            callbacks=[*trained.callbacks_, show_progress(self.verbose)],
             start_epoch=trained._history.n_iter,
             history=trained._history,
         )
@@ -639,12 +664,18 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Rows, labels and weights; `n_features_in_` and `image_shape_` are set, or checked if there."""
         rows, y = self._check_images(X, y, reset=not hasattr(self, "image_shape_"))
-        check_classification_targets(y)
+        check_labels(y)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
             if not sample_weight.any():
                 raise ValueError("sample_weight is zero for every image")
+            self._check_weight("sample_weight", sample_weight)
         return row_contiguous(rows), y, sample_weight
+
+    def _check_weight(self, name: str, weight: np.ndarray) -> None:
+        # Losses times weights are added up in the network's dtype; a loss seldom passes 1e6.
+        if weight.max() > float(np.finfo(self.dtype).max) / 1e6 / len(weight):
+            raise ValueError(f"{name} has values up to {weight.max():.3g}, too large for {self.dtype}")
 
     def _encode(self, y: np.ndarray) -> np.ndarray:
         """Places in `classes_`."""
@@ -653,19 +684,33 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             raise ValueError(f"y has labels that are not among the classes {self.classes_}: {unseen}")
         return np.searchsorted(self.classes_, y).astype(np.int64)
 
-    def _hold_out(
-        self, data: _Images, X_val: Any, y_val: Any, sample_weight_val: Any, seed: int
-    ) -> tuple[np.ndarray, _Images | None]:
-        """Which images to train on, and what to validate with."""
-        everything = np.arange(len(data.rows))
+    def _check_validation(self, X_val: Any, y_val: Any, sample_weight_val: Any) -> _Images | None:
+        """Validation data that were given."""
         if X_val is not None and y_val is not None:
-            rows, y, weight = self._check_training_data(X_val, y_val, sample_weight_val)
-            return everything, _Images(rows, self._encode(y), weight)
+            try:
+                rows, y, weight = self._check_training_data(X_val, y_val, sample_weight_val)
+                return _Images(rows, self._encode(y), weight)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"validation data: {error}") from error
         for name, value in (("X_val", X_val), ("y_val", y_val), ("sample_weight_val", sample_weight_val)):
             if value is not None:
                 raise ValueError(f"{name} was given: X_val and y_val are needed together")
-        if not self.early_stopping:
-            return everything, None
+        return None
+
+    def _open_checkpoint(self, data: _Images, validation: _Images | None, seed: int, goes_on: bool) -> Checkpoint:
+        """The file of this fit; ValueError if it is of another one."""
+        arrays: dict[str, np.ndarray | None] = {}
+        for images, after in ((data, ""), (validation, "_val")):
+            values = (None, None, None) if images is None else images
+            arrays |= dict(zip((f"X{after}", f"y{after}", f"sample_weight{after}"), values, strict=True))
+        start = (self._history.n_iter, self.network_.params if goes_on else None)
+        return Checkpoint(self.checkpoint, self.get_params(deep=False), self.classes_, arrays, seed, start)
+
+    def _hold_out(self, data: _Images, validation: _Images | None, seed: int) -> tuple[np.ndarray, _Images | None]:
+        """Which images to train on, and what to validate with."""
+        everything = np.arange(len(data.rows))
+        if validation is not None or not self.early_stopping:
+            return everything, validation
         kept, held_out = train_test_split(
             everything, test_size=self.validation_fraction, stratify=data.labels, random_state=seed
         )
@@ -690,7 +735,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             network.load_params(self.network_.params)
         else:
             self.channel_offset_, self.channel_scale_ = fit_scaling(
-                self.scale, data.rows, self.image_shape_, index, data.weight
+                self.scale, data.rows, self.image_shape_, index, data.weight, float(np.finfo(self.dtype).max)
             )
         self.network_ = network
 
@@ -727,7 +772,12 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         if self.class_weight is not None:
             y = self.classes_[data.labels[index]]
             by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+            if not (np.isfinite(by_class).all() and (by_class >= 0).all() and by_class.any()):
+                raise ValueError(
+                    f"class_weight must be finite and not negative, and not 0 for all classes, got {self.class_weight}"
+                )
             weight = by_class[data.labels] * (1 if weight is None else weight)
+            self._check_weight("class_weight times sample_weight", weight)
         builder = self._builder(data.rows, check_augment(self.augment))
         return BatchLoader(builder, data.labels, weight, self.batch_size, self.shuffle, seed, rows=index)
 
@@ -751,7 +801,10 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     def _validate(self, held_out: _Images) -> tuple[float, float]:
         """Score and loss."""
-        log_proba = _log_softmax(self._run(self.network_.forward, held_out.rows))
+        logits = self._run(self.network_.forward, held_out.rows)
+        if not np.isfinite(logits).all():
+            return nan, nan
+        log_proba = _log_softmax(logits)
         losses = -np.take_along_axis(log_proba, held_out.labels[:, np.newaxis], axis=1)[:, 0]
         loss = float(np.average(losses, weights=held_out.weight))
         if self.scoring == "loss":
@@ -800,8 +853,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         """
         flips, rows, proba = self._flips(tta), self._rows(X), self.network_.predict_proba
         if not flips:
-            return self._run(proba, rows)
-        return self._run(lambda x: (proba(x) + proba(x[:, :, ::-1])) / 2, rows)
+            return self._predict(proba, rows)
+        return self._predict(lambda x: (proba(x) + proba(x[:, :, ::-1])) / 2, rows)
 
     def predict_log_proba(self, X: Any, tta: str | bool | None = None) -> np.ndarray:
         """The logarithm of each class's probability, finite where the probability is rounded to 0.
@@ -824,8 +877,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             return _log_softmax(self.network_.forward(x))
 
         if not flips:
-            return self._run(log_proba, rows)
-        return self._run(lambda x: np.logaddexp(log_proba(x), log_proba(x[:, :, ::-1])) - log(2), rows)
+            return self._predict(log_proba, rows)
+        return self._predict(lambda x: np.logaddexp(log_proba(x), log_proba(x[:, :, ::-1])) - log(2), rows)
 
     def _rows(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -854,6 +907,17 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         x = np.empty((len(rows), *self.image_shape_), self.network_.dtype)
         self._builder(rows).build(np.arange(len(rows)), x)
         return x
+
+    def _predict(self, of_batch: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """`_run`, if its result is finite."""
+        result = self._run(of_batch, rows)
+        if not np.isfinite(result).all():
+            image = int(np.nonzero(~np.isfinite(result).all(axis=1))[0][0])
+            raise ValueError(
+                f"the network's output is not finite for image {image} of X: its pixels (from {rows[image].min():.3g} "
+                f"to {rows[image].max():.3g}) are too large for {self.network_.dtype}, or the parameters are"
+            )
+        return result
 
     def _run(self, of_batch: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
         """`of_batch` of all images, a few at a time."""
@@ -900,12 +964,14 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             saved.layers,
             saved.image_shape,
             dtype=saved.dtype,
-            device=model.device,
-            random_state=_draw_seed(model.random_state),
+            device=device_at_hand(model.device),
+            random_state=None if isinstance(model.random_state, np.random.RandomState) else model.random_state,
             n_jobs=model.n_jobs,
-            optimizer=model._make_optimizer(),
+            optimizer=model._make_optimizer() if saved.training is None else saved.training.optimizer,
         )
         model.network_.load_params(saved.params)
+        if saved.training is not None:
+            model.network_.load_training_state(saved.training.state)
         model._history, model.callbacks_ = saved.history, []
         model._note_history()
         return model

@@ -11,11 +11,10 @@ import math
 import os
 import re
 import sys
-import uuid
 import zlib
 from collections import ChainMap
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -94,23 +93,22 @@ def _download_fashion_file(key: Key, folder: Path) -> Path:
     from urllib.error import HTTPError
     from urllib.request import urlopen
 
+    from fastcnn.persistence.files import replacing
+
     name = _idx_name(*key) + ".gz"
-    partial = folder / f".{name}.{uuid.uuid4().hex}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (
             urlopen(_FASHION_URL + name, timeout=30) as response,
             _show_progress(response, name) as stream,
-            open(partial, "xb") as out,
+            replacing(folder / name) as out,
         ):
             while piece := stream.read(_PIECE):
                 out.write(piece)
                 if out.tell() > _MAX_DOWNLOAD:
                     raise ValueError(f"the server sent more than {_MAX_DOWNLOAD} bytes")
             out.flush()
-            os.fsync(out.fileno())
-        _read_idx(partial, _NDIM[key[1]], _FASHION_SHA256[key])
-        os.replace(partial, folder / name)
+            _read_idx(Path(out.name), _NDIM[key[1]], _FASHION_SHA256[key])
     except (OSError, HTTPException, ValueError) as error:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection open
@@ -120,9 +118,6 @@ def _download_fashion_file(key: Key, folder: Path) -> Path:
             f"apt install dataset-fashion-mnist; (3) copy {name} and the three files beside it from "
             f"github.com/zalandoresearch/fashion-mnist to {folder}, or pass their folder as data_home"
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
     return folder / name
 
 
@@ -284,6 +279,8 @@ def load_digits_images(return_X_y: bool = True) -> Data:
 
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+# Pillow's names of them. It tells formats by content and has many: for EPS it would start another program.
+_IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 
 
@@ -293,7 +290,8 @@ def load_image_folder(
     """Load a folder of pictures with one sub-folder per class, e.g. ``pets/cat/1.jpg``, ``pets/dog/1.jpg``.
 
     Classes, and the images of a class, come in the order of their names. Hidden files and files that are not
-    png, jpg, jpeg, bmp, gif, webp, ppm, pgm or tif are left out. Pixels are converted as `load_image` tells.
+    png, jpg, jpeg, bmp, gif, webp, ppm, pgm or tif are left out; links are followed. Pixels are converted as
+    `load_image` tells.
 
     Parameters
     ----------
@@ -314,7 +312,8 @@ def load_image_folder(
     Raises
     ------
     ValueError
-        There are no class folders, one holds no image, an image cannot be read, or sizes differ.
+        There are no class folders, one holds no image, an image cannot be read or has more pixels than
+        ``PIL.Image.MAX_IMAGE_PIXELS``, or sizes differ.
     FileNotFoundError, ImportError
         The folder is missing; Pillow is missing.
     """
@@ -410,7 +409,10 @@ def _open_image(path: StrPath) -> Iterator[Any]:
     except ImportError as error:
         raise ImportError("reading image files needs Pillow: pip install fastcnn[images]") from error
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_IMAGE_FORMATS) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and math.prod(image.size) > limit:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than Image.MAX_IMAGE_PIXELS, {limit}")
             yield image
     except (FileNotFoundError, PermissionError, MemoryError):
         raise

@@ -280,7 +280,7 @@ def test_wrong_shape_at_predict(fitted, shape, message):
         (np.full((4, 8, 8), np.nan), None, "NaN"),
         (np.full((4, 8, 8), np.inf), None, "infinity"),
         (np.zeros((4, 0, 8)), None, "0 feature"),
-        (np.full((4, 64), "a"), None, "could not convert"),
+        (np.full((4, 64), "a"), None, "expected numbers"),
     ],
 )
 def test_wrong_images_at_fit(X, image_shape, message):

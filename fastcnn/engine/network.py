@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +25,16 @@ from fastcnn.training.optimizers import Adam, Matrix
 _KEPT_PLANS = 4  # the full and the last mini-batch, in training and in inference
 # In inference: of what goes into and comes out of the largest step, so that the next step finds it in the cache.
 _PART_BYTES, _LEAST_PART = 1 << 23, 16
-_STATE = ("running_mean", "running_var")  # parameters that training moves but no gradient does
+_networks: weakref.WeakSet[Network] = weakref.WeakSet()
+RUNNING_STATISTICS = ("running_mean", "running_var")  # parameters that training moves but no gradient does
+
+
+class TrainingState(NamedTuple):
+    """What training goes on from, beside the parameters."""
+
+    step: int  # of the optimiser
+    moments: Mapping[str, Mapping[str, np.ndarray]]  # its vectors by name, cut up by parameter
+    dropout: Sequence[Sequence[int]]  # of each such layer: seed, masks drawn
 
 
 class Network:
@@ -102,12 +113,15 @@ class Network:
         rng = _generator(random_state)
         self._allocate()
         self._initialize(rng, weight_init)
-        self.optimizer = Adam() if optimizer is None else optimizer
-        self.optimizer.bind(self._flat.size, self._n_decay, self.dtype, self._hidden_matrices())
+        self._bind(Adam() if optimizer is None else optimizer)
         dropouts = [op for op in self.ops if op.kind.endswith("dropout")]
         seeds = rng.integers(0, 2**63, size=len(dropouts), dtype=np.uint64)
         self._dropout = np.stack([seeds, np.zeros_like(seeds)], axis=1)
         self._reset_transients()
+
+    def _bind(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        optimizer.bind(self._flat.size, self._n_decay, self.dtype, self._hidden_matrices())
 
     # ------------------------------------------------------------------------------------------------------- parameters
 
@@ -120,7 +134,7 @@ class Network:
         for i, layer in enumerate(self.layers):
             shapes |= {f"{i}.{name}": s for name, s in layer.param_shapes(shape).items()}
             shape = layer.output_shape(shape)
-        state = [name for name in shapes if name.endswith(_STATE)]
+        state = [name for name in shapes if name.endswith(RUNNING_STATISTICS)]
         trained = [name for name in shapes if name not in state]
         decayed = [name for name in trained if len(shapes[name]) > 1]
         others = [name for name in trained if len(shapes[name]) == 1]
@@ -133,15 +147,16 @@ class Network:
             size += -(-prod(shapes[name]) // per_line) * per_line
         self._n_decay = size if not others else starts[others[0]]
         self._flat, self._flat_grads = (_zeros(size, self.dtype) for _ in range(2))
+        self._places = {name: (starts[name], shapes[name]) for name in shapes if name in starts}
 
-        def view(flat: np.ndarray, name: str) -> np.ndarray:
-            return flat[starts[name] : starts[name] + prod(shapes[name])].reshape(shapes[name])
-
-        self.params = {
-            name: view(self._flat, name) if name in starts else np.zeros(shapes[name], self.dtype) for name in shapes
-        }
-        self.grads = {name: view(self._flat_grads, name) for name in shapes if name in starts}
+        self.grads = self._views(self._flat_grads)
+        views = self._views(self._flat)
+        self.params = {name: views[name] if name in views else np.zeros(shapes[name], self.dtype) for name in shapes}
         self.n_params = sum(prod(shapes[name]) for name in trained)
+
+    def _views(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        """The parts of a flat vector by the names of the trained parameters."""
+        return {name: flat[start : start + prod(s)].reshape(s) for name, (start, s) in self._places.items()}
 
     def _hidden_matrices(self) -> list[Matrix]:
         """The weights of all layers but the last, one column for each filter or unit; not those of grouped
@@ -194,6 +209,39 @@ class Network:
                 raise ValueError(f"{name} has dtype {value.dtype}, expected numbers")
         for name, value in arrays.items():
             self.params[name][...] = value
+
+    def training_state(self) -> TrainingState:
+        """Copies of what training goes on from, beside `params`."""
+        with self._lock:
+            state = self.optimizer.state_dict()
+            step = state.pop("t")
+            return TrainingState(
+                step, {name: self._views(flat) for name, flat in state.items()}, self._dropout.tolist()
+            )
+
+    def load_training_state(self, state: TrainingState) -> None:
+        """Go on from `state`, of a network with the same layers and the same kind of optimiser.
+
+        Raises
+        ------
+        ValueError
+            If names, shapes or the number of dropout layers differ; nothing is changed then.
+        """
+        dropout = np.asarray(state.dropout, np.uint64).reshape(-1, 2)
+        if dropout.shape != self._dropout.shape:
+            raise ValueError(f"the state of {len(dropout)} dropout layers, expected {len(self._dropout)}")
+        flats = {}
+        for name, arrays in state.moments.items():
+            if set(arrays) != set(self._places):
+                raise ValueError(f"{name} has {sorted(arrays)}, expected {sorted(self._places)}")
+            flats[name] = np.zeros(self._flat.size, self.dtype)
+            for place, view in self._views(flats[name]).items():
+                if arrays[place].shape != view.shape:
+                    raise ValueError(f"{name} of {place} has shape {arrays[place].shape}, expected {view.shape}")
+                view[...] = arrays[place]
+        with self._lock:
+            self.optimizer.load_state_dict({"t": state.step, **flats})
+            self._dropout[...] = dropout
 
     # ------------------------------------------------------------------------------------------------------------- runs
 
@@ -482,6 +530,7 @@ class Network:
 
     def _reset_transients(self) -> None:
         self._lock = threading.RLock()
+        _networks.add(self)
         self._plans: dict[tuple[int, str], Plan] = {}
         self._kept_memory = None
         self._last_plan = None
@@ -506,22 +555,35 @@ class Network:
             params = {name: value.copy() for name, value in self.params.items()}
             return {
                 "config": config, "params": params, "dropout": self._dropout.copy(),
-                "optimizer": self.optimizer,
+                "optimizer": self.optimizer.unbound(), "optimizer_state": self.optimizer.state_dict(),
             }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         config = state["config"]
-        # Not through __init__: binding the optimiser there would clear its moments.
         self.layers, self.input_shape = config["layers"], config["input_shape"]
-        self.dtype, self.device = np.dtype(config["dtype"]), config["device"]
+        self.dtype, self.device = np.dtype(config["dtype"]), device_at_hand(config["device"])
         self.n_jobs, self.fuse, self.winograd = config["n_jobs"], config["fuse"], config["winograd"]
         self._kernels = get_backend(self.device)
         self.ops = _lower(self.layers, self.input_shape)
         self.output_shape = self.ops[-1].out_shape if self.ops else self.input_shape
         self._allocate()
         self.load_params(state["params"])
-        self.optimizer, self._dropout = state["optimizer"], state["dropout"]
+        self._bind(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer_state"])
+        self._dropout = state["dropout"]
         self._reset_transients()
+
+
+def device_at_hand(device: str) -> str:
+    """`device`, or with a warning "cpu" if this machine does not have it: where a model was trained is not always where
+    it is used.
+    """
+    try:
+        get_backend("cpu" if device == "auto" else device)
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
+        warnings.warn(f"device {device!r} is not to be had here, the CPU takes its place: {error}", stacklevel=3)
+        return "cpu"
+    return device
 
 
 def _lower(layers: Sequence[Layer], shape: Shape) -> tuple[Op, ...]:
@@ -575,3 +637,13 @@ def _zeros(size: int, dtype: np.dtype[Any]) -> np.ndarray:
     flat = aligned_empty(size * dtype.itemsize).view(dtype)
     flat[...] = 0
     return flat
+
+
+def _after_fork_in_child() -> None:
+    """A thread that ran a batch of a network when another one forked does not exist in the child."""
+    for network in list(_networks):
+        network._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
