@@ -25,7 +25,7 @@ from fastcnn.engine.network import Network
 from fastcnn.image_estimator import ImageEstimator
 from fastcnn.images import chunks, fit_scaling, row_contiguous
 from fastcnn.inspection import Summary, draw, summarize
-from fastcnn.kernels import get_backend
+from fastcnn.kernels import choose_device, get_backend
 from fastcnn.layers import Dense
 from fastcnn.model_files import ModelFiles
 from fastcnn.persistence import SavedModel
@@ -203,7 +203,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         loky's workers have their share of the cores.
 
     device : {"cpu", "cuda", "auto"}, default="cpu"
-        Where to compute. This version has no "cuda"; "auto" is the CPU.
+        Where to compute. "cuda": on an NVIDIA GPU (``pip install fastcnn[cuda]``), with the same results but for
+        rounding; "auto": there where it works, else on the CPU.
 
     dtype : {"float32", "float64"}, default="float32"
         Of the parameters and the computation.
@@ -562,7 +563,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     def _copy_to_train(self, goes_on: bool) -> Self:
         """What is trained in place of `self`, which so stays as it is if anything fails."""
-        get_backend("cpu" if self.device == "auto" else self.device)
+        get_backend(choose_device(self.device))
         trained = copy(self)
         if goes_on:
             trained._history = deepcopy(self._history)
@@ -867,7 +868,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             saved.layers,
             saved.image_shape,
             dtype=saved.dtype,
-            device=model.device,
+            device=_usable(model.device),
             random_state=_draw_seed(model.random_state),
             n_jobs=model.n_jobs,
             optimizer=model._make_optimizer(),
@@ -908,6 +909,15 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "network_")
+
+
+def _usable(device: str) -> str:
+    """`device`, or the CPU for a model from a machine with a GPU, where this one has none."""
+    if device == "cuda" and choose_device("auto") != "cuda":
+        text = "The model has device='cuda', which cannot be used here: it computes on the CPU."
+        warnings.warn(text, stacklevel=4)
+        return "cpu"
+    return device
 
 
 def _draw_seed(random_state: Any) -> int:
