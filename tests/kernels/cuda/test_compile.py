@@ -1,5 +1,7 @@
 """Every kernel compiles to PTX without a GPU, for the generations of cards that it is meant for.
 
+The normal suite compiles a part of it, FASTCNN_COMPILE_ALL=1 everything (in some ten minutes).
+
 Without a GPU this is the nearest to one: types, shared memory, registers. Assembled by `ptxas`, where that is
 installed, no product may spill registers.
 """
@@ -14,9 +16,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+ALL = pytest.mark.skipif("FASTCNN_COMPILE_ALL" not in os.environ, reason="10 minutes: FASTCNN_COMPILE_ALL=1 runs it")
 CAPABILITIES = pytest.mark.parametrize(
     "capability",
-    [pytest.param((8, 0), marks=pytest.mark.slow), (9, 0)],
+    [pytest.param((8, 0), marks=ALL), (9, 0)],
     ids=["sm_80", "sm_90"],
 )
 
@@ -76,7 +79,7 @@ def sound_ptx(kernel, real, capability, passed=np.uint8):
 
 
 @CAPABILITIES
-@pytest.mark.parametrize("real", [FLOAT32, pytest.param(FLOAT64, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("real", [FLOAT32, pytest.param(FLOAT64, marks=ALL)], ids=str)
 def test_simple_kernels(real, capability):
     for kernel in simple_kernels(real):
         sound_ptx(kernel, real, capability)
@@ -88,7 +91,7 @@ def test_simple_kernels(real, capability):
 @pytest.mark.parametrize("width", [4, 1])
 @pytest.mark.parametrize(
     "tile",
-    [pytest.param(tile, marks=[] if tile == tiles.TILES[2] else [pytest.mark.slow]) for tile in tiles.TILES],
+    [pytest.param(tile, marks=[] if tile == tiles.TILES[2] else [ALL]) for tile in tiles.TILES],
     ids=lambda tile: f"{tile.rows}x{tile.columns}",
 )
 def test_products(tile, width, capability, tmp_path):
@@ -101,7 +104,7 @@ def test_products(tile, width, capability, tmp_path):
             assert "0 bytes stack frame, 0 bytes spill stores" in report, report
 
 
-@pytest.mark.slow
+@ALL
 @pytest.mark.parametrize("code", range(6))
 @pytest.mark.parametrize("window", [1, 2, 4])
 def test_every_activation_in_a_product(window, code):
