@@ -142,10 +142,10 @@ def batch_of(net: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def limits(args: argparse.Namespace) -> dict[str, float]:
     """What a copy (GB/s, read and written) and a float32 matrix product (TFLOP/s) reach on this card."""
-    from fastcnn.kernels.cuda import driver
+    from fastcnn.kernels.cuda import arrays, driver
 
     size = 2**16 if args.quick else 2**30
-    a, b = driver.empty(size), driver.empty(size)
+    a, b = arrays.empty(size), arrays.empty(size)
     a[...] = 1
     found = {"copy_gb_per_s": 2e-9 * size / seconds_of(lambda: b.__setitem__(..., a), driver.synchronize, args.quick)}
     torch = torch_or_none()
@@ -165,7 +165,7 @@ def kernels(args: argparse.Namespace) -> list[dict[str, Any]]:
     """3x3 convolutions alone, 2x2 pooling in the forward one."""
     from fastcnn.engine.ops import activation, conv_geometry, pool_geometry
     from fastcnn.kernels import get_backend
-    from fastcnn.kernels.cuda import driver
+    from fastcnn.kernels.cuda import arrays, driver
 
     backend, relu, rows = get_backend("cuda"), activation("relu"), []
     print(f"{'layer':<14}{'kernel':<18}{'us':>10}{'GFLOP/s':>10}{'GB/s':>8}")
@@ -175,16 +175,16 @@ def kernels(args: argparse.Namespace) -> list[dict[str, Any]]:
         rng = np.random.default_rng(0)
 
         def array(*shape: int, rng: Any = rng) -> Any:
-            return driver.place(rng.standard_normal(shape).astype(np.float32))
+            return arrays.place(rng.standard_normal(shape).astype(np.float32))
 
         x, weight, bias = array(n, *shape), array(3, 3, shape[2], filters), array(filters)
         dy, y = array(n, g.p, g.q, filters), array(n, pool.p, pool.q, filters)
-        argmax = driver.place(np.zeros(y.shape, np.uint8))
+        argmax = arrays.place(np.zeros(y.shape, np.uint8))
         size = max(
             backend.conv2d_forward_scratch(g, pool, n, np.float32, 1),
             backend.conv2d_backward_scratch(g, pool, n, np.float32, 1),
         )
-        scratch = driver.empty(4 * size).view(np.float32)
+        scratch = arrays.empty(4 * size).view(np.float32)
         dx, dw, none = array(*x.shape), array(*weight.shape), np.empty(0)
         calls = {
             "forward+relu+pool": (backend.conv2d_block_forward, (x, weight, bias, g, relu, pool, y, argmax, scratch)),
@@ -239,11 +239,11 @@ def steps(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _fastcnn_step(net: Any, batch: int, side: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     from fastcnn import Network
-    from fastcnn.kernels.cuda import driver
+    from fastcnn.kernels.cuda import arrays, driver
 
     network = Network(fastcnn_layers(net), net.input_shape, device="cuda", random_state=0)
     x, labels = batch_of(net, batch)
-    placed = driver.place(x)
+    placed = arrays.place(x)
     return lambda: network.train_step(placed, labels), driver.synchronize
 
 

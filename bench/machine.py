@@ -10,11 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+VECTORS = {"avx2": "AVX2", "avx512": "AVX-512", "neon": "NEON"}  # processors of one name may differ in them
 RESULTS = Path(__file__).parent / "results"
 
 
 def cpu_name() -> str:
-    """The processor's name and the number of cores this process may use."""
+    """The processor's name, the vectors that kernels use on it, and the number of cores this process may use."""
+    from fastcnn.kernels.cpu.microkernel import ISA  # a peer's process has no Numba
+
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -22,7 +25,7 @@ def cpu_name() -> str:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         name = names[0] if names else name
-    return f"{name}, {usable_cores()} cores"
+    return f"{name} with {VECTORS.get(ISA.name, ISA.name)}, {usable_cores()} cores"
 
 
 def usable_cores() -> int:

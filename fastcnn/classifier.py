@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from copy import copy, deepcopy
@@ -21,18 +22,18 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classi
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from fastcnn.architecture import Architecture, build_layers
-from fastcnn.engine.network import Network
+from fastcnn.engine.network import Network, device_at_hand
 from fastcnn.image_estimator import ImageEstimator
 from fastcnn.images import chunks, fit_scaling, row_contiguous
 from fastcnn.inspection import Summary, draw, summarize
 from fastcnn.kernels import choose_device, get_backend
 from fastcnn.layers import Dense
 from fastcnn.model_files import ModelFiles
-from fastcnn.persistence import SavedModel
+from fastcnn.persistence import Checkpoint, SavedModel
 from fastcnn.sklearn_callbacks import CallbackSupport, FitTask
 from fastcnn.training.augment import check_augment
 from fastcnn.training.batches import BatchBuilder, BatchLoader
-from fastcnn.training.callbacks import progress
+from fastcnn.training.callbacks import progress as show_progress
 from fastcnn.training.initializers import KINDS
 from fastcnn.training.loop import History, train
 from fastcnn.training.optimizers import SGD, Adam, AdamW, Muon, Optimizer
@@ -214,6 +215,12 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         them, `callbacks_`, so that no state goes from one fit, or fold, to another. With scikit-learn 1.9 or
         newer, `set_callbacks` takes scikit-learn's own callbacks, whose tasks are the epochs.
 
+    checkpoint : path-like or None, default=None
+        File that `fit` writes after each epoch, so that a fit that was killed can be called again and ends with the
+        same bits as if nothing had happened; a finished one returns its result at once. Data and parameters must be
+        the same, but for `callbacks`, `n_jobs`, `tta`, `verbose`, `warm_start` and this one. A folder that is there
+        gives each fit a file of its own, which grid searches need. `partial_fit` does not write it.
+
     verbose : bool or int, default=False
         Whether to print a line for each epoch, with a progress bar on a terminal.
 
@@ -342,6 +349,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         "device": [StrOptions({"cpu", "cuda", "auto"})],
         "dtype": [StrOptions({"float32", "float64"})],
         "callbacks": [list, tuple, None],
+        "checkpoint": [str, os.PathLike, None],
         "verbose": ["verbose"],
     }
 
@@ -391,6 +399,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         device="cpu",
         dtype="float32",
         callbacks=None,
+        checkpoint=None,
         verbose=False,
     ):
         self.conv_channels = conv_channels
@@ -436,6 +445,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         self.device = device
         self.dtype = dtype
         self.callbacks = callbacks
+        self.checkpoint = checkpoint
         self.verbose = verbose
 
     # ------------------------------------------------------------------------------------- training
@@ -469,7 +479,12 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Raises
         ------
         ValueError
-            If the data or a parameter cannot be used; the estimator is as it was before then.
+            If the data or a parameter cannot be used, or `checkpoint` is of another fit; the estimator is as it was
+            before then.
+        TypeError
+            If there is a `checkpoint` and a parameter that cannot be stored in it.
+        OSError
+            If `checkpoint` cannot be read or written.
         """
         task = FitTask(self, X, y, sample_weight)
         goes_on = self.warm_start and self.__sklearn_is_fitted__()
@@ -482,11 +497,18 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
                 f"warm_start=True needs the classes of the previous fit, {trained.classes_}, got {np.unique(y)}"
             )
         data = _Images(rows, trained._encode(y), weight)
+        validation = trained._check_validation(X_val, y_val, sample_weight_val)
         seed = _draw_seed(self.random_state)
-        index, held_out = trained._hold_out(data, X_val, y_val, sample_weight_val, seed)
-        trained._renew_network(data, index, seed, goes_on)
-        loader = trained._loader(data, index, seed)
         start = trained._history.n_iter
+        checkpoint = progress = None
+        if self.checkpoint is not None:
+            checkpoint = trained._open_checkpoint(data, validation, seed, goes_on)
+            seed = checkpoint.seed
+        index, held_out = trained._hold_out(data, validation, seed)
+        trained._renew_network(data, index, seed, goes_on)
+        if checkpoint is not None:
+            progress = trained._resume(checkpoint)
+        loader = trained._loader(data, index, seed)
         steps = self.max_iter * len(loader)
         schedule = make_schedule(self.learning_rate, self.learning_rate_init, steps, len(loader), self.warmup)
         train(
@@ -501,9 +523,11 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             label_smoothing=self.label_smoothing,
             ema_decay=self.ema_decay,
             micro_batch_size=self.micro_batch_size,
-            callbacks=[*trained.callbacks_, *task.callbacks(trained._as_fitted), progress(self.verbose)],
+            callbacks=[*trained.callbacks_, *task.callbacks(trained._as_fitted), show_progress(self.verbose)],
             start_epoch=start,
             history=trained._history,
+            keep=None if checkpoint is None else partial(trained._keep, checkpoint),
+            progress=progress,
         )
         self._take(trained)
         task.end()
@@ -553,7 +577,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             label_smoothing=self.label_smoothing,
             ema_decay=self.ema_decay,
             micro_batch_size=self.micro_batch_size,
-            callbacks=[*trained.callbacks_, progress(self.verbose)],
+            callbacks=[*trained.callbacks_, show_progress(self.verbose)],
             start_epoch=trained._history.n_iter,
             history=trained._history,
         )
@@ -641,19 +665,30 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             raise ValueError(f"y has labels that are not among the classes {self.classes_}: {unseen}")
         return np.searchsorted(self.classes_, y).astype(np.int64)
 
-    def _hold_out(
-        self, data: _Images, X_val: Any, y_val: Any, sample_weight_val: Any, seed: int
-    ) -> tuple[np.ndarray, _Images | None]:
-        """Which images to train on, and what to validate with."""
-        everything = np.arange(len(data.rows))
+    def _check_validation(self, X_val: Any, y_val: Any, sample_weight_val: Any) -> _Images | None:
+        """Validation data that were given."""
         if X_val is not None and y_val is not None:
             rows, y, weight = self._check_training_data(X_val, y_val, sample_weight_val)
-            return everything, _Images(rows, self._encode(y), weight)
+            return _Images(rows, self._encode(y), weight)
         for name, value in (("X_val", X_val), ("y_val", y_val), ("sample_weight_val", sample_weight_val)):
             if value is not None:
                 raise ValueError(f"{name} was given: X_val and y_val are needed together")
-        if not self.early_stopping:
-            return everything, None
+        return None
+
+    def _open_checkpoint(self, data: _Images, validation: _Images | None, seed: int, goes_on: bool) -> Checkpoint:
+        """The file of this fit; ValueError if it is of another one."""
+        arrays: dict[str, np.ndarray | None] = {}
+        for images, after in ((data, ""), (validation, "_val")):
+            values = (None, None, None) if images is None else images
+            arrays |= dict(zip((f"X{after}", f"y{after}", f"sample_weight{after}"), values, strict=True))
+        start = (self._history.n_iter, self.network_.params if goes_on else None)
+        return Checkpoint(self.checkpoint, self.get_params(deep=False), self.classes_, arrays, seed, start)
+
+    def _hold_out(self, data: _Images, validation: _Images | None, seed: int) -> tuple[np.ndarray, _Images | None]:
+        """Which images to train on, and what to validate with."""
+        everything = np.arange(len(data.rows))
+        if validation is not None or not self.early_stopping:
+            return everything, validation
         kept, held_out = train_test_split(
             everything, test_size=self.validation_fraction, stratify=data.labels, random_state=seed
         )
@@ -868,12 +903,14 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             saved.layers,
             saved.image_shape,
             dtype=saved.dtype,
-            device=_usable(model.device),
-            random_state=_draw_seed(model.random_state),
+            device=device_at_hand(model.device),
+            random_state=None if isinstance(model.random_state, np.random.RandomState) else model.random_state,
             n_jobs=model.n_jobs,
-            optimizer=model._make_optimizer(),
+            optimizer=model._make_optimizer() if saved.training is None else saved.training.optimizer,
         )
         model.network_.load_params(saved.params)
+        if saved.training is not None:
+            model.network_.load_training_state(saved.training.state)
         model._history, model.callbacks_ = saved.history, []
         model._note_history()
         return model
@@ -909,15 +946,6 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "network_")
-
-
-def _usable(device: str) -> str:
-    """`device`, or the CPU for a model from a machine with a GPU, where this one has none."""
-    if device == "cuda" and choose_device("auto") != "cuda":
-        text = "The model has device='cuda', which cannot be used here: it computes on the CPU."
-        warnings.warn(text, stacklevel=4)
-        return "cpu"
-    return device
 
 
 def _draw_seed(random_state: Any) -> int:

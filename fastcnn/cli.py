@@ -57,6 +57,7 @@ examples:
   fastcnn train fashion-mnist --augment flip shift:2 --early-stopping --epochs 40 --save better.safetensors
   fastcnn train fashion-mnist --layers conv:32 relu maxpool:2 conv:64:3 relu maxpool:2 flatten dense:128 relu
   fastcnn train pets/ --image-size 64 --save pets.safetensors       pets/cat/1.jpg, pets/dog/1.jpg ...
+  fastcnn train fashion-mnist --recipe best --checkpoint run.ckpt   and again, if the machine was switched off meanwhile
 """
 
 _EVALUATE_EPILOG = """
@@ -202,6 +203,11 @@ def _add_train(command: _Parser) -> None:
     )
     data.add_argument("--image-size", type=_image_size, metavar="N", help="resize pictures to N or HxW pixels")
     data.add_argument("--save", metavar="FILE", help="write the trained model there")
+    data.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="write it after each epoch; when training was broken off, the same command goes on from there",
+    )
 
     network = command.add_argument_group("network")
     network.add_argument(

@@ -130,6 +130,10 @@ class _Watch:
         self.speeds: list[float] = []
         self.seconds = 0.0
         self.reason = ""
+        self.done_before = 0  # epochs that came from a checkpoint
+
+    def on_fit_begin(self, info: Any) -> None:
+        self.done_before = info.start_epoch
 
     def on_epoch_end(self, info: Any) -> None:
         self.speeds.append(info.images_per_second)
@@ -142,7 +146,9 @@ class _Watch:
 def train(args: argparse.Namespace) -> int:
     """Train a classifier, test it, save it."""
     if args.save:
-        _check_writable(Path(args.save))
+        _check_writable(Path(args.save), "the model")
+    if args.checkpoint and not Path(args.checkpoint).is_dir():  # a folder gives each training a file
+        _check_writable(Path(args.checkpoint), "a checkpoint")
     source, (X, y), (X_test, y_test) = _load_training(args.data, args.image_size)
     _say(
         "data",
@@ -157,6 +163,8 @@ def train(args: argparse.Namespace) -> int:
         warnings.filterwarnings("ignore", "Training (diverged|interrupted)|Maximum iterations")
         clf.fit(X, y)
     (watch,) = clf.callbacks_
+    if watch.done_before:
+        _say("checkpoint", f"{args.checkpoint}: {_count(watch.done_before, 'epoch')} were done already")
     interrupted = watch.reason == "interrupted"
     if not clf.n_iter_:
         if interrupted:
@@ -164,16 +172,18 @@ def train(args: argparse.Namespace) -> int:
         raise ValueError("training diverged in its first epoch: a lower --learning-rate may help")
     if watch.reason in ("interrupted", "diverged"):
         text = f"training {watch.reason} in epoch {clf.n_iter_ + 1}; what was learnt is kept"
+        text += "; the same command goes on from the checkpoint" * bool(interrupted and args.checkpoint)
         print(f"fastcnn: warning: {text}", file=sys.stderr)
 
     print()
     _say("test accuracy", f"{clf.score(X_test, y_test):.4f}")
-    _say("training time", f"{watch.seconds:.1f} s for {_count(clf.n_iter_, 'epoch')}")
-    speed = float(f"{median(watch.speeds):.3g}")  # more digits would be noise
-    _say("speed", f"{speed:,.0f} images/s (median of the epochs)")
+    _say("training time", f"{watch.seconds:.1f} s for {_count(clf.n_iter_ - watch.done_before, 'epoch')}")
+    if watch.speeds:
+        speed = float(f"{median(watch.speeds):.3g}")  # more digits would be noise
+        _say("speed", f"{speed:,.0f} images/s (median of the epochs)")
     _say("parameters", f"{clf.network_.n_params:,}")
     if args.save:
-        clf.set_params(callbacks=None, verbose=False, n_jobs=None)  # of this run, not of the model
+        clf.set_params(callbacks=None, checkpoint=None, verbose=False, n_jobs=None)  # of this run, not of the model
         clf.save(args.save)
         _say("saved to", f"{args.save} ({_megabytes(args.save)})")
     else:
@@ -206,18 +216,19 @@ def _new_classifier(args: argparse.Namespace, small: bool) -> CNNClassifier:
         random_state=args.seed,
         n_jobs=args.threads,
         callbacks=[_Watch()],
+        checkpoint=args.checkpoint,
         verbose=not args.quiet,
     )
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(path: Path, what: str) -> None:
     """Better now than after the training."""
     if path.is_dir():
-        raise IsADirectoryError(f"{path}: a folder, expected a file to save the model to")
+        raise IsADirectoryError(f"{path}: a folder, expected a file to save {what} to")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder to save the model in")
+        raise FileNotFoundError(f"{path.parent}: no such folder to save {what} in")
     if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{path.parent}: no permission to save the model there")
+        raise PermissionError(f"{path.parent}: no permission to save {what} there")
 
 
 # ------------------------------------------------------------------------------------------------------------ evaluate
@@ -327,10 +338,19 @@ def info(args: argparse.Namespace) -> int:
     scaling = ", ".join(f"(pixel - {a:.4g}) / {b:.4g}" for a, b in zip(model.offset, model.scale, strict=True))
     _say("model", f"{args.model} ({_megabytes(args.model)})")
     _say("written by", f"fastcnn {model.version}; this is fastcnn {fastcnn.__version__}")
+    if model.versions:
+        _say("written with", ", ".join(f"{name} {version}" for name, version in model.versions.items()))
     _say("images", f"{height}x{width}, {kind}")
     _say("scaling", scaling)
     _say("classes", f"{len(model.classes)}: {', '.join(map(str, model.classes.tolist()))}")
     _say("trained", f"{_count(history.n_iter, 'epoch')}, {history.t:,} images, lowest loss {history.best_loss:.4f}")
+    if model.run is not None:
+        how = "of a finished fit" if model.run.progress.finished else "of a fit that can go on"
+        _say("checkpoint", how)
+    elif model.training is not None:
+        _say(
+            "optimiser", f"{type(model.training.optimizer).__name__} after {_count(model.training.state.step, 'step')}"
+        )
     names = ("solver", "learning_rate_init", "learning_rate", "batch_size", "random_state")
     _say("settings", ", ".join(f"{name}={settings[name]}" for name in names if name in settings))
     _say("numbers", model.dtype)

@@ -11,11 +11,10 @@ import math
 import os
 import re
 import sys
-import uuid
 import zlib
 from collections import ChainMap
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -93,23 +92,22 @@ def _download_fashion_file(key: Key, folder: Path) -> Path:
     from urllib.error import HTTPError
     from urllib.request import urlopen
 
+    from fastcnn.persistence.files import replacing
+
     name = _idx_name(*key) + ".gz"
-    partial = folder / f".{name}.{uuid.uuid4().hex}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (
             urlopen(_FASHION_URL + name, timeout=30) as response,
             _show_progress(response, name) as stream,
-            open(partial, "xb") as out,
+            replacing(folder / name) as out,
         ):
             while piece := stream.read(_PIECE):
                 out.write(piece)
                 if out.tell() > _MAX_DOWNLOAD:
                     raise ValueError(f"the server sent more than {_MAX_DOWNLOAD} bytes")
             out.flush()
-            os.fsync(out.fileno())
-        _read_idx(partial, _NDIM[key[1]], _FASHION_SHA256[key])
-        os.replace(partial, folder / name)
+            _read_idx(Path(out.name), _NDIM[key[1]], _FASHION_SHA256[key])
     except (OSError, HTTPException, ValueError) as error:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection open
@@ -119,9 +117,6 @@ def _download_fashion_file(key: Key, folder: Path) -> Path:
             f"apt install dataset-fashion-mnist; (3) copy {name} and the three files beside it from "
             f"github.com/zalandoresearch/fashion-mnist to {folder}, or pass their folder as data_home"
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
     return folder / name
 
 

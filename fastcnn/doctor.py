@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor"]
 
-_PACKAGES = ("numpy", "scipy", "scikit-learn", "numba", "llvmlite", "safetensors", "rich")
+_PACKAGES = ("numpy", "scipy", "scikit-learn", "numba", "llvmlite", "rich")
 _FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512bf16", "neon", "sve")
 
 

@@ -13,8 +13,11 @@ from sklearn.utils.validation import check_is_fitted
 from fastcnn.engine.network import Network
 from fastcnn.layers import Dense, Layer
 from fastcnn.persistence import (
+    MAX_PARAMETERS,
     Chain,
+    Checkpoint,
     SavedModel,
+    Training,
     keras_params,
     read_model,
     read_onnx,
@@ -22,6 +25,7 @@ from fastcnn.persistence import (
     write_model,
     write_onnx,
 )
+from fastcnn.training.loop import History, Progress
 
 __all__ = ["ModelFiles"]
 
@@ -35,6 +39,7 @@ class ModelFiles:
     channel_offset_: np.ndarray
     channel_scale_: np.ndarray
     tta: Any
+    _history: History
 
     def _to_save(self) -> SavedModel:
         raise NotImplementedError
@@ -43,39 +48,55 @@ class ModelFiles:
     def _of_saved(cls, saved: SavedModel) -> Self:
         raise NotImplementedError
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], include_training_state: bool = False) -> None:
         """Write the fitted classifier to a safetensors file: whole, or not at all.
 
         Parameters
         ----------
         path : path-like
+        include_training_state : bool, default=False
+            Whether the optimiser's moments and steps and the state of dropout go along, so that after `load`
+            `partial_fit` goes on with the same bits as it would here. `fit` with ``warm_start=True`` starts these
+            afresh, so that it does so in any case. The file is three times as large (twice with ``solver="sgd"``).
 
         Raises
         ------
         TypeError
             If a parameter or a label cannot be stored.
+        OSError
+            If the file cannot be written; an old file stays as it was.
 
         Warns
         -----
         UserWarning
-            If `callbacks`, a `scoring` function or a `RandomState` is set: a file holds no code, they come
-            back as None.
+            If `callbacks` or a `scoring` function is set: a file holds no code, they come back as None.
         """
         check_is_fitted(self)
-        saved = self._to_save()
-        for name, value in saved.parameters.items():
-            if value is not None and (
-                name == "callbacks" or callable(value) or isinstance(value, np.random.RandomState)
-            ):
-                warnings.warn(f"{name} cannot be stored in a file: it will be None", UserWarning, stacklevel=2)
-                saved.parameters[name] = None
+        saved, left_out = self._saved(include_training_state)
+        for name in left_out:
+            warnings.warn(f"{name} cannot be stored in a file: it will be None", UserWarning, stacklevel=2)
         write_model(path, saved)
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """The classifier that `save` wrote to `path`. It predicts the same bits.
+    def _saved(self, with_state: bool) -> tuple[SavedModel, list[str]]:
+        """What a file holds, and which parameters it cannot hold."""
+        saved = self._to_save()
+        left_out = [name for name, value in saved.parameters.items() if not _is_value(name, value)]
+        saved.parameters |= dict.fromkeys(left_out)
+        if with_state:
+            saved.training = Training(self.network_.optimizer.unbound(), self.network_.training_state())
+        return saved, left_out
 
-        Training can go on from it; the optimiser starts afresh.
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], max_parameters: int = MAX_PARAMETERS) -> Self:
+        """The classifier that `save` wrote to `path`, or a checkpoint at its last epoch. It predicts the same bits.
+
+        Training can go on from it: see `save` for what the optimiser then knows.
+
+        Parameters
+        ----------
+        path : path-like
+        max_parameters : int, default=2**26
+            A network with more parameters is refused, before memory is allocated for it.
 
         Raises
         ------
@@ -84,10 +105,26 @@ class ModelFiles:
         ValueError
             If it is not such a file, or damaged; the message says what is wrong.
         """
+        saved = read_model(path, max_parameters)
         try:
-            return cls._of_saved(read_model(path))
+            return cls._of_saved(saved)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+    def _keep(self, checkpoint: Checkpoint, progress: Progress) -> None:
+        """Write the checkpoint of a fit that is at `progress`."""
+        saved, _ = self._saved(with_state=True)
+        checkpoint.save(saved, progress)
+
+    def _resume(self, checkpoint: Checkpoint) -> Progress | None:
+        """What there is in the checkpoint of the fit that has just set up a network."""
+        saved = checkpoint.saved
+        if saved is None or saved.run is None or saved.training is None:
+            return None
+        self.channel_offset_, self.channel_scale_ = saved.offset, saved.scale
+        self.network_.load_training_state(saved.training.state)
+        self._history = saved.history
+        return saved.run.progress
 
     def to_onnx(
         self,
@@ -118,6 +155,8 @@ class ModelFiles:
             Without the package onnx (``pip install fastcnn[onnx]``).
         ValueError
             If `opset` or `input_dtype` is not one of these.
+        TypeError
+            If the classes are neither numbers nor strings.
         OSError
             If the file cannot be written; an old file stays as it was.
         """
@@ -222,6 +261,13 @@ class ModelFiles:
         """
         saved = _of_weights(layers, image_shape, keras_params, weights, classes, offset, scale, parameters)
         return cls._of_saved(saved)
+
+
+def _is_value(name: str, value: Any) -> bool:
+    """Whether a file can hold it: code it cannot."""
+    if isinstance(value, np.random.RandomState):
+        return value.get_state(legacy=False)["bit_generator"] == "MT19937"
+    return value is None or not (name == "callbacks" or callable(value))
 
 
 def _of_weights(

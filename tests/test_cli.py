@@ -216,6 +216,24 @@ def test_model_has_names_and_nothing_of_the_run(trained):
     assert clf.n_iter_ == 3
 
 
+def test_a_checkpoint_is_gone_on_from(trained, tmp_path, capsys):
+    path, model = tmp_path / "run.ckpt", tmp_path / "model.safetensors"
+    command = ["train", "digits", *TINY, "--epochs", 3, "--learning-rate", 0.005, "--threads", 1, "--checkpoint", path]
+    code, out = run(*command)
+    assert code == 0 and "done already" not in out
+    assert "of a finished fit" in run("info", path)[1]
+    code, again = run(*command, "--save", model)
+    assert code == 0
+    assert re.search(r"checkpoint +\S+run.ckpt: 3 epochs were done already", again)
+    assert re.search(r"training time +0.0 s for 0 epochs", again) and "speed" not in again
+    accuracy = [re.search(r"test accuracy .*", text)[0] for text in (out, again, trained[1])]
+    assert len(set(accuracy)) == 1
+    assert CNNClassifier.load(model).checkpoint is None
+    capsys.readouterr()
+    code, text = failure(capsys, *command, "--solver", "sgd")
+    assert code == 1 and "a checkpoint of another fit: solver was 'adam' and is 'sgd'" in text
+
+
 def test_same_seed_same_model(trained, tmp_path):
     again, other = tmp_path / "again", tmp_path / "other"
     options = ["--epochs", 3, "--learning-rate", 0.005, "--quiet"]
@@ -499,6 +517,7 @@ def test_info(trained):
     assert "8x8, grey" in out and "10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in out
     assert f"({path.stat().st_size / 1e6:.2f} MB)" in out
     assert f"fastcnn {fastcnn.__version__};" in out
+    assert f"numpy {np.__version__}" in out
     assert "3 epochs, 4,620 images" in out and "learning_rate_init=0.005" in out
     assert re.search(r"\(pixel - 77\.\d+\) / 95\.\d+", out)
     table = [line.split() for line in out[out.index("layer") :].splitlines()]
@@ -590,6 +609,7 @@ def test_self_check_sees_a_wrong_kernel(monkeypatch):
         ("train digits --image-size 9", 1, "--image-size is for folders of pictures, which scikit-learn's digits is"),
         ("train digits --save nowhere/model", 1, "nowhere: no such folder to save the model in"),
         ("train digits --save .", 1, ".: a folder, expected a file to save the model to"),
+        ("train digits --checkpoint nowhere/run", 1, "nowhere: no such folder to save a checkpoint in"),
         ("train digits --layers maxpool:16", 1, "layer 0, MaxPool2D(pool_size=16"),
         ("train digits --augment flip flip", 1, "augment holds RandomHorizontalFlip 2 times"),
         ("train .", 1, "expected one sub-folder of images per class"),

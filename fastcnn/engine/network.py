@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,17 @@ from fastcnn.training.initializers import initialize
 from fastcnn.training.optimizers import Adam, Matrix
 
 _KEPT_PLANS = 4  # the full and the last mini-batch, in training and in inference
-_STATE = ("running_mean", "running_var")  # parameters that training moves but no gradient does
+# In inference: of what goes into and comes out of the largest step, so that the next step finds it in the cache.
+_PART_BYTES, _LEAST_PART = 1 << 23, 16
+RUNNING_STATISTICS = ("running_mean", "running_var")  # parameters that training moves but no gradient does
+
+
+class TrainingState(NamedTuple):
+    """What training goes on from, beside the parameters."""
+
+    step: int  # of the optimiser
+    moments: Mapping[str, Mapping[str, np.ndarray]]  # its vectors by name, cut up by parameter
+    dropout: Sequence[Sequence[int]]  # of each such layer: seed, masks drawn
 
 
 class Network:
@@ -103,12 +114,15 @@ class Network:
         rng = _generator(random_state)
         self._allocate()
         self._initialize(rng, weight_init)
-        self.optimizer = Adam() if optimizer is None else optimizer
-        self.optimizer.bind(self._flat.size, self._n_decay, self.dtype, self._hidden_matrices(), self._kernels.place)
+        self._bind(Adam() if optimizer is None else optimizer)
         dropouts = [op for op in self.ops if op.kind.endswith("dropout")]
         seeds = rng.integers(0, 2**63, size=len(dropouts), dtype=np.uint64)
         self._dropout = np.stack([seeds, np.zeros_like(seeds)], axis=1)
         self._reset_transients()
+
+    def _bind(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        optimizer.bind(self._flat.size, self._n_decay, self.dtype, self._hidden_matrices(), self._kernels.place)
 
     # ------------------------------------------------------------------------------------------------------- parameters
 
@@ -121,7 +135,7 @@ class Network:
         for i, layer in enumerate(self.layers):
             shapes |= {f"{i}.{name}": s for name, s in layer.param_shapes(shape).items()}
             shape = layer.output_shape(shape)
-        state = [name for name in shapes if name.endswith(_STATE)]
+        state = [name for name in shapes if name.endswith(RUNNING_STATISTICS)]
         trained = [name for name in shapes if name not in state]
         decayed = [name for name in trained if len(shapes[name]) > 1]
         others = [name for name in trained if len(shapes[name]) == 1]
@@ -133,18 +147,20 @@ class Network:
             starts[name] = size
             size += -(-prod(shapes[name]) // per_line) * per_line
         self._n_decay = size if not others else starts[others[0]]
-        self._starts = starts
         self._flat, self._flat_grads = self._zeros(size), self._zeros(size)
+        self._places = {name: (starts[name], shapes[name]) for name in shapes if name in starts}
 
-        def view(flat: Any, name: str) -> Any:
-            return flat[starts[name] : starts[name] + prod(shapes[name])].reshape(shapes[name])
-
+        self._grads = self._views(self._flat_grads)
+        views = self._views(self._flat)
         self._params = {
-            name: view(self._flat, name) if name in starts else self._zeros(prod(shapes[name])).reshape(shapes[name])
+            name: views[name] if name in views else self._zeros(prod(shapes[name])).reshape(shapes[name])
             for name in shapes
         }
-        self._grads = {name: view(self._flat_grads, name) for name in shapes if name in starts}
         self.n_params = sum(prod(shapes[name]) for name in trained)
+
+    def _views(self, flat: Any) -> dict[str, Any]:
+        """The parts of a flat vector by the names of the trained parameters."""
+        return {name: flat[start : start + prod(s)].reshape(s) for name, (start, s) in self._places.items()}
 
     def _zeros(self, size: int) -> Any:
         vector = self._kernels.empty(size * self.dtype.itemsize).view(self.dtype)
@@ -169,7 +185,7 @@ class Network:
             if op.kind == "dense" or op.geometry.groups == 1:  # type: ignore[union-attr]
                 name = f"{op.layer}.weight"
                 *rows, columns = self._params[name].shape
-                found.append(Matrix(self._starts[name], prod(rows), columns))
+                found.append(Matrix(self._places[name][0], prod(rows), columns))
         return found
 
     def _initialize(self, rng: np.random.Generator, kind: str) -> None:
@@ -206,6 +222,39 @@ class Network:
         for name, value in arrays.items():
             self._params[name][...] = value
 
+    def training_state(self) -> TrainingState:
+        """Copies of what training goes on from, beside `params`."""
+        with self._lock:
+            state = self.optimizer.state_dict()
+            step = state.pop("t")
+            return TrainingState(
+                step, {name: self._views(flat) for name, flat in state.items()}, self._dropout.tolist()
+            )
+
+    def load_training_state(self, state: TrainingState) -> None:
+        """Go on from `state`, of a network with the same layers and the same kind of optimiser.
+
+        Raises
+        ------
+        ValueError
+            If names, shapes or the number of dropout layers differ; nothing is changed then.
+        """
+        dropout = np.asarray(state.dropout, np.uint64).reshape(-1, 2)
+        if dropout.shape != self._dropout.shape:
+            raise ValueError(f"the state of {len(dropout)} dropout layers, expected {len(self._dropout)}")
+        flats = {}
+        for name, arrays in state.moments.items():
+            if set(arrays) != set(self._places):
+                raise ValueError(f"{name} has {sorted(arrays)}, expected {sorted(self._places)}")
+            flats[name] = np.zeros(self._flat.size, self.dtype)
+            for place, view in self._views(flats[name]).items():
+                if arrays[place].shape != view.shape:
+                    raise ValueError(f"{name} of {place} has shape {arrays[place].shape}, expected {view.shape}")
+                view[...] = arrays[place]
+        with self._lock:
+            self.optimizer.load_state_dict({"t": state.step, **flats})
+            self._dropout[...] = dropout
+
     # ------------------------------------------------------------------------------------------------------------- runs
 
     @property
@@ -219,8 +268,12 @@ class Network:
         """
         x = self._checked_input(x)
         with self._lock:
-            plan = self._run_forward(x, "training_dx" if training else "inference")
-            return np.array(plan.output)
+            if training:
+                return np.array(self._run_forward(x, "training_dx").output)
+            y = np.empty((len(x), *self.output_shape), self.dtype)
+            for part in self._parts(len(x)):
+                y[part] = np.asarray(self._run_forward(x[part], "inference").output)
+            return y
 
     def backward(self, dy: Any) -> np.ndarray:
         """Gradient of the input, from the gradient `dy` of the output of the last ``forward(training=True)``;
@@ -291,7 +344,8 @@ class Network:
                 other = None if mix is None else (mix[0][part], mix[1][part])
                 loss += self._add_gradients(x[part], labels[part], weights[part], label_smoothing, other, total)
                 if added is not None:
-                    self._kernels.add_forward(added, self._flat_grads, IDENTITY, added)
+                    with self._kernels.threads(self.n_jobs):
+                        self._kernels.add_forward(added, self._flat_grads, IDENTITY, added)
             if added is not None:
                 self._flat_grads[...] = added
             with self._kernels.threads(self.n_jobs):
@@ -334,11 +388,21 @@ class Network:
         """Softmax of the outputs, (N, n_classes)."""
         x = self._checked_input(x)
         with self._lock:
-            plan = self._run_forward(x, "inference")
             proba = self._kernels.place(np.empty((len(x), *self.output_shape), self.dtype))
-            with self._kernels.threads(self.n_jobs):
-                self._kernels.softmax(plan.output, proba)
+            for part in self._parts(len(x)):
+                plan = self._run_forward(x[part], "inference")
+                with self._kernels.threads(self.n_jobs):
+                    self._kernels.softmax(plan.output, proba[part])
         return np.asarray(proba)
+
+    def _parts(self, n: int) -> list[slice]:
+        """A batch cut into equal parts whose images stay in the CPU's cache from step to step; at least one."""
+        if self.device == "cuda":
+            return [slice(0, n)]
+        largest = max((prod(group.in_shape) + prod(group.out_shape) for group in self._inference_groups), default=1)
+        count = -(-n // max(_LEAST_PART, _PART_BYTES // (largest * self.dtype.itemsize)))
+        size = -(-n // max(1, count))
+        return [slice(start, start + size) for start in range(0, n, size)] if n else [slice(0, 0)]
 
     def _ready(self, x: np.ndarray, mode: str) -> Plan:
         """The plan for `x`, which is its input now."""
@@ -385,8 +449,9 @@ class Network:
 
     # ----------------------------------------------------------------------------------------------------------- checks
 
-    def _checked_input(self, x: Any) -> np.ndarray:
-        x = np.asarray(x)
+    def _checked_input(self, x: Any) -> Any:
+        on_gpu = self.device == "cuda" and hasattr(x, "__cuda_array_interface__")
+        x = self._kernels.place(x) if on_gpu else np.asarray(x)
         if x.ndim == 0 or x.shape[1:] != self.input_shape:
             expected = ", ".join(map(str, self.input_shape))
             raise ValueError(f"x has shape {x.shape}, expected (n, {expected})")
@@ -446,22 +511,35 @@ class Network:
             params = {name: np.array(value) for name, value in self._params.items()}
             return {
                 "config": config, "params": params, "dropout": self._dropout.copy(),
-                "optimizer": self.optimizer,
+                "optimizer": self.optimizer.unbound(), "optimizer_state": self.optimizer.state_dict(),
             }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         config = state["config"]
-        # Not through __init__: binding the optimiser there would clear its moments.
         self.layers, self.input_shape = config["layers"], config["input_shape"]
-        self.dtype, self.device = np.dtype(config["dtype"]), config["device"]
+        self.dtype, self.device = np.dtype(config["dtype"]), device_at_hand(config["device"])
         self.n_jobs, self.fuse, self.winograd = config["n_jobs"], config["fuse"], config["winograd"]
         self._kernels = get_backend(self.device)
         self.ops = _lower(self.layers, self.input_shape)
         self.output_shape = self.ops[-1].out_shape if self.ops else self.input_shape
         self._allocate()
         self.load_params(state["params"])
-        self.optimizer, self._dropout = state["optimizer"], state["dropout"]
+        self._bind(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer_state"])
+        self._dropout = state["dropout"]
         self._reset_transients()
+
+
+def device_at_hand(device: str) -> str:
+    """`device`, or with a warning "cpu" if this machine does not have it: where a model was trained is not always where
+    it is used.
+    """
+    try:
+        get_backend("cpu" if device == "auto" else device)
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
+        warnings.warn(f"device {device!r} is not to be had here, the CPU takes its place: {error}", stacklevel=3)
+        return "cpu"
+    return device
 
 
 def _lower(layers: Sequence[Layer], shape: Shape) -> tuple[Op, ...]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["StrPath", "replacing"]
+__all__ = ["StrPath", "remove_partial", "replacing"]
 
 StrPath = str | os.PathLike[str]
 
@@ -18,9 +20,11 @@ StrPath = str | os.PathLike[str]
 def replacing(path: StrPath) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` when it is complete and on the disk."""
     target = Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}")
+    partial = target.with_name(f"{_hidden(target)}{uuid.uuid4().hex}")
     try:
         with open(partial, "xb") as file:
+            with suppress(OSError):  # a file that only its owner may read stays so
+                shutil.copymode(target, partial)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -30,6 +34,20 @@ def replacing(path: StrPath) -> Iterator[BinaryIO]:
             partial.unlink()
         raise
     _sync_folder(target.parent)
+
+
+def remove_partial(path: StrPath) -> None:
+    """Remove what processes left behind that were killed while they wrote `path`. No other may be writing it now."""
+    target = Path(os.path.realpath(path))
+    with suppress(OSError):
+        for name in os.listdir(target.parent):
+            rest = name.removeprefix(_hidden(target))
+            if rest != name and re.fullmatch("[0-9a-f]{32}", rest):
+                target.with_name(name).unlink(missing_ok=True)
+
+
+def _hidden(target: Path) -> str:
+    return f".{target.name[:100]}."
 
 
 def _sync_folder(folder: Path) -> None:

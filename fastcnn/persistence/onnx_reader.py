@@ -33,8 +33,8 @@ from fastcnn.layers import (
     SiLU,
     Tanh,
 )
+from fastcnn.persistence.models import SavedModel
 from fastcnn.persistence.onnx import import_onnx
-from fastcnn.persistence.safetensors import SavedModel
 
 __all__ = ["read_onnx"]
 

@@ -25,14 +25,20 @@ class ParameterAverage:
     def __init__(self, network: Any, decay: float) -> None:
         if not 0 < decay < 1:
             raise ValueError(f"the decay of an average must be in (0, 1), got {decay!r}")
-        self._network, self._decay, self._t = network, decay, 0
+        self._network, self._decay, self.steps = network, decay, 0
         self.values: dict[str, np.ndarray] = {name: value.copy() for name, value in network.params.items()}
         self._change = {name: np.empty_like(value) for name, value in self.values.items()}
 
+    def resume(self, values: dict[str, np.ndarray], steps: int) -> None:
+        """Go on from `values`, an average over `steps` steps."""
+        self.steps = steps
+        for name, value in values.items():
+            self.values[name][...] = value
+
     def update(self) -> None:
         """After a step."""
-        self._t += 1
-        share = 1 - min(self._decay, (1 + self._t) / (10 + self._t))
+        self.steps += 1
+        share = 1 - min(self._decay, (1 + self.steps) / (10 + self.steps))
         for name, value in self._network.params.items():
             change, average = self._change[name], self.values[name]
             np.subtract(value, average, out=change)

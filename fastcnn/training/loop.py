@@ -14,11 +14,12 @@ import numpy as np
 from fastcnn.training.averaging import ParameterAverage
 from fastcnn.training.callbacks import BatchInfo, EpochInfo, FitInfo
 
-__all__ = ["History", "train"]
+__all__ = ["History", "Progress", "train"]
 
 _TICK = 0.1  # seconds between two calls of on_batch_end
 
 Reason = Literal["max_iter", "tol", "callback", "interrupted", "diverged"]
+Params = dict[str, np.ndarray]
 
 
 @dataclass
@@ -66,6 +67,47 @@ class History:
         return len(self.loss_curve)
 
 
+@dataclass
+class Progress:
+    """Where a call of `train` stands after an epoch: with the network's own state, what it takes to go on from there.
+
+    Arrays are views, good until the next step.
+
+    Attributes
+    ----------
+    epoch : int
+        Number (from 0) of the next epoch.
+    history : History
+    finished : bool
+        There is no next epoch.
+    params : dict of str to array
+        The network's, not averaged.
+    average : dict of str to array or None
+        With `ema_decay`.
+    average_steps : int
+        That went into the average.
+    best : dict of str to array or None
+        Of the best validation score, with `early_stopping`.
+    to_beat, waited : float, int
+        The best value so far that `tol` counts from, and the epochs since then.
+    """
+
+    epoch: int
+    history: History
+    finished: bool
+    params: Params
+    average: Params | None
+    average_steps: int
+    best: Params | None
+    to_beat: float
+    waited: int
+
+    @property
+    def result(self) -> Params:
+        """What training would end with, were it to end now."""
+        return self.best or self.average or self.params
+
+
 def train(
     network: Any,
     loader: Any,
@@ -82,6 +124,8 @@ def train(
     callbacks: Iterable[Any] = (),
     start_epoch: int = 0,
     history: History | None = None,
+    keep: Callable[[Progress], None] | None = None,
+    progress: Progress | None = None,
 ) -> History:
     """Train `network` for up to `max_iter` epochs.
 
@@ -117,6 +161,11 @@ def train(
         Number (from 0) of the first epoch: what the shuffling, the augmentation and `schedule` go on from.
     history : History or None
         What to append to; None: a new one.
+    keep : callable or None
+        ``keep(progress)`` after each epoch, whatever is said of its end. What it raises ends training.
+    progress : Progress or None
+        Where an earlier call with the same arguments stood, whose optimiser and dropout `network` has: this one ends
+        with the same bits as that one would have. Its history takes the place of `history`.
 
     Returns
     -------
@@ -131,17 +180,27 @@ def train(
         raise ValueError("early_stopping=True needs validate")
     if len(loader) == 0:
         raise ValueError("there are no batches to train on")
-    history = History() if history is None else history
-    history.reason, history.best_score = "max_iter", None
     callbacks = tuple(callbacks)
     patience = _Patience(tol, n_iter_no_change)
-    good, best = _copies(network), None
     average = None if ema_decay is None else ParameterAverage(network, ema_decay)
     step = _Step(network, schedule, label_smoothing, micro_batch_size, average)
-    end = start_epoch + max_iter
+    epochs = range(start_epoch, start_epoch + max_iter)
+    end = epochs.stop
+    if progress is None:
+        history = History() if history is None else history
+        history.reason, history.best_score = "max_iter", None
+        good, best = _copies(network.params), None
+    else:
+        history, best = progress.history, progress.best
+        network.load_params(progress.params)
+        if average is not None and progress.average is not None:
+            average.resume(progress.average, progress.average_steps)
+        patience.best, patience.waited = progress.to_beat, progress.waited
+        good = _copies(progress.average or progress.params)
+        epochs = range(end if progress.finished else progress.epoch, end)
     try:
-        _call(callbacks, "on_fit_begin", FitInfo(network, start_epoch, end, len(loader)))
-        for epoch in range(start_epoch, end):
+        _call(callbacks, "on_fit_begin", FitInfo(network, epochs.start, end, len(loader)))
+        for epoch in epochs:
             _call(callbacks, "on_epoch_begin", epoch + 1)
             info = _train_epoch(step, loader, epoch, end, callbacks, history)
             if info is None:
@@ -153,13 +212,29 @@ def train(
                     score, loss = map(float, validate())
                     info = info._replace(validation_score=score, validation_loss=loss)
                     value = score if early_stopping else value
-                good = _copies(network)
+                good = _copies(network.params)
                 if _record(history, info, early_stopping) and early_stopping:
                     best = good
                 patience.see(value)
                 stop = _call(callbacks, "on_epoch_end", info)
             if patience.exhausted or stop:
                 history.reason = "tol" if patience.exhausted else "callback"
+            finished = patience.exhausted or stop or epoch + 1 == end
+            if keep is not None:
+                keep(
+                    Progress(
+                        epoch=epoch + 1,
+                        history=history,
+                        finished=finished,
+                        params=network.params,
+                        average=None if average is None else average.values,
+                        average_steps=0 if average is None else average.steps,
+                        best=best,
+                        to_beat=patience.best,
+                        waited=patience.waited,
+                    )
+                )
+            if finished:
                 break
     except KeyboardInterrupt:
         history.reason = "interrupted"
@@ -249,15 +324,15 @@ class _Patience:
 
     def __init__(self, tol: float, limit: float) -> None:
         self._tol, self._limit = tol, limit
-        self._best, self._count = -inf, 0
+        self.best, self.waited = -inf, 0
 
     def see(self, value: float) -> None:
-        self._count = 0 if value >= self._best + self._tol else self._count + 1
-        self._best = max(self._best, value)
+        self.waited = 0 if value >= self.best + self._tol else self.waited + 1
+        self.best = max(self.best, value)
 
     @property
     def exhausted(self) -> bool:
-        return self._count >= self._limit
+        return self.waited >= self._limit
 
 
 def _record(history: History, info: EpochInfo, by_score: bool) -> bool:
@@ -284,8 +359,8 @@ def _call(callbacks: tuple[Any, ...], hook: str, info: Any) -> bool:
     return any([bool(getattr(callback, hook)(info)) for callback in callbacks if hasattr(callback, hook)])
 
 
-def _copies(network: Any) -> dict[str, np.ndarray]:
-    return {name: value.copy() for name, value in network.params.items()}
+def _copies(params: Params) -> Params:
+    return {name: value.copy() for name, value in params.items()}
 
 
 def _is_finite(network: Any) -> bool:

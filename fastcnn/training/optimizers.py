@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from inspect import signature
 from math import isfinite, sqrt
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -151,6 +153,23 @@ class Optimizer(ABC):
         kernels.sum_squares(grads, self._squares)
         norm = sqrt(self._squares[0])
         return self.clip_norm / norm if norm > self.clip_norm else 1.0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What another one like it is made with."""
+        return {name: getattr(self, name) for name in signature(type(self)).parameters}
+
+    def unbound(self) -> Self:
+        """One with the same settings, for another network."""
+        other = copy(self)
+        other.t, other._shape, other._dtype, other._n_decay = 0, None, None, 0
+        other._matrices, other._state, other._squares = (), {}, np.zeros(1)
+        return other
+
+    @classmethod
+    def vectors(cls) -> tuple[str, ...]:
+        """Names of the flat vectors of its state."""
+        return cls._vectors
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the state: "t" and the flat vectors by name."""

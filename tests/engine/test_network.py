@@ -246,6 +246,17 @@ def test_batches_of_any_size(device):
     assert all((g == 0).all() for g in net.grads.values())
 
 
+def test_large_batches_are_predicted_in_parts():
+    net = Network([Conv2D(32, 1), GlobalAvgPool2D(), Dense(3)], (64, 64, 3), random_state=0)
+    x = np.random.default_rng(0).normal(size=(40, 64, 64, 3)).astype(np.float32)
+    y, proba = net.forward(x), net.predict_proba(x)
+    assert net.plan.batch < 20
+    size = 14  # 40 images in equal parts of at most 16
+    for first in range(0, 40, size):
+        assert np.array_equal(y[first : first + size], net.forward(x[first : first + size]))
+        assert np.array_equal(proba[first : first + size], net.predict_proba(x[first : first + size]))
+
+
 @pytest.mark.small
 def test_any_input_layout():
     layers, shape = CHAINS["lenet"]
@@ -474,3 +485,49 @@ def test_residual_blocks_share_memory_rightly():
         expected = part("2.layers.", inner, first) + part("2.skip.", [Conv2D(4, 1)], first)
         for training in (False, True):
             np.testing.assert_allclose(net.forward(x, training=training), expected, rtol=1e-10, atol=1e-10)
+
+
+# ------------------------------------------------------------------------------------------ what training goes on from
+
+
+def dropout_net(optimizer=None, **options):
+    layers = [Conv2D(3), BatchNorm(), Dropout(0.5), Flatten(), Dense(3)]
+    return Network(layers, (4, 4, 1), optimizer=optimizer or Muon(), random_state=0, **options)
+
+
+def test_training_goes_on_from_a_state():
+    x, labels = np.random.default_rng(0).normal(size=(6, 4, 4, 1)).astype(np.float32), np.arange(6) % 3
+    net, twin = dropout_net(), dropout_net()
+    for _ in range(3):
+        net.train_step(x, labels)
+    state = net.training_state()
+    assert state.step == 3 and set(state.moments) == {"m", "v"}
+    assert set(state.moments["m"]) == {name for name in net.params if "running" not in name}
+    twin.load_params(net.params)
+    twin.load_training_state(state)
+    assert twin.train_step(x, labels) == net.train_step(x, labels)
+    for name, value in net.params.items():
+        np.testing.assert_array_equal(twin.params[name], value)
+
+
+def test_states_of_other_networks():
+    net = dropout_net()
+    state = net.training_state()
+    m = state.moments["m"]
+    for wrong, message in (
+        (state._replace(dropout=[]), "0 dropout layers, expected 1"),
+        (state._replace(moments={"m": m}), "the state has"),
+        (state._replace(moments={"m": m, "v": {}}), r"v has \[\]"),
+        (state._replace(moments={"m": m, "v": m | {"0.bias": np.zeros(4)}}), r"v of 0.bias has shape \(4,\)"),
+        (state._replace(step=-1), "t must be an int"),
+        (dropout_net(SGD()).training_state(), "the state has"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            net.load_training_state(wrong)
+
+
+@pytest.mark.parametrize("optimizer", [Adam(clip_norm=2), AdamW(0.1), Muon(0.1, 0.8, False), SGD(0.3, l2=0.1)])
+def test_settings_make_another_optimizer(optimizer):
+    again = type(optimizer)(**optimizer.settings)
+    assert again.settings == optimizer.settings
+    assert optimizer.vectors() == tuple(name for name in dropout_net(again).optimizer.state_dict() if name != "t")

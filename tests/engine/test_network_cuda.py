@@ -10,7 +10,7 @@ from fastcnn import CNNClassifier, Network
 from fastcnn.layers import BatchNorm, Conv2D, Dense, Dropout, MaxPool2D, ReLU, SpatialDropout
 from fastcnn.training.optimizers import SGD, Adam, AdamW, Muon
 from tests.engine.test_network import CHAINS, batch, randomize
-from tests.gpu import unavailable
+from tests.gpu import SIMULATED, unavailable
 
 pytestmark = [pytest.mark.cuda, pytest.mark.small]
 
@@ -101,13 +101,30 @@ def test_parameters_are_copies_that_cannot_be_written_by_mistake():
 
 
 def test_a_batch_that_is_on_the_gpu_already():
-    from fastcnn.kernels.cuda.driver import place
+    from fastcnn.kernels.cuda.arrays import place
 
     nets = pair([Conv2D(2), ReLU(), Dense(2)], (4, 4, 1))
     x = batch((4, 4, 1), 3, dtype=np.float32)
     np.testing.assert_allclose(nets[1].forward(place(x)), nets[0].forward(x), rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match=r"x has shape \(3, 4, 4\)"):
         nets[1].forward(place(x[..., 0].copy()))
+
+
+class Foreign:
+    """An array of another library."""
+
+    def __init__(self, array):
+        self.array, self.__cuda_array_interface__ = array, array.__cuda_array_interface__
+
+
+@pytest.mark.skipif(SIMULATED, reason="the simulator knows no foreign arrays")
+def test_arrays_of_other_libraries_are_read_where_they_are():
+    from fastcnn.kernels.cuda.arrays import place
+
+    nets = pair([Conv2D(2), ReLU(), Dense(2)], (4, 4, 1))
+    x = batch((4, 4, 1), 3, dtype=np.float32)
+    for values in (x, x.astype(np.float64)):
+        np.testing.assert_allclose(nets[1].forward(Foreign(place(values))), nets[0].forward(x), rtol=1e-4, atol=1e-6)
 
 
 def test_a_small_fit(tmp_path):

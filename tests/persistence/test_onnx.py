@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from onnx import TensorProto, helper, numpy_helper
 
-from fastcnn import CNNClassifier
+from fastcnn import CNNClassifier, layers
 from fastcnn.layers import (
     ELU,
     AdaptiveMaxPool2D,
@@ -49,6 +49,18 @@ CHAINS = {
         Residual([Conv2D(4), Residual([Conv2D(4), ReLU()])], skip=[Conv2D(4, 1, use_bias=False)]),
     ],
 }  # fmt: skip
+
+
+def test_every_layer_is_in_one_of_the_chains():
+    def kinds(chain):
+        return {
+            k
+            for layer in chain
+            for k in {type(layer)} | kinds([*getattr(layer, "layers", ()), *getattr(layer, "skip", ())])
+        }
+
+    found = {kind.__name__ for kind in set().union(*map(kinds, CHAINS.values()))}
+    assert found == set(layers.__all__) - {"Layer", "from_dict", "to_dict"}
 
 
 def fitted(layers, shape=(7, 6, 2), classes=(0, 1, 2), **parameters):
@@ -142,6 +154,9 @@ def test_what_cannot_be_written(tmp_path, monkeypatch):
             clf.to_onnx(old, **arguments)
     with pytest.raises(OSError):
         clf.to_onnx(tmp_path / "no" / "folder.onnx")
+    dates, _ = fitted([], classes=np.array(["2020-01-01", "2021-01-01"], "datetime64[D]"))
+    with pytest.raises(TypeError, match="cannot be written: expected numbers or strings"):
+        dates.to_onnx(old)
     monkeypatch.setitem(sys.modules, "onnx", None)
     for call in (clf.to_onnx, CNNClassifier.from_onnx):
         with pytest.raises(ImportError, match=r"pip install fastcnn\[onnx\]"):

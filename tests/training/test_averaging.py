@@ -47,6 +47,23 @@ def test_in_place_and_back():
     assert_array_equal(net.params["0.weight"], live)
 
 
+def test_it_goes_on_where_another_one_was():
+    net = network(1.0, 2.0)
+    whole, first = ParameterAverage(net, 0.9), ParameterAverage(net, 0.9)
+    for average, steps in ((whole, 3), (first, 3)):
+        net.params["0.weight"][...] = 1, 2
+        for _ in range(steps):
+            net.params["0.weight"] += 1
+            average.update()
+    second = ParameterAverage(network(7.0, 8.0), 0.9)
+    second.resume(first.values, first.steps)
+    second._network.params["0.weight"][...] = net.params["0.weight"] + 1
+    net.params["0.weight"] += 1
+    second.update()
+    whole.update()
+    assert_array_equal(second.values["0.weight"], whole.values["0.weight"])
+
+
 @pytest.mark.parametrize("decay", [0, 1, -0.5])
 def test_wrong_decay(decay):
     with pytest.raises(ValueError, match="decay"):

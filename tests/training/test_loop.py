@@ -1,5 +1,7 @@
 """The loop with a softmax regression in place of a network: history, stopping, restoring."""
 
+from copy import deepcopy
+from dataclasses import replace
 from math import inf, nan
 from typing import NamedTuple
 
@@ -406,6 +408,65 @@ def test_with_a_network(shuffled_images, early_stopping):
     assert history.loss_curve[-1] < 0.5 * history.loss_curve[0]
     assert network.optimizer.t == 6 * 7
     assert_params(network, seen.params[2 if early_stopping else 5])
+
+
+# ---------------------------------------------------------------------------------------------- going on amid training
+
+
+class Keeps:
+    """Remembers where training stood after each epoch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, progress):
+        self.seen.append(deepcopy(progress))
+
+
+RUNS = {
+    "plain": {},
+    "averaged": {"ema_decay": 0.8},
+    "early stopping": {"early_stopping": True, "scores": [0.1, 0.5, 0.3, 0.2, 0.4, 0.1]},
+    "averaged, early stopping, ends by tol": {
+        "ema_decay": 0.8, "early_stopping": True, "scores": [0.1, 0.5, 0.3, 0.2], "n_iter_no_change": 2,
+    },
+    "ends by a callback": {"callbacks": [Recorder(at=4)]},
+}  # fmt: skip
+
+
+def run(name, keeps, **more):
+    options = dict(RUNS[name])
+    scores = options.pop("scores", None)
+    if scores is not None:
+        options["validate"] = scores_of(*scores[len(more["progress"].history.loss_curve) if more else 0 :])
+    network, loader = SoftmaxRegression(), Loader()
+    history = fit(network, loader, max_iter=6, keep=keeps, **options, **more)
+    return network, history, loader
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_from_any_epoch_on_it_ends_the_same(name):
+    keeps = Keeps()
+    whole, history, loader = run(name, keeps)
+    assert [p.epoch for p in keeps.seen] == list(range(1, history.n_iter + 1)) == [e + 1 for e in loader.epochs]
+    assert [p.finished for p in keeps.seen] == [False] * (history.n_iter - 1) + [True]
+    for progress in keeps.seen:
+        again, resumed, used = run(name, Keeps(), progress=deepcopy(progress))
+        assert_params(again, whole.params)
+        assert used.epochs == list(range(progress.epoch, history.n_iter))
+        assert replace(resumed, epoch_seconds=[]) == replace(history, epoch_seconds=[])
+    for value in (keeps.seen[-1].result, whole.params):
+        assert_array_equal(value["0.bias"], whole.params["0.bias"])
+
+
+def test_what_keep_raises_ends_training():
+    def full(progress):
+        raise OSError("No space left on device")
+
+    seen = Recorder()
+    with pytest.raises(OSError, match="No space"):
+        fit(keep=full, callbacks=[seen])
+    assert len(seen.epochs) == len(seen.ended) == 1
 
 
 def test_early_stopping_needs_validation():

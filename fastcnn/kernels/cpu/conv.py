@@ -30,7 +30,7 @@ from fastcnn.kernels.cpu.packing import (
     sum_parts,
     transpose_image,
 )
-from fastcnn.kernels.cpu.runtime import U, as_input
+from fastcnn.kernels.cpu.runtime import U, as_input, jit
 from fastcnn.kernels.cpu.winograd import (
     backward_scratch,
     forward_scratch,
@@ -106,11 +106,7 @@ def conv2d_backward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes:
         return _chunks(n, g, size) * _partial(g) + lanes * (2 * _image(g) + _round(g.p * g.q * g.k))
     if geometry.winograd and n:
         return backward_scratch(geometry, n, size, lanes)
-    return (
-        _round(_packed_backward(g, size))
-        + _chunks(n, g, size) * _partial(g)
-        + lanes * (_image(g) + _gradient_image(g, size) + _gradient_panel(g, size) + _columns_image(g, size))
-    )
+    return _round(_packed_backward(g, size)) + _chunks(n, g, size) * _partial(g) + lanes * sum(_lane_parts(g, size))
 
 
 def _partial(g: Any) -> int:
@@ -124,6 +120,13 @@ def _gradient_image(g: Any, itemsize: int) -> int:
 
 def _gradient_panel(g: Any, itemsize: int) -> int:
     return _round(g.p * g.q * panel_width(itemsize))
+
+
+def _lane_parts(g: Any, itemsize: int) -> tuple[int, int, int, int]:
+    """Of a lane's scratch: images with channels first, their gradients, a panel of these, an input gradient."""
+    t = weight_tables(g)
+    gradients, panel = t.images * _gradient_image(g, itemsize), t.images * _gradient_panel(g, itemsize)
+    return t.images * t.image, gradients, panel, _columns_image(g, itemsize)
 
 
 def _columns_image(g: Any, itemsize: int) -> int:
@@ -237,62 +240,92 @@ def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax,
 # ------------------------------------------------------------------------------------------------------------ backward
 
 
+@jit
+def _weight_products(
+    count, scratch, image0, dz, gradient_size, panel0, partial, begun, multiply, lane, width, g, t, qp
+):
+    """dw of `count` images, added to what there is if it was `begun`."""
+    kg, cg = g.k // g.groups, g.c // g.groups
+    rows = count * g.p
+    passes = (rows + t.per_pass - 1) // t.per_pass
+    per_pass = (rows + passes - 1) // passes
+    for group in range(g.groups):
+        for first in range(0, kg, width):
+            panel, panel_row, panel_skip = dz + group * kg + first, g.k, (qp - g.q) * g.k
+            if t.packed:
+                for i in range(count):
+                    packed = panel0 + i * g.p * g.q * width
+                    pack_panel(scratch, panel + i * gradient_size, g.p, g.q, g.k, qp, width, packed)
+                panel, panel_row, panel_skip = panel0, width, 0
+            for p0 in range(0, rows, per_pass):
+                tile = (
+                    scratch, image0 + group * cg * t.plane, t.rows, scratch, partial + group * kg + first, t.out_rows,
+                    t.segments[p0 : min(p0 + per_pass, rows)], g.q, t.step, scratch,
+                    panel + p0 * (g.q * panel_row + panel_skip), panel_row, panel_skip, min(width, kg - first),
+                    ADD if begun or p0 > 0 else ZERO,
+                )  # fmt: skip
+                call(multiply, 0, g.r * g.s * cg, lane, tile)
+
+
+@jit
+def _input_products(n, scratch, dz, dx, multiply, lane, width, g, t):
+    """dx of image n."""
+    kg, cg = g.k // g.groups, g.c // g.groups
+    at, dx0 = 0, n * g.h * g.w * g.c
+    for phase in range(t.seg_lens.shape[0]):
+        n_taps = t.tap_starts[phase + 1] - t.tap_starts[phase]
+        segments = t.segments[t.seg_starts[phase] : t.seg_starts[phase + 1]]
+        seg_len, per_pass = t.seg_lens[phase], t.per_pass[phase]
+        for group in range(g.groups):
+            for first in range(0, cg, width):
+                for seg0 in range(0, max(segments.shape[0], 1), per_pass):
+                    tile = (
+                        scratch, dz + group * kg, t.rows, dx, dx0 + group * cg + first, t.out_rows,
+                        segments[seg0 : seg0 + per_pass], seg_len, 1, scratch, at + seg0 * seg_len * width,
+                        width, 0, min(width, cg - first),
+                        ADD if seg0 > 0 else ZERO,
+                    )  # fmt: skip
+                    call(multiply, t.starts[phase], t.starts[phase + 1], lane, tile)
+                at += n_taps * kg * width
+
+
 @Kernel
 def _backward_chunks(start, stop, lane, args):
-    x, y, argmax, dy, dx, scratch, layout, width, wants, kernels, g, alpha, pool, ft, wt, it, columns = unpack(args)
-    n_images, chunks, packed_size, partial_size, image_size, gradient_size, panel_size, columns_size = layout
+    x, y, argmax, dy, dx, scratch, layout, width, wants, kernels, g, alpha, pool, wt, it, columns = unpack(args)
+    n_images, chunks, packed_size, partial_size, parts, gradient_size = layout
     want_dx, want_dw = wants
     multiply, scatter, by_columns = kernels
-    kg, cg = g.k // g.groups, g.c // g.groups
-    depth = g.r * g.s * cg
-    image0 = packed_size + chunks * partial_size + lane * (image_size + gradient_size + panel_size + columns_size)
-    dz0 = image0 + image_size
-    dz_start = dz0 + (it.top * it.qp + it.left) * g.k
-    panel0 = dz0 + gradient_size
-    c_panels = (cg + width - 1) // width
+    dw_size = g.r * g.s * (g.c // g.groups) * g.k
+    image0 = packed_size + chunks * partial_size + lane * (parts[0] + parts[1] + parts[2] + parts[3])
+    gradient0 = image0 + parts[0]
+    panel0 = gradient0 + parts[1]
+    inside = (it.top * it.qp + it.left) * g.k  # where the first pixel of a padded gradient lies
     # The borders of a lane's padded images are zero, and stay so.
-    fill_zero(scratch, image0, image0 + image_size + gradient_size)
-    fill_zero(scratch, packed_size + start * partial_size, packed_size + stop * partial_size)
-    for n in range(n_images * start // chunks, n_images * stop // chunks):
-        partial0 = packed_size + ((n + 1) * chunks - 1) // n_images * partial_size
-        gradient = (dy, y, argmax, alpha, pool, scratch, dz_start, it.qp, partial0 + depth * g.k)
-        call(scatter, n, n + 1, lane, gradient)
-        if want_dw:
-            transpose_image(x, n * g.h * g.w * g.c, g, ft.hp, ft.wp, scratch, image0)
-            for group in range(g.groups):
-                source0 = image0 + group * cg * ft.hp * ft.wp
-                for first in range(0, kg, width):
-                    panel, panel_row, panel_skip = dz_start + group * kg + first, g.k, (it.qp - g.q) * g.k
-                    if wt.packed:
-                        pack_panel(scratch, panel, g.p, g.q, g.k, it.qp, width, panel0)
-                        panel, panel_row, panel_skip = panel0, width, 0
-                    for p0 in range(0, g.p, wt.per_pass):
-                        tile = (
-                            scratch, source0, wt.rows, scratch, partial0 + group * kg + first, wt.out_rows,
-                            wt.segments[p0 : p0 + wt.per_pass], g.q, g.stride_w, scratch,
-                            panel + p0 * (g.q * panel_row + panel_skip), panel_row, panel_skip,
-                            min(width, kg - first), ADD,
-                        )  # fmt: skip
-                        call(multiply, 0, depth, lane, tile)
-        if want_dx and columns.chosen:
-            call(by_columns, n, n + 1, lane, (scratch, dz_start, panel0 + panel_size, dx, multiply, width, g, columns))
-        elif want_dx:
-            at, dx0 = 0, n * g.h * g.w * g.c
-            for phase in range(it.seg_lens.shape[0]):
-                n_taps = it.tap_starts[phase + 1] - it.tap_starts[phase]
-                segments = it.segments[it.seg_starts[phase] : it.seg_starts[phase + 1]]
-                for group in range(g.groups):
-                    for panel in range(c_panels):
-                        first, seg_len, per_pass = panel * width, it.seg_lens[phase], it.per_pass[phase]
-                        for seg0 in range(0, max(segments.shape[0], 1), per_pass):
-                            tile = (
-                                scratch, dz0 + group * kg, it.rows, dx, dx0 + group * cg + first, it.out_rows,
-                                segments[seg0 : seg0 + per_pass], seg_len, 1, scratch, at + seg0 * seg_len * width,
-                                width, 0, min(width, cg - first),
-                                ADD if seg0 > 0 else ZERO,
-                            )  # fmt: skip
-                            call(multiply, it.starts[phase], it.starts[phase + 1], lane, tile)
-                        at += n_taps * kg * width
+    fill_zero(scratch, image0, panel0)
+    for chunk in range(start, stop):
+        partial = packed_size + chunk * partial_size
+        first, last = n_images * chunk // chunks, n_images * (chunk + 1) // chunks
+        fill_zero(scratch, partial + (dw_size if first < last else 0), partial + partial_size)
+        for n0 in range(first, last, wt.images):
+            count = min(wt.images, last - n0)
+            for i in range(count):
+                dz = gradient0 + i * gradient_size + inside
+                gradient = (dy, y, argmax, alpha, pool, scratch, dz, it.qp, partial + dw_size)
+                call(scatter, n0 + i, n0 + i + 1, lane, gradient)
+                if want_dw:
+                    transpose_image(x, (n0 + i) * g.h * g.w * g.c, g.w, g.c, wt, scratch, image0 + i * wt.image)
+            if want_dw:
+                _weight_products(
+                    count, scratch, image0, gradient0 + inside, gradient_size, panel0, partial, n0 > first, multiply,
+                    lane, width, g, wt, it.qp,
+                )  # fmt: skip
+            for i in range(count if want_dx else 0):
+                n, dz = n0 + i, gradient0 + i * gradient_size
+                if columns.chosen:
+                    one = (scratch, dz + inside, panel0 + parts[2], dx, multiply, width, g, columns)
+                    call(by_columns, n, n + 1, lane, one)
+                else:
+                    _input_products(n, scratch, dz, dx, multiply, lane, width, g, it)
 
 
 @Kernel
@@ -350,10 +383,7 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
         )  # fmt: skip
         _merge(chunks, packed, partial, scratch, dw, db, g)
         return
-    layout = (
-        n, chunks, packed, partial, _image(geometry), _gradient_image(geometry, size), _gradient_panel(g, size),
-        _columns_image(geometry, size),
-    )  # fmt: skip
+    layout = n, chunks, packed, partial, _lane_parts(g, size), _gradient_image(g, size)
     tables, columns = input_tables(geometry), column_tables(geometry, width)
     if dx.size and columns.chosen:
         launch(_pack_columns_kernel, g.r, weight.size, weight.reshape(-1), g, width, scratch)
@@ -379,7 +409,6 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
         g,
         float(activation[1]),
         Pool(*pool),
-        forward_tables(geometry),
         weight_tables(geometry),
         tables,
         columns,

@@ -22,6 +22,7 @@ from fastcnn.kernels.cpu.launch import ColumnKernel, Kernel, RowKernel, call, la
 from fastcnn.kernels.cpu.lowering import PIXELS, offsets, panel_offsets
 from fastcnn.kernels.cpu.microkernel import ADD, ZERO, multiply_rows_address, panel_width
 from fastcnn.kernels.cpu.runtime import U, as_input, one_blas_thread
+from fastcnn.kernels.cpu.transposition import transpose
 
 DEPTH = 256  # terms of the sum in one pass over the rows: a panel of them stays in the first-level cache
 ROWS = 96  # of the weight gradient at a time: so much of x, packed, stays in the cache beside a panel of dz
@@ -151,12 +152,9 @@ def _input_panels(start, stop, lane, args):
     for panel in range(start, stop):
         first = panel * width
         valid = min(width, n_in - first)
-        for j in range(valid):
-            source = (first + j) * n_out
-            for k in range(n_out):
-                scratch[U(block0 + k * width + j)] = weight[U(source + k)]
-        for j in range(valid, width):
-            for k in range(n_out):
+        transpose(weight, first * n_out, valid, n_out, n_out, scratch, block0, width)
+        for k in range(n_out):
+            for j in range(valid, width):
                 scratch[U(block0 + k * width + j)] = 0
         for k0 in range(0, n_out, DEPTH):
             tile = (

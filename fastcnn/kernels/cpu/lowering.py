@@ -54,7 +54,7 @@ class ForwardTables(NamedTuple):
 
 class WeightTables(NamedTuple):
     """Rows: (r, s, c) of one group, in the padded image with channels first. Segments: output rows p, each Q
-    pixels long.
+    pixels long, of one image after the other.
     """
 
     rows: np.ndarray
@@ -62,6 +62,17 @@ class WeightTables(NamedTuple):
     segments: np.ndarray
     per_pass: int  # segments in one pass over the rows
     packed: bool  # dz is copied into panels before; else it is read where it lies
+    images: int  # in one product, where dz is packed
+    image: int  # elements of a padded image with channels first
+    plane: int  # and of each channel
+    pitch: int  # and of each row
+    top: int  # rows and columns before the first pixel
+    left: int
+    height: int  # pixels of the image that count, and steps between them
+    width: int
+    step_h: int
+    step_w: int
+    step: int  # between neighbours in the padded image
 
 
 class InputTables(NamedTuple):
@@ -151,15 +162,29 @@ def forward_tables(g: Any) -> ForwardTables:
 
 @lru_cache(maxsize=256)
 def weight_tables(g: Any) -> WeightTables:
-    """Tables of the weight gradient, for one image and one group."""
-    hp, wp = g.h + g.pad_top + g.pad_bottom, g.w + g.pad_left + g.pad_right
+    """Tables of the weight gradient, for one group."""
+    height, width, top, left, steps = g.h, g.w, g.pad_top, g.pad_left, (1, 1)
+    hp, wp, step_h, step = g.h + g.pad_top + g.pad_bottom, g.w + g.pad_left + g.pad_right, g.stride_h, g.stride_w
+    if (g.r, g.s) == (1, 1) and (hp, wp) == (g.h, g.w):  # pixels between the steps are in no sum
+        height, width, hp, wp, steps, step_h, step = g.p, g.q, g.p, g.q, (g.stride_h, g.stride_w), 1, 1
+    plane = _plane(hp * wp)
     r, s, c = np.ogrid[: g.r, : g.s, : g.c // g.groups]
-    rows = (c * hp + r * g.dilation_h) * wp + s * g.dilation_w
+    rows = c * plane + r * g.dilation_h * wp + s * g.dilation_w
     packed = rows.size > PACKED_ROWS and g.k > PACKED_CHANNELS
+    images = max(1, PACKED_PIXELS // (g.p * g.q)) if packed else 1
+    segments = np.arange(images)[:, None] * g.c * plane + np.arange(g.p) * step_h * wp
+    per_pass = max(1, (PACKED_PIXELS if packed else PIXELS) // g.q)
     return WeightTables(
-        _table(rows), _table(np.arange(rows.size) * g.k), _table(np.arange(g.p) * g.stride_h * wp),
-        max(1, (PACKED_PIXELS if packed else PIXELS) // g.q), packed,
+        _table(rows), _table(np.arange(rows.size) * g.k), _table(segments), per_pass, packed, images, g.c * plane,
+        plane, wp, top, left, height, width, *steps, step,
     )  # fmt: skip
+
+
+def _plane(size: int) -> int:
+    """`size` and room for a vector that begins in it, as an odd number of cache lines: channels are read side by side,
+    and should not fall into the same few sets of the cache.
+    """
+    return int((-(-(size + 15) // 16) | 1) * 16)
 
 
 @lru_cache(maxsize=256)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from fastcnn.kernels.cpu.launch import Kernel, unpack
 from fastcnn.kernels.cpu.runtime import U, jit
+from fastcnn.kernels.cpu.transposition import transpose
+from fastcnn.kernels.cpu.vectors import load, store, vector_size
 
 
 @jit
@@ -41,9 +43,8 @@ def pack_backward(weight, g, t, width, packed):
                 valid = min(width, cg - first)
                 for place in range(t.tap_starts[phase], t.tap_starts[phase + 1]):
                     start = (t.taps[place] * cg + first) * g.k + group * kg
+                    transpose(weight, start, valid, kg, g.k, packed, at, width)
                     for k in range(kg):
-                        for j in range(valid):
-                            packed[U(at + k * width + j)] = weight[U(start + j * g.k + k)]
                         for j in range(valid, width):
                             packed[U(at + k * width + j)] = 0
                     at += kg * width
@@ -58,9 +59,8 @@ def pack_columns(weight, g, width, packed, start, stop):
         for first in range(0, columns, width):
             valid = min(width, columns - first)
             source = (r * columns + first) * g.k
-            for k in range(g.k):
-                for j in range(valid):
-                    packed[U(at + j)] = weight[U(source + j * g.k + k)]
+            transpose(weight, source, valid, g.k, g.k, packed, at, width)
+            for _ in range(g.k):
                 for j in range(valid, width):
                     packed[U(at + j)] = 0
                 at += width
@@ -76,25 +76,28 @@ def pad_image(x, x0, h, w, c, out, out0, top, left, wp):
 
 
 @jit
-def transpose_image(x, x0, g, hp, wp, out, out0):
-    """One image (H,W,C) into the middle of a zeroed (C,HP,WP): the weight gradient sums along pixels, so
-    these must touch.
+def transpose_image(x, x0, w, c, t, out, out0):
+    """One image (H,W,C), or what `WeightTables` want of it, into the middle of a zeroed one with channels first: the
+    weight gradient sums along pixels, so these must touch.
     """
-    for i in range(g.h):
-        for j in range(g.w):
-            source, target = x0 + (i * g.w + j) * g.c, out0 + (i + g.pad_top) * wp + j + g.pad_left
-            for c in range(g.c):
-                out[U(target + c * hp * wp)] = x[U(source + c)]
+    for i in range(t.height):
+        source, target = x0 + i * t.step_h * w * c, out0 + (t.top + i) * t.pitch + t.left
+        if c == 1 and t.step_w == 1:
+            for j in range(t.width):
+                out[U(target + j)] = x[U(source + j)]
+        else:  # the zeros that it writes past the row lie where the next one goes, or where there is padding
+            transpose(x, source, t.width, c, t.step_w * c, out, target, t.plane)
 
 
 @jit
 def pack_panel(dz, start, p, q, k, pitch, width, panel0):
     """One panel of columns of the padded gradient -> [pixel][column], in the same scratch."""
+    size = vector_size(dz)
     for row in range(p):
         for column in range(q):
             source, target = start + (row * pitch + column) * k, panel0 + (row * q + column) * width
-            for j in range(width):
-                dz[U(target + j)] = dz[U(source + j)]
+            for j in range(0, width, size):
+                store(dz, U(target + j), load(dz, U(source + j)))
 
 
 @jit

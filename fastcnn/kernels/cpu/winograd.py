@@ -27,6 +27,7 @@ from fastcnn.kernels.cpu.lowering import DEPTH, PIXELS, Pool, has_pool, offsets,
 from fastcnn.kernels.cpu.microkernel import ADD, ZERO, multiply_rows_address, panel_width
 from fastcnn.kernels.cpu.packing import fill_zero, sum_parts
 from fastcnn.kernels.cpu.runtime import U, jit
+from fastcnn.kernels.cpu.transposition import transpose
 from fastcnn.kernels.cpu.winograd_transforms import output_address, transform_address, transform_kernel
 
 TILES = 48  # about how many a lane takes through the forward pass at a time
@@ -284,9 +285,7 @@ def _transpose_weights(start, stop, lane, args):
     weight, g, out, out0 = unpack(args)
     for tap in range(start, stop):
         first = tap * g.c * g.k
-        for c in range(g.c):
-            for k in range(g.k):
-                out[U(out0 + first + k * g.c + c)] = weight[U(first + c * g.k + k)]
+        transpose(weight, first, g.c, g.k, g.k, out, out0 + first, g.c)
 
 
 @Kernel

@@ -1,5 +1,6 @@
 """All kernels of the GPU, under the names of `fastcnn.kernels.contract`."""
 
+from fastcnn.kernels.cuda.arrays import empty, place
 from fastcnn.kernels.cuda.conv import (
     conv2d_algorithm,
     conv2d_backward_input,
@@ -16,7 +17,7 @@ from fastcnn.kernels.cuda.dense import (
     dense_forward,
     dense_forward_scratch,
 )
-from fastcnn.kernels.cuda.driver import empty, max_threads, place, require_device, threads
+from fastcnn.kernels.cuda.driver import max_threads, require_device, threads
 from fastcnn.kernels.cuda.elementwise import (
     activation_backward,
     activation_forward,

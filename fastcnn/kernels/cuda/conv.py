@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastcnn.kernels.cuda.driver import DeviceArray, launch, none
+from fastcnn.kernels.cuda.arrays import DeviceArray, none
+from fastcnn.kernels.cuda.driver import launch
 from fastcnn.kernels.cuda.pool import maxpool2d_forward, pool_gradient
 from fastcnn.kernels.cuda.product import forward_kernel, input_kernel, weight_kernel
 from fastcnn.kernels.cuda.sums import add_parts, column_sums

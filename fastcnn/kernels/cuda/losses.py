@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, launch, none, types
+from fastcnn.kernels.cuda.arrays import none
+from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, launch, types
 from fastcnn.kernels.cuda.sums import CELLS, LINES, WIDTH
 
 

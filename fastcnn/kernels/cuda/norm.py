@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastcnn.kernels.cuda.activations import activation_functions
-from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, launch, linear, none, types, workspace
+from fastcnn.kernels.cuda.arrays import none, workspace
+from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, launch, linear, types
 from fastcnn.kernels.cuda.intrinsics import quotient
 from fastcnn.kernels.cuda.sums import CELLS, LINES, WIDTH, add_parts, chunks_of
 

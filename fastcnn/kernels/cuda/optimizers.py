@@ -12,18 +12,8 @@ import numpy as np
 
 from fastcnn.kernels.contract import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
 from fastcnn.kernels.cuda import conv, dense
-from fastcnn.kernels.cuda.driver import (
-    THREADS,
-    DeviceArray,
-    Kernel,
-    cuda,
-    kernel,
-    launch,
-    linear,
-    none,
-    types,
-    workspace,
-)
+from fastcnn.kernels.cuda.arrays import DeviceArray, none, workspace
+from fastcnn.kernels.cuda.driver import THREADS, Kernel, cuda, kernel, launch, linear, types
 from fastcnn.kernels.cuda.intrinsics import quotient
 
 _PLAIN = (0, 0.0)

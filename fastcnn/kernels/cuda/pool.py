@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from fastcnn.kernels.cuda.activations import activation_functions
-from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, linear, none
+from fastcnn.kernels.cuda.arrays import none
+from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, linear
 from fastcnn.kernels.cuda.elementwise import activation_backward
 from fastcnn.kernels.cuda.intrinsics import quotient
 

@@ -10,18 +10,8 @@ from typing import Any
 import numpy as np
 
 from fastcnn.kernels.cuda.activations import activation_functions
-from fastcnn.kernels.cuda.driver import (
-    SIMULATED,
-    DeviceArray,
-    Kernel,
-    cuda,
-    kernel,
-    launch,
-    linear,
-    none,
-    types,
-    workspace,
-)
+from fastcnn.kernels.cuda.arrays import DeviceArray, none, workspace
+from fastcnn.kernels.cuda.driver import SIMULATED, Kernel, cuda, kernel, launch, linear, types
 from fastcnn.kernels.cuda.intrinsics import quotient
 
 __all__ = ["LINES", "WIDTH", "add_parts", "chunks_of", "column_sums"]

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.cuda, pytest.mark.small]
 if unavailable():
     pytest.skip(f"no GPU and no simulator: {unavailable()}", allow_module_level=True)
 
-from fastcnn.kernels.cuda import driver
+from fastcnn.kernels.cuda import arrays, driver
 from fastcnn.kernels.cuda.elementwise import activation_forward
 from fastcnn.kernels.cuda.program import record
 
@@ -41,8 +41,8 @@ def assert_the_cpu_works():
 
 def test_an_array_is_as_numpys():
     values = np.arange(24, dtype=np.float32)
-    array = driver.place(values)
-    assert driver.place(array) is array
+    array = arrays.place(values)
+    assert arrays.place(array) is array
     np.testing.assert_array_equal(array, values)
     table = array.reshape(4, -1)
     assert (table.shape, table.size, table.nbytes, table.ndim, len(table)) == ((4, 6), 24, 96, 2, 4)
@@ -64,13 +64,13 @@ def test_an_array_is_as_numpys():
 
 
 def test_others_see_an_array_without_a_copy():
-    array = driver.place(np.arange(6, dtype=np.float64).reshape(2, 3))
+    array = arrays.place(np.arange(6, dtype=np.float64).reshape(2, 3))
     seen = array.__cuda_array_interface__
     assert seen["shape"] == (2, 3) and seen["typestr"] == "<f8" and seen["data"][0] % 8 == 0 and not seen["data"][1]
 
 
 def test_a_program_runs_its_launches_again():
-    x, y = driver.place(np.array([-1.0, 2.0])), driver.place(np.zeros(2))
+    x, y = arrays.place(np.array([-1.0, 2.0])), arrays.place(np.zeros(2))
     program = record([(activation_forward, (x, (1, 0.0), y)), (activation_forward, (y, (0, 0.0), y))])
     assert len(program.calls) == 2
     np.testing.assert_array_equal(y, [0, 0])  # nothing has run
@@ -81,10 +81,10 @@ def test_a_program_runs_its_launches_again():
 
 
 def test_the_workspace_grows_and_old_ones_stay():
-    small = driver.workspace(10, np.float32)
-    assert driver.workspace(5, np.float32) is small
-    large = driver.workspace(3 * small.size, np.float32)
-    assert large.size >= 3 * small.size and driver.workspace(10, np.float32) is large
+    small = arrays.workspace(10, np.float32)
+    assert arrays.workspace(5, np.float32) is small
+    large = arrays.workspace(3 * small.size, np.float32)
+    assert large.size >= 3 * small.size and arrays.workspace(10, np.float32) is large
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 2, 2)])
@@ -168,7 +168,7 @@ def full(monkeypatch, limit, error):
         return allocate(n, *args, **kwargs)
 
     monkeypatch.setattr(driver.cuda, "device_array", limited)
-    monkeypatch.setattr(driver, "free_memory", lambda: limit)
+    monkeypatch.setattr(arrays, "free_memory", lambda: limit)
 
 
 @pytest.mark.parametrize("error", [CudaAPIError(2, "CUDA_ERROR_OUT_OF_MEMORY"), MemoryError()])

@@ -13,7 +13,8 @@ if unavailable():
     pytest.skip(f"no GPU and no simulator: {unavailable()}", allow_module_level=True)
 
 from fastcnn.kernels.cuda import conv, tiles
-from fastcnn.kernels.cuda.driver import SIMULATED, place
+from fastcnn.kernels.cuda.arrays import place
+from fastcnn.kernels.cuda.driver import SIMULATED
 
 # In the simulator a thread is one of Python's, and a block of the largest tile takes seconds.
 SIZES = [tile for tile in tiles.TILES if not SIMULATED or tile.threads <= 128]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tracemalloc
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,9 +15,11 @@ import pytest
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 
-import fastcnn.persistence.safetensors as module
+import fastcnn.persistence.files as module
 from fastcnn.classifier import CNNClassifier
-from fastcnn.layers import Conv2D, Dense, GlobalAvgPool2D, Layer, MaxPool2D
+from fastcnn.layers import AvgPool2D, Conv2D, Dense, GlobalAvgPool2D, Layer, MaxPool2D, Residual
+from fastcnn.persistence import models
+from fastcnn.persistence.labels import labels_from_json, labels_to_json
 from fastcnn.persistence.values import decode, encode
 from fastcnn.training.augment import RandomErasing, RandomShift
 
@@ -108,6 +114,10 @@ def test_same_bits(parameters, digits, tmp_path):
         np.array([3, 2**63], dtype=np.uint64),
         np.array([-7, 7], dtype=np.int8),
         np.array(["é\n\0x", "日本"]),
+        np.array(["2020-02-29", "2021-01-01"], dtype="datetime64[D]"),
+        np.array(["2020-02-29T00:00:00.5", "2021-01-01"], dtype="datetime64[ns]"),
+        np.array([-5, 7], dtype="timedelta64[s]"),
+        pd.Series(["no", "yes"], dtype="string").to_numpy(),
     ],
 )
 def test_labels_come_back(labels, digits, tmp_path):
@@ -117,6 +127,27 @@ def test_labels_come_back(labels, digits, tmp_path):
     loaded = CNNClassifier.load(tmp_path / "model.safetensors")
     assert loaded.classes_.dtype == clf.classes_.dtype
     np.testing.assert_array_equal(loaded.predict(X), clf.predict(X))
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        np.array([b"a", b"\xff"]),
+        np.array([b"a", b"\xff"], dtype=object),
+        np.array([1, 2.5, 7], dtype=object),
+        np.array([-np.inf, 0.5, np.inf]),
+    ],
+)
+def test_labels_that_scikit_learn_does_not_train_on(classes):
+    again = labels_from_json(json.loads(json.dumps(labels_to_json(classes), allow_nan=False)))
+    assert again.dtype == classes.dtype
+    np.testing.assert_array_equal(again, classes)
+
+
+@pytest.mark.parametrize("classes", [np.array([1j, 2j]), np.array([{}, []], dtype=object), np.array([None, 1])])
+def test_labels_that_cannot_be_stored(classes):
+    with pytest.raises(TypeError, match="cannot be stored"):
+        labels_to_json(classes)
 
 
 def test_feature_names_come_back(digits, tmp_path):
@@ -137,7 +168,8 @@ def test_training_goes_on(saved, digits, tmp_path):
 
 
 def test_what_is_no_value_is_left_out(digits, tmp_path):
-    clf = small(callbacks=[object()], scoring=lambda clf, X, y: 0.0, random_state=np.random.RandomState(0))
+    other = np.random.RandomState(np.random.PCG64(0))
+    clf = small(callbacks=[object()], scoring=lambda clf, X, y: 0.0, random_state=other)
     clf.fit(*digits)
     with pytest.warns(UserWarning) as warned:
         clf.save(tmp_path / "model.safetensors")
@@ -164,6 +196,8 @@ def test_other_programs_can_read_it(saved, tmp_path):
         [1, (2, [3.0])],
         {1: "a", "b": (2,), None: []},
         -np.inf,
+        b"\0\xff",
+        {np.datetime64("2020-02-29"): 1.5, np.timedelta64(3, "s"): 2},
         Dense(3),
         RandomShift((1, 2)),
     ],
@@ -172,6 +206,17 @@ def test_values(value):
     again = decode(json.loads(json.dumps(encode(value), allow_nan=False)))
     assert again == value
     assert type(again) is type(value)
+
+
+def test_streams_of_random_numbers():
+    stream = np.random.RandomState(4)
+    stream.normal()  # one more is waiting
+    again = decode(json.loads(json.dumps(encode(stream), allow_nan=False)))
+    assert again.normal() == stream.normal() and again.randint(2**31) == stream.randint(2**31)
+
+
+def test_paths_become_strings(tmp_path):
+    assert encode(tmp_path) == str(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------- writing
@@ -255,6 +300,9 @@ def test_every_cut_is_noticed(saved, tmp_path):
         load(content + b"\0", tmp_path)
 
 
+RELUS = [{"dict": [["layer", "ReLU"]]}] * 10_000
+
+
 def _set(*keys, value):
     def change(header, own):
         target = own if keys[0] in own else header
@@ -268,18 +316,31 @@ def _set(*keys, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("format_version", value=2), "reads format 1"),
+        (_set("format_version", value=3), "reads formats 1 to 2"),
         (_set("image_shape", value=[8, 8]), "image_shape"),
         (_set("image_shape", value=[8, 8, 10**12]), "image_shape"),
         (_set("image_shape", value=[16, 16, 1]), "'network.4.weight'"),
+        (_set("image_shape", value=[2**20, 2**20, 1]), "more than 67,108,864 values"),
         (_set("dtype", value="float64"), "'network.0.weight'"),
         (_set("dtype", value="complex128"), "dtype"),
         (_set("layers", value=[]), "end in shape"),
         (_set("layers", value={}), "layers must be"),
         (_set("layers", value=["Dense"]), "no layer"),
         (_set("layers", 0, "spec", "layer", value="Exec"), "unknown layer 'Exec'"),
-        (_set("layers", 0, "spec", "filters", value=10**15), "'network.0.weight'"),
+        (_set("layers", 0, "spec", "filters", value=10**15), "max_parameters=67,108,864 parameters in layers 0 to 0"),
         (_set("layers", 0, "spec", "filters", value=[1]), "filters"),
+        (
+            _set("layers", 0, value={"spec": {"layer": "AvgPool2D", "pool_size": 1, "padding": 0, "stride": 0}}),
+            "stride",
+        ),
+        (_set("layers", 0, value={"spec": {"layer": "ReLU", "alpha": 2}}), "no field 'alpha'"),
+        (_set("layers", value=[{"spec": {"layer": "ReLU"}}] * 10_001), "10001 layers, more than 10000"),
+        (
+            _set(
+                "layers", 0, value={"spec": {"layer": "Residual", "layers": [{"dict": [["layer", "ReLU"]]}] * 10_000}}
+            ),
+            "10008 layers, more than 10000",
+        ),
         (_set("layers", 0, "spec", "shell", value="ls"), "no field 'shell'"),
         (_set("layers", 0, value={"python": "os.system"}), "'python' is not a kind of stored value"),
         (_set("layers", 0, value={"spec": 3}), "not a stored value"),
@@ -296,7 +357,7 @@ def _set(*keys, value):
         (_set("classes", "values", value=[*range(9), 3]), "sorted"),
         (_set("classes", "values", value=[*range(9), 10**400]), "int"),
         (_set("classes", "values", value=[*range(9), "a"]), "not a model"),
-        (_set("classes", "values", value=[*range(9), [1]]), "numbers, booleans or strings"),
+        (_set("classes", "values", value=[*range(9), [1]]), "numbers, booleans, strings, bytes or dates"),
         (_set("classes", "dtype", value="S1000000000"), "dtypes"),
         (_set("classes", "dtype", value=["int64"]), "not a model"),
         (_set("history", "t", value="now"), "history has 'now' for t"),
@@ -324,6 +385,47 @@ def test_changed_headers(change, message, saved, tmp_path):
         load(joined(header, own, data), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([Dense(1 << 22), Dense(10)], "max_parameters=67,108,864 parameters in layers 0 to 0"),
+        ([Conv2D(1 << 21, 1), GlobalAvgPool2D(), Dense(10)], "layer 0 makes (8, 8, 2097152) of an image"),
+        ([Residual([Conv2D(1 << 26, 1), Conv2D(1, 1)]), Dense(10)], "max_parameters=67,108,864"),
+        ([AvgPool2D(1 << 30, padding=1 << 29), Dense(10)], "not a model that can be read"),
+    ],
+)
+def test_hostile_sizes_allocate_nothing(layers, message, saved, tmp_path):
+    """Even where the file is as large as its header says, which costs nothing where files have holes."""
+    header, own, _ = parts(saved[1])
+    own["layers"] = [encode(layer) for layer in layers]
+    shape, end = (8, 8, 1), 16
+    entries = {name: header[name] for name in ("__metadata__", "input.offset", "input.scale")}
+    for i, layer in enumerate(layers):
+        for name, sizes in layer.param_shapes(shape).items():
+            start, end = end, end + 4 * int(np.prod(sizes, dtype=object))
+            entries[f"network.{i}.{name}"] = {"dtype": "F32", "shape": sizes, "data_offsets": [start, end]}
+        with suppress(ValueError):
+            shape = layer.output_shape(shape)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(joined(entries, own, b""))
+    os.truncate(path, path.stat().st_size + end)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CNNClassifier.load(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 << 20
+
+
+def test_max_parameters(saved, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(saved[1])
+    n = sum(value.size for value in saved[0].network_.params.values())
+    assert CNNClassifier.load(path, max_parameters=n).n_iter_ == 2
+    with pytest.raises(ValueError, match=f"more than max_parameters={n - 1} parameters"):
+        CNNClassifier.load(path, max_parameters=n - 1)
+
+
 def test_scaling_must_be_finite(saved, tmp_path):
     header, own, data = parts(saved[1])
     start, end = header["input.scale"]["data_offsets"]
@@ -345,3 +447,35 @@ def test_flipped_bytes_never_do_worse_than_an_error(saved, tmp_path, digits):
         except ValueError:
             continue
         assert clf.network_.n_params == saved[0].network_.n_params
+
+
+# ------------------------------------------------------------------------------------------- files of released formats
+
+
+FIXTURES = Path(__file__).with_name("fixtures")
+
+
+def fixture_data():
+    """Images and labels that the files in `fixtures` were made with; `fixtures/README.md` says how."""
+    n = 24
+    X = (np.arange(n * 60) * 37 % 251).astype(np.uint8).reshape(n, 6, 5, 2)
+    X[np.arange(n), 0, np.arange(n) % 3] = 255
+    return X, np.array(["bag", "shoe", "été"])[np.arange(n) % 3]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FIXTURES.glob("*.safetensors")))
+def test_files_of_released_formats(name):
+    X, y = fixture_data()
+    clf = CNNClassifier.load(FIXTURES / f"{name}.safetensors")
+    np.testing.assert_allclose(clf.predict_proba(X), np.load(FIXTURES / f"{name}.npy"), rtol=1e-4, atol=1e-6)
+    assert clf.classes_.tolist() == ["bag", "shoe", "été"] and clf.n_iter_ == len(clf.validation_scores_) == 2
+    assert clf.get_params()["class_weight"] == {"bag": 1.5, "shoe": 1.0, "été": 1.0}
+    assert len(clf.layers) == 9 and len(clf.augment) == 2
+    clf.partial_fit(X, y)
+    assert clf.n_iter_ == 3
+
+
+def test_there_is_a_file_of_each_format():
+    _, own, _ = parts((FIXTURES / f"format_{models.FORMAT_VERSION}.safetensors").read_bytes())
+    assert own["format_version"] == models.FORMAT_VERSION
+    assert len(list(FIXTURES.glob("format_?.safetensors"))) == models.FORMAT_VERSION
