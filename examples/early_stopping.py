@@ -1,16 +1,18 @@
-"""Early stopping on validation data that goes through the pipeline too.
+"""Early stopping in a pipeline.
 
 The network is the last step of a pipeline, and its validation images must be scaled as its training images are:
 `transform_input=["X_val"]` sends them through the steps before it. Metadata routing takes them there, also through a
 grid search, whose folds then all stop by the same images.
 """
 
+import matplotlib.pyplot as plt
 import sklearn
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import Pipeline
 
 from fastcnn import CNNClassifier
 from fastcnn.datasets import load_digits_images
+from fastcnn.inspection import LearningCurvesDisplay
 from fastcnn.preprocessing import ImageScaler
 
 sklearn.set_config(enable_metadata_routing=True)
@@ -41,3 +43,6 @@ print(f"test accuracy {pipeline.score(X_test, y_test):.3f}")
 search = GridSearchCV(pipeline, {"network__conv_channels": [(8,), (16, 32)]}, cv=3)
 search.fit(X_train, y_train, X_val=X_val, y_val=y_val)
 print(f"grid search: {search.best_params_}, test accuracy {search.score(X_test, y_test):.3f}")
+
+LearningCurvesDisplay.from_estimator(fitted)
+plt.show()

@@ -1,4 +1,4 @@
-"""Tuning a network as one tunes any classifier.
+"""Tuning with a grid search.
 
 Numbers and whole lists of layers are searched alike. With `n_jobs=2` the fits run in two processes, each with its
 share of the cores; the scores are the same bits as with one.
@@ -6,6 +6,7 @@ share of the cores; the scores are the same bits as with one.
 
 from operator import itemgetter
 
+import matplotlib.pyplot as plt
 from sklearn.model_selection import GridSearchCV, train_test_split
 
 from fastcnn import CNNClassifier
@@ -32,6 +33,19 @@ model = CNNClassifier(batch_size=32, max_iter=6, random_state=0)
 if __name__ == "__main__":
     search = GridSearchCV(model, grid, cv=3, n_jobs=2).fit(X_train, y_train)
     results = zip(search.cv_results_["mean_test_score"], search.cv_results_["params"], strict=True)
-    for score, parameters in sorted(results, key=itemgetter(0), reverse=True):
-        print(f"{score:.3f}  {parameters}")
+    results = sorted(results, key=itemgetter(0), reverse=True)
+    names = [
+        ", ".join(type(layer).__name__ for layer in parameters["layers"])
+        if "layers" in parameters
+        else ", ".join(f"{name}={value}" for name, value in parameters.items())
+        for _, parameters in results
+    ]
+    for (score, _), name in zip(results, names, strict=True):
+        print(f"{score:.3f}  {name}")
     print(f"test accuracy of the best {search.score(X_test, y_test):.3f}")
+
+    figure, ax = plt.subplots(figsize=(7, 2.5), layout="constrained")
+    ax.barh(names, [score for score, _ in results])
+    ax.invert_yaxis()
+    ax.set(xlim=(0.9, 1), xlabel="mean accuracy of three folds")
+    plt.show()

@@ -5,6 +5,7 @@ balanced accuracy, the mean of both classes' recall, is what to look at. `class_
 as much as all others together.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.metrics import balanced_accuracy_score, recall_score
 from sklearn.model_selection import train_test_split
@@ -19,6 +20,7 @@ kept = np.concatenate([others, rng.choice(eights, 55, replace=False)])
 X, y = X[kept], np.where(digit[kept] == 8, "eight", "other")
 X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.5, stratify=y, random_state=0)
 
+figure, ax = plt.subplots(figsize=(6, 2.4), layout="constrained")
 for class_weight in (None, "balanced", {"eight": 10, "other": 1}):
     recalls, balanced = [], []
     for seed in range(3):
@@ -34,3 +36,6 @@ for class_weight in (None, "balanced", {"eight": 10, "other": 1}):
         recalls.append(recall_score(y_test, predicted, pos_label="eight"))
         balanced.append(balanced_accuracy_score(y_test, predicted))
     print(f"{class_weight!s:<28} eights found {np.mean(recalls):.2f}, balanced accuracy {np.mean(balanced):.3f}")
+    ax.bar(f"class_weight=\n{class_weight}", np.mean(recalls), yerr=np.std(recalls), capsize=4)
+ax.set(ylim=(0, 1), ylabel="eights found", title="of the rare class, mean of three seeds")
+plt.show()

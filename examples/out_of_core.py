@@ -1,4 +1,4 @@
-"""Learning from a file that does not fit into memory.
+"""Learning from more than the memory holds.
 
 The images lie in a file of uint8, opened as a memory map. `partial_fit` takes them part by part; what it reads is
 converted batch by batch, so that little more than a batch is ever in memory as floats. To show it, the process is
@@ -9,6 +9,7 @@ import resource
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 
@@ -43,6 +44,7 @@ def megabytes_in_use():
 layers = [Conv2D(16, 5, stride=2, activation="relu"), MaxPool2D(), Conv2D(32, activation="relu"), MaxPool2D()]
 clf = CNNClassifier(layers=layers, scale="unit", learning_rate_init=2e-3, random_state=0)
 rng = np.random.default_rng(0)
+figure, ax = plt.subplots(figsize=(6, 2.4), layout="constrained")
 X_test, y_test = draw(2_000, rng)
 clf.partial_fit(X_test[:256], y_test[:256], classes=np.arange(10))  # Numba and the kernels are loaded
 
@@ -67,8 +69,15 @@ with tempfile.TemporaryDirectory() as folder:
     except MemoryError:
         print("all of it does not fit into memory")
 
+    seen, scores = [], []
     for part in range(n_parts):
         here = slice(part * PART, (part + 1) * PART)
         clf.partial_fit(X[here], y[here])
         if part % 5 == 0 or part == n_parts - 1:
-            print(f"{clf.t_:>9,} images seen  loss {clf.loss_:.3f}  test accuracy {clf.score(X_test, y_test):.3f}")
+            seen.append(clf.t_)
+            scores.append(clf.score(X_test, y_test))
+            print(f"{clf.t_:>9,} images seen  loss {clf.loss_:.3f}  test accuracy {scores[-1]:.3f}")
+
+ax.plot(seen, scores, "o-")
+ax.set(xlabel="images seen", ylabel="test accuracy", title="digits somewhere in noisy images of 48x48")
+plt.show()

@@ -5,7 +5,8 @@ A short map of the house:
 - `classifier` : `CNNClassifier`, the only door to scikit-learn's estimator API
 - `recipes` : classifiers that are ready to train
 - `layers` : layer specs to stack like legos; `datasets` : real data in, uint8 images out
-- `preprocessing` : transformers of images for pipelines; `inspection` : the network as a table and as a drawing
+- `preprocessing` : transformers of images for pipelines; `inspection` : what a network is and sees, as
+  tables, pictures and a report
 - `engine` : layers -> ops -> fusion -> memory -> plan; `Network` runs it without scikit-learn
 - `training` : the loop, mini-batches, augmentation, optimisers, schedules, callbacks
 - `kernels` : the contract, its NumPy reference, and the compiled CPU kernels

@@ -18,7 +18,7 @@ from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, compute_class_weight, estimator_html_repr
 from sklearn.utils._param_validation import Interval, Options, StrOptions
-from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
+from sklearn.utils.multiclass import _check_partial_fit_first_call
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from fastcnn.architecture import Architecture, build_layers
@@ -27,6 +27,7 @@ from fastcnn.image_estimator import ImageEstimator
 from fastcnn.images import chunks, fit_scaling, row_contiguous
 from fastcnn.inspection import Summary, draw, summarize
 from fastcnn.kernels import choose_device, get_backend
+from fastcnn.labels import check_labels
 from fastcnn.layers import Dense
 from fastcnn.model_files import ModelFiles
 from fastcnn.persistence import Checkpoint, SavedModel
@@ -222,7 +223,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         gives each fit a file of its own, which grid searches need. `partial_fit` does not write it.
 
     verbose : bool or int, default=False
-        Whether to print a line for each epoch, with a progress bar on a terminal.
+        Whether to print a line for each epoch: losses, score, images/s, time left. Terminals have a progress bar below,
+        notebooks a line that changes. 2: lines within the epochs too, where there is neither. The workers of a search
+        print plain lines that begin with their names.
 
     Attributes
     ----------
@@ -232,7 +235,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     n_features_in_ : int
         Values in an image, ``H * W * C``.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, if X was a DataFrame with string names.
 
     image_shape_ : (H, W, C)
@@ -261,6 +264,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     validation_scores_, validation_loss_curve_ : list of float
         Of each epoch; empty without validation data.
+
+    learning_rates_ : list of float
+        Of each epoch's last step.
 
     t_ : int
         Images that updates were made with.
@@ -466,15 +472,18 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         y : array-like of shape (n,)
             Labels of any sortable type.
         sample_weight : array-like of shape (n,), default=None
+            How much each image counts.
         X_val, y_val, sample_weight_val : as X, y, sample_weight, default=None
             Validation data. They give the validation curves and, with `early_stopping`, decide when to stop.
 
         Returns
         -------
-        self : object
+        CNNClassifier
+            This estimator, fitted.
 
         Raises
         ------
@@ -544,14 +553,18 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         y : array-like of shape (n,)
+            Labels.
         classes : array-like of shape (n_classes,), default=None
             All labels that will ever come; needed in the first call.
         sample_weight : array-like of shape (n,), default=None
+            How much each image counts.
 
         Returns
         -------
-        self : object
+        CNNClassifier
+            This estimator.
 
         Raises
         ------
@@ -610,6 +623,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         self.best_loss_, self.loss_curve_ = history.best_loss, history.loss_curve
         self.validation_scores_ = history.validation_scores
         self.validation_loss_curve_ = history.validation_loss_curve
+        self.learning_rates_ = history.learning_rates
         self.n_layers_, self.out_activation_ = len(self.network_.layers), "softmax"
 
     def _as_fitted(self) -> dict[str, Any]:
@@ -651,12 +665,18 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Rows, labels and weights; `n_features_in_` and `image_shape_` are set, or checked if there."""
         rows, y = self._check_images(X, y, reset=not hasattr(self, "image_shape_"))
-        check_classification_targets(y)
+        check_labels(y)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
             if not sample_weight.any():
                 raise ValueError("sample_weight is zero for every image")
+            self._check_weight("sample_weight", sample_weight)
         return row_contiguous(rows), y, sample_weight
+
+    def _check_weight(self, name: str, weight: np.ndarray) -> None:
+        # Losses times weights are added up in the network's dtype; a loss seldom passes 1e6.
+        if weight.max() > float(np.finfo(self.dtype).max) / 1e6 / len(weight):
+            raise ValueError(f"{name} has values up to {weight.max():.3g}, too large for {self.dtype}")
 
     def _encode(self, y: np.ndarray) -> np.ndarray:
         """Places in `classes_`."""
@@ -668,8 +688,11 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     def _check_validation(self, X_val: Any, y_val: Any, sample_weight_val: Any) -> _Images | None:
         """Validation data that were given."""
         if X_val is not None and y_val is not None:
-            rows, y, weight = self._check_training_data(X_val, y_val, sample_weight_val)
-            return _Images(rows, self._encode(y), weight)
+            try:
+                rows, y, weight = self._check_training_data(X_val, y_val, sample_weight_val)
+                return _Images(rows, self._encode(y), weight)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"validation data: {error}") from error
         for name, value in (("X_val", X_val), ("y_val", y_val), ("sample_weight_val", sample_weight_val)):
             if value is not None:
                 raise ValueError(f"{name} was given: X_val and y_val are needed together")
@@ -713,7 +736,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             network.load_params(self.network_.params)
         else:
             self.channel_offset_, self.channel_scale_ = fit_scaling(
-                self.scale, data.rows, self.image_shape_, index, data.weight
+                self.scale, data.rows, self.image_shape_, index, data.weight, float(np.finfo(self.dtype).max)
             )
         self.network_ = network
 
@@ -750,7 +773,12 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         if self.class_weight is not None:
             y = self.classes_[data.labels[index]]
             by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+            if not (np.isfinite(by_class).all() and (by_class >= 0).all() and by_class.any()):
+                raise ValueError(
+                    f"class_weight must be finite and not negative, and not 0 for all classes, got {self.class_weight}"
+                )
             weight = by_class[data.labels] * (1 if weight is None else weight)
+            self._check_weight("class_weight times sample_weight", weight)
         builder = self._builder(data.rows, check_augment(self.augment))
         return BatchLoader(builder, data.labels, weight, self.batch_size, self.shuffle, seed, rows=index)
 
@@ -774,7 +802,10 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     def _validate(self, held_out: _Images) -> tuple[float, float]:
         """Score and loss."""
-        log_proba = _log_softmax(self._run(self.network_.forward, held_out.rows))
+        logits = self._run(self.network_.forward, held_out.rows)
+        if not np.isfinite(logits).all():
+            return nan, nan
+        log_proba = _log_softmax(logits)
         losses = -np.take_along_axis(log_proba, held_out.labels[:, np.newaxis], axis=1)[:, 0]
         loss = float(np.average(losses, weights=held_out.weight))
         if self.scoring == "loss":
@@ -794,12 +825,14 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         tta : "flip", False or None, default=None
             As the parameter of the estimator, which None stands for; False: without.
 
         Returns
         -------
         ndarray of shape (n,)
+            Labels of `classes_`.
         """
         proba = self.predict_proba(X, tta)
         return self.classes_[proba.argmax(axis=1)]
@@ -810,6 +843,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         tta : "flip", False or None, default=None
             As the parameter of the estimator, which None stands for; False: without.
 
@@ -820,8 +854,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         """
         flips, rows, proba = self._flips(tta), self._rows(X), self.network_.predict_proba
         if not flips:
-            return self._run(proba, rows)
-        return self._run(lambda x: (proba(x) + proba(x[:, :, ::-1])) / 2, rows)
+            return self._predict(proba, rows)
+        return self._predict(lambda x: (proba(x) + proba(x[:, :, ::-1])) / 2, rows)
 
     def predict_log_proba(self, X: Any, tta: str | bool | None = None) -> np.ndarray:
         """The logarithm of each class's probability, finite where the probability is rounded to 0.
@@ -829,6 +863,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
         tta : "flip", False or None, default=None
             As the parameter of the estimator, which None stands for; False: without.
 
@@ -843,8 +878,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             return _log_softmax(self.network_.forward(x))
 
         if not flips:
-            return self._run(log_proba, rows)
-        return self._run(lambda x: np.logaddexp(log_proba(x), log_proba(x[:, :, ::-1])) - log(2), rows)
+            return self._predict(log_proba, rows)
+        return self._predict(lambda x: np.logaddexp(log_proba(x), log_proba(x[:, :, ::-1])) - log(2), rows)
 
     def _rows(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -857,6 +892,33 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         if asked not in (None, False, "flip"):
             raise ValueError(f'tta must be "flip", False or None, got {asked!r}')
         return asked == "flip"
+
+    def network_input(self, X: Any) -> np.ndarray:
+        """Images as `network_` takes them: ``(image - channel_offset_) / channel_scale_``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+
+        Returns
+        -------
+        ndarray of shape (n, H, W, C), of the network's dtype
+        """
+        rows = self._rows(X)
+        x = np.empty((len(rows), *self.image_shape_), self.network_.dtype)
+        self._builder(rows).build(np.arange(len(rows)), x)
+        return x
+
+    def _predict(self, of_batch: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """`_run`, if its result is finite."""
+        result = self._run(of_batch, rows)
+        if not np.isfinite(result).all():
+            image = int(np.nonzero(~np.isfinite(result).all(axis=1))[0][0])
+            raise ValueError(
+                f"the network's output is not finite for image {image} of X: its pixels (from {rows[image].min():.3g} "
+                f"to {rows[image].max():.3g}) are too large for {self.network_.dtype}, or the parameters are"
+            )
+        return result
 
     def _run(self, of_batch: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
         """`of_batch` of all images, a few at a time."""
@@ -918,25 +980,26 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     # ----------------------------------------------------------------------------------- inspection
 
     def summary(self) -> Summary:
-        """The network as a table: each layer's output shape, parameters and multiply-adds.
+        """The network as a table: each layer's output shape, parameters, multiply-adds, memory and kernel.
 
         Says too what was made smaller than asked for, because the images are small.
 
         Returns
         -------
         Summary
-            Shows itself as text, and in notebooks as HTML.
+            Shows itself as text, in notebooks as HTML, and as a table of rich on its consoles.
         """
         check_is_fitted(self)
         layers = self.network_.layers
         asked = self._architecture()  # of parameters that may have changed since `fit`
         notes = asked.notes if tuple(asked.layers) == layers[:-1] else {}
-        return summarize(layers, self.image_shape_, notes)
+        network = self.network_
+        return summarize(layers, self.image_shape_, notes, dtype=network.dtype.name, kernels=network.kernels())
 
     def _repr_html_inner(self) -> str:
         """scikit-learn's picture of an estimator, and once it is fitted the layers."""
         html = estimator_html_repr(self)
-        return html + f"<div>{draw(self.summary())}</div>" if self.__sklearn_is_fitted__() else html
+        return html + _layers_html(self.summary()) if self.__sklearn_is_fitted__() else html
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -946,6 +1009,11 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "network_")
+
+
+def _layers_html(summary: Summary) -> str:
+    table = f"<details><summary>layers</summary>{summary._repr_html_()}</details>"
+    return f'<div style="overflow-x:auto">{draw(summary)}{table}</div>'
 
 
 def _draw_seed(random_state: Any) -> int:

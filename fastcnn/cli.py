@@ -1,4 +1,4 @@
-"""The command line: `fastcnn train|evaluate|predict|info|doctor`.
+"""The command line: `fastcnn train|evaluate|predict|info|report|doctor`.
 
 Only the standard library is imported here, so that `fastcnn --help` answers at once; what a command needs is
 imported when it runs. Exit codes: 0 fine, 1 it failed, 2 wrong usage, 130 interrupted.
@@ -29,6 +29,7 @@ examples:
   fastcnn train --save model.safetensors        train on Fashion-MNIST, or on the embedded digits
   fastcnn evaluate model.safetensors            how good it is, class by class
   fastcnn predict model.safetensors shoe.png    what is on a picture
+  fastcnn report model.safetensors -o report.html   what the network sees, as one page for a browser
   fastcnn doctor                                what fastcnn found on this machine, and whether it works
 
 `fastcnn COMMAND --help` tells more, with examples. In Python: from fastcnn import CNNClassifier
@@ -78,6 +79,16 @@ the training images: Fashion-MNIST is white on black, so a photo of a shoe on a 
 examples:
   fastcnn predict model.safetensors shoe.png
   fastcnn predict model.safetensors photos/*.jpg --invert --top 1
+"""
+
+_REPORT_EPILOG = """
+The page shows the layers, the course of the training, the confusion matrix, filters and mistakes, and walks test images
+through the network step by step. It is one file, loads nothing, and needs no other program than a browser.
+DATA is what `fastcnn evaluate` takes.
+
+examples:
+  fastcnn report model.safetensors -o report.html
+  fastcnn report pets.safetensors --data pets/ --held-out -o pets.html
 """
 
 _DOCTOR_EPILOG = """
@@ -188,6 +199,15 @@ def _make_parser() -> _Parser:
 
     command = add("info", "What is in a model file: layers, classes, images.")
     command.add_argument("model", metavar="MODEL", help="a file that `fastcnn train --save` wrote")
+
+    command = add("report", "What a network sees, as one page for a browser.", _REPORT_EPILOG)
+    command.add_argument("model", metavar="MODEL", help="a file that `fastcnn train --save` wrote")
+    command.add_argument("--data", metavar="DATA", help="fashion-mnist, digits or a folder")
+    command.add_argument("--held-out", action="store_true", help="only the images that `fastcnn train` keeps back")
+    command.add_argument("-o", "--output", metavar="FILE", default="report.html", help="default: report.html")
+    command.add_argument("--images", type=_count, default=24, metavar="N", help="images to choose from (default: 24)")
+    command.add_argument("--title", metavar="TEXT", help="of the page")
+    _add_threads(command)
 
     add("doctor", "What fastcnn found on this machine, and whether it works.", _DOCTOR_EPILOG)
     return parser

@@ -1,4 +1,4 @@
-"""What the commands `fastcnn train`, `evaluate`, `predict` and `info` do; `cli` reads the command line.
+"""What the commands `fastcnn train`, `evaluate`, `predict`, `info` and `report` do; `cli` reads the command line.
 
 Slow imports wait until they are needed: `info` reads a file and needs no compiler.
 """
@@ -23,8 +23,9 @@ import fastcnn
 
 if TYPE_CHECKING:
     from fastcnn.classifier import CNNClassifier
+    from fastcnn.inspection import Summary
 
-__all__ = ["evaluate", "info", "predict", "train"]
+__all__ = ["evaluate", "info", "predict", "report", "train"]
 
 Data = tuple[np.ndarray, np.ndarray]  # images and labels
 
@@ -237,6 +238,21 @@ def _check_writable(path: Path, what: str) -> None:
 def evaluate(args: argparse.Namespace) -> int:
     """Accuracy on test images: of all, of each class, and what is taken for what."""
     clf = _load_classifier(args)
+    source, which, (X, y) = _load_test(args, clf)
+    predicted = clf.predict(X)
+    _say("model", args.model)
+    _say("data", f"{source.title}: {len(X):,} images, {which}")
+    _say("accuracy", f"{np.mean(predicted == y):.4f}")
+    print()
+    n_classes = len(clf.classes_)
+    pairs = np.searchsorted(clf.classes_, y) * n_classes + np.searchsorted(clf.classes_, predicted)
+    confusion = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+    _print_confusion(confusion, [str(name) for name in clf.classes_.tolist()])
+    return 0
+
+
+def _load_test(args: argparse.Namespace, clf: CNNClassifier) -> tuple[_Source, str, Data]:
+    """The images to test a model with, and which of the data set's they are."""
     source = _find_source(args.data or _data_of(clf, args.model))
     named = clf.classes_.dtype.kind in "UO"
     X, y = _load(source, "test", *_picture_format(clf, args.model), named=named)
@@ -248,16 +264,7 @@ def evaluate(args: argparse.Namespace) -> int:
         y = y.astype(str)
     if unknown := sorted(set(y.tolist()) - set(clf.classes_.tolist()), key=str):
         raise ValueError(f"{source.name} has the class {unknown[0]!r}, which the model does not know: {_classes(clf)}")
-    predicted = clf.predict(X)
-    _say("model", args.model)
-    _say("data", f"{source.title}: {len(X):,} images, {which}")
-    _say("accuracy", f"{np.mean(predicted == y):.4f}")
-    print()
-    n_classes = len(clf.classes_)
-    pairs = np.searchsorted(clf.classes_, y) * n_classes + np.searchsorted(clf.classes_, predicted)
-    confusion = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
-    _print_confusion(confusion, [str(name) for name in clf.classes_.tolist()])
-    return 0
+    return source, which, (X, y)
 
 
 def _print_confusion(confusion: np.ndarray, names: Sequence[str]) -> None:
@@ -355,8 +362,41 @@ def info(args: argparse.Namespace) -> int:
     _say("settings", ", ".join(f"{name}={settings[name]}" for name in names if name in settings))
     _say("numbers", model.dtype)
     print()
-    print(summarize(model.layers, model.image_shape))
+    _print_summary(summarize(model.layers, model.image_shape, dtype=model.dtype))
     return 0
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write a page about a model."""
+    from fastcnn.inspection import write_report
+
+    _check_writable(Path(args.output), "the report")
+    clf = _load_classifier(args)
+    source, which, (X, y) = _load_test(args, clf)
+    _say("model", args.model)
+    _say("data", f"{source.title}: {len(X):,} images, {which}")
+    names: dict[str, Any] = {
+        "data": f"{source.title}, {which}",
+        "model": f"{Path(args.model).name} ({_megabytes(args.model)})",
+    }
+    if args.title:
+        names["title"] = args.title
+    n = write_report(args.output, clf, X, y, n_images=args.images, **names)
+    _say("report", f"{args.output} ({_megabytes(args.output)}), with {_count(n, 'image')} to walk through the network")
+    return 0
+
+
+def _print_summary(summary: Summary) -> None:
+    """In a terminal as a table of rich; plain lines where another program reads them."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(file=sys.stdout, highlight=False).print(summary)
+    else:
+        print(summary)
 
 
 # -------------------------------------------------------------------------------------------------------------- output

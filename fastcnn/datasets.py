@@ -64,6 +64,7 @@ def fetch_fashion_mnist(subset: str = "train", return_X_y: bool = True, data_hom
     Returns
     -------
     X : ndarray of uint8, shape (n, 28, 28)
+        Images, white on black.
     y : ndarray of int64, shape (n,)
         T-shirt/top, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot are 0 to 9.
 
@@ -158,6 +159,7 @@ def load_idx_folder(path: StrPath, subset: str = "train", return_X_y: bool = Tru
     X : ndarray of uint8, shape (n, H, W)
         The images as they are stored; note that EMNIST stores them transposed (``X.transpose(0, 2, 1)``).
     y : ndarray of int64, shape (n,)
+        Labels as they are stored.
 
     Raises
     ------
@@ -263,7 +265,9 @@ def load_digits_images(return_X_y: bool = True) -> Data:
     Returns
     -------
     X : ndarray of uint8, shape (1797, 8, 8)
+        Images, white on black.
     y : ndarray of int64, shape (1797,)
+        Which digit it is.
     """
     from sklearn.datasets import load_digits  # here, because it loads all of scikit-learn's data sets
 
@@ -275,6 +279,8 @@ def load_digits_images(return_X_y: bool = True) -> Data:
 
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+# Pillow's names of them. It tells formats by content and has many: for EPS it would start another program.
+_IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 
 
@@ -284,7 +290,8 @@ def load_image_folder(
     """Load a folder of pictures with one sub-folder per class, e.g. ``pets/cat/1.jpg``, ``pets/dog/1.jpg``.
 
     Classes, and the images of a class, come in the order of their names. Hidden files and files that are not
-    png, jpg, jpeg, bmp, gif, webp, ppm, pgm or tif are left out. Pixels are converted as `load_image` tells.
+    png, jpg, jpeg, bmp, gif, webp, ppm, pgm or tif are left out; links are followed. Pixels are converted as
+    `load_image` tells.
 
     Parameters
     ----------
@@ -298,13 +305,15 @@ def load_image_folder(
     Returns
     -------
     X : ndarray of uint8, shape (n, H, W) or (n, H, W, 3)
+        Images.
     y : ndarray of str, shape (n,)
         The names of the class folders.
 
     Raises
     ------
     ValueError
-        There are no class folders, one holds no image, an image cannot be read, or sizes differ.
+        There are no class folders, one holds no image, an image cannot be read or has more pixels than
+        ``PIL.Image.MAX_IMAGE_PIXELS``, or sizes differ.
     FileNotFoundError, ImportError
         The folder is missing; Pillow is missing.
     """
@@ -336,10 +345,31 @@ def load_image_folder(
 
 
 def load_image(path: StrPath, image_shape: tuple[int, int] | None = None, color: bool | None = None) -> np.ndarray:
-    """Load one picture as uint8, (H, W) or (H, W, 3); parameters and errors as in `load_image_folder`.
+    """Load one picture.
 
     The camera's orientation tag is applied, transparency is dropped, 16-bit grey keeps its upper 8 bits, grey
     from colour is ITU-R 601 luma, an animation gives its first frame, resizing is bilinear.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    image_shape : (H, W), default=None
+        Resize the picture to this.
+    color : bool, default=None
+        True for colour, False for grey, None for what is stored.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W) or (H, W, 3)
+        The picture.
+
+    Raises
+    ------
+    ValueError
+        The file cannot be read as an image, or `image_shape` is not one.
+    FileNotFoundError, ImportError
+        The file is missing; Pillow is missing.
     """
     if image_shape is not None:
         sizes = np.asarray(image_shape)
@@ -379,7 +409,10 @@ def _open_image(path: StrPath) -> Iterator[Any]:
     except ImportError as error:
         raise ImportError("reading image files needs Pillow: pip install fastcnn[images]") from error
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_IMAGE_FORMATS) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and math.prod(image.size) > limit:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than Image.MAX_IMAGE_PIXELS, {limit}")
             yield image
     except (FileNotFoundError, PermissionError, MemoryError):
         raise

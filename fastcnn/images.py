@@ -6,7 +6,7 @@ Nothing here copies a whole set of images to float; a set of uint8 stays uint8.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import isqrt, prod
+from math import inf, isqrt, prod
 from typing import Any
 
 import numpy as np
@@ -35,10 +35,13 @@ def as_rows(X: Any) -> tuple[Any, ImageShape | None]:
     Raises
     ------
     ValueError
-        More than four dimensions.
+        More than four dimensions, images of different shapes, or a dtype that holds no numbers.
+    TypeError
+        X is nothing like an array.
     """
     if not hasattr(X, "ndim"):
-        X = np.asarray(X)
+        X = _as_array(X)
+    _check_dtype(X)
     if X.ndim > 4:
         raise ValueError(
             f"X of shape {tuple(X.shape)} has {X.ndim} dimensions: expected (n, H, W), (n, H, W, C) or (n, H*W*C)"
@@ -48,6 +51,29 @@ def as_rows(X: Any) -> tuple[Any, ImageShape | None]:
     X = np.asarray(X)
     height, width, channels = X.shape[1:] if X.ndim == 4 else (*X.shape[1:], 1)
     return X.reshape(len(X), height * width * channels), (height, width, channels)
+
+
+def _as_array(X: Any) -> np.ndarray:
+    try:
+        array = np.asarray(X)
+    except ValueError as error:
+        raise ValueError(
+            f"X is a {type(X).__name__} that no array can be made of: are its images of one shape?"
+        ) from error
+    if array.ndim == 0 and array.dtype == object:
+        raise TypeError(f"X is a {type(X).__name__}, expected an array of images")
+    return array
+
+
+def _check_dtype(X: Any) -> None:
+    """ValueError where X holds no numbers. (What complex numbers and objects are is left to scikit-learn.)"""
+    dtype = getattr(X, "dtype", None)
+    if not isinstance(dtype, np.dtype):  # a data frame: its columns have dtypes of their own
+        return
+    if dtype.kind not in "biufcO":
+        raise ValueError(f"X has dtype {dtype}, expected numbers")
+    if dtype.kind == "O" and X.ndim == 1 and len(X) and hasattr(X[0], "shape"):
+        raise ValueError(f"X is a vector of {len(X)} arrays, expected one array: np.stack(X), if they are of one shape")
 
 
 def row_contiguous(rows: np.ndarray) -> np.ndarray:
@@ -111,6 +137,7 @@ def fit_scaling(
     image_shape: ImageShape,
     index: np.ndarray,
     weight: np.ndarray | None = None,
+    limit: float = inf,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a network's input is made with: ``(pixel - offset) / scale``, channel by channel.
 
@@ -125,10 +152,17 @@ def fit_scaling(
         The images to look at.
     weight : array (n,) or None
         For "standardize": how often each image counts.
+    limit : float
+        For None: the largest number that the network's dtype holds.
 
     Returns
     -------
     offset, scale : float64 arrays (C,); a channel without spread has scale 1
+
+    Raises
+    ------
+    ValueError
+        If values are so large that mean, deviation or range are not finite, or above `limit`.
     """
     channels = image_shape[2]
     offset, scale = np.zeros(channels), np.ones(channels)
@@ -143,6 +177,12 @@ def fit_scaling(
         low = min(float(rows[index[part]].min()) for part in chunks(len(index)))
         high = max(float(rows[index[part]].max()) for part in chunks(len(index)))
         offset[:], scale[:] = low, high - low
+    elif kind is None and rows.dtype == np.float64:
+        largest = max(float(np.abs(rows[index[part]]).max()) for part in chunks(len(index)))
+        if largest > limit:
+            raise ValueError(f"X has values up to {largest:.3g}, too large for the network's dtype without scaling")
+    if not (np.isfinite(offset).all() and np.isfinite(scale).all()):
+        raise ValueError(f'X has values too large for scale="{kind}": their mean, deviation or range is not finite')
     scale[scale == 0] = 1
     return offset, scale
 
@@ -159,5 +199,6 @@ def _weighted_mean_std(
             total += np.tensordot(weight[index[part]], of(pixels).mean(axis=1), axes=1)
         return total / weight[index].sum()
 
-    mean = weighted_mean(lambda pixels: pixels)
-    return mean, np.sqrt(weighted_mean(lambda pixels: (pixels - mean) ** 2))
+    with np.errstate(over="ignore", invalid="ignore"):  # an infinite result is noticed by who asked
+        mean = weighted_mean(lambda pixels: pixels)
+        return mean, np.sqrt(weighted_mean(lambda pixels: (pixels - mean) ** 2))

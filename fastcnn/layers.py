@@ -40,15 +40,58 @@ class Layer:
     """What every layer spec answers. Subclasses are frozen dataclasses."""
 
     def output_shape(self, in_shape: Shape) -> Shape:
-        """Shape of one sample's output; ValueError where `in_shape` cannot be taken."""
+        """Shape of one sample's output.
+
+        Parameters
+        ----------
+        in_shape : tuple of int
+            Of one sample's input: (H, W, C), or (n_in,).
+
+        Returns
+        -------
+        tuple of int
+            (P, Q, K), or (n_out,).
+
+        Raises
+        ------
+        ValueError
+            If the layer cannot take `in_shape`.
+        """
         return self.lower(in_shape)[-1].out_shape
 
     def param_shapes(self, in_shape: Shape) -> dict[str, Shape]:
-        """Names and shapes of the parameters, in the order they are stored."""
+        """Names and shapes of the parameters.
+
+        Parameters
+        ----------
+        in_shape : tuple of int
+            Of one sample's input.
+
+        Returns
+        -------
+        dict of str to tuple of int
+            In the order in which they are stored.
+        """
         return {}
 
     def lower(self, in_shape: Shape) -> tuple[Op, ...]:
-        """The primitive ops this layer stands for, at least one."""
+        """The primitive ops that this layer stands for.
+
+        Parameters
+        ----------
+        in_shape : tuple of int
+            Of one sample's input.
+
+        Returns
+        -------
+        tuple of Op
+            At least one.
+
+        Raises
+        ------
+        ValueError
+            If the layer cannot take `in_shape`.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define lower()")
 
 
@@ -78,13 +121,25 @@ class Conv2D(Layer):
     ----------
     filters : int
         Channels out, K.
-    kernel_size, stride, dilation : int or (int, int)
-    padding : "same", "valid", int, (ph, pw) or ((top, bottom), (left, right))
+    kernel_size : int or (int, int), default=3
+        Height and width of the window.
+    stride : int or (int, int), default=1
+        The window's step.
+    padding : "same", "valid", int, (ph, pw) or ((top, bottom), (left, right)), default="same"
         "same" is Keras's: output ``ceil(n / stride)``, the odd pixel at the bottom and right.
-    groups : int
+    dilation : int or (int, int), default=1
+        Distance between the window's taps.
+    groups : int, default=1
         Divides channels in and out; ``groups == C`` is a depthwise convolution.
-    use_bias : bool
-    activation : None, "relu", "elu", "tanh", "leaky_relu" or "silu"
+    use_bias : bool, default=True
+        Whether a number is added to each channel out.
+    activation : None, "relu", "elu", "tanh", "leaky_relu" or "silu", default=None
+        What follows; the same as a layer of its own.
+
+    Raises
+    ------
+    ValueError
+        If a value is not as described.
 
     Notes
     -----
@@ -134,8 +189,21 @@ def _as_tuple(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class MaxPool2D(Layer):
-    """Largest value in each window: (H, W, C) -> (P, Q, C). `stride` None: the window's size. Pads with minus
-    infinity.
+    """Largest value in each window: (H, W, C) -> (P, Q, C).
+
+    Parameters
+    ----------
+    pool_size : int or (int, int), default=2
+        Height and width of the window.
+    stride : int, (int, int) or None, default=None
+        The window's step. None: its size.
+    padding : as for `Conv2D`, default="valid"
+        With minus infinity.
+
+    Raises
+    ------
+    ValueError
+        If a value is not as described.
     """
 
     pool_size: Any = 2
@@ -152,8 +220,23 @@ class MaxPool2D(Layer):
 
 @dataclass(frozen=True)
 class AvgPool2D(Layer):
-    """Mean of each window: (H, W, C) -> (P, Q, C); of its pixels inside the image, or of all with
-    `count_include_pad`.
+    """Mean of each window: (H, W, C) -> (P, Q, C).
+
+    Parameters
+    ----------
+    pool_size : int or (int, int), default=2
+        Height and width of the window.
+    stride : int, (int, int) or None, default=None
+        The window's step. None: its size.
+    padding : as for `Conv2D`, default="valid"
+        With zeros.
+    count_include_pad : bool, default=False
+        Whether the mean is of all of the window's pixels, and not of those inside the image alone.
+
+    Raises
+    ------
+    ValueError
+        If a value is not as described.
     """
 
     pool_size: Any = 2
@@ -192,6 +275,16 @@ class AdaptiveMaxPool2D(Layer):
 
     The step is ``H // P`` and the window ``H - (P - 1) * step``, so that images of any size give as many features;
     windows overlap where `P` does not divide `H`. An image with fewer pixels than that keeps them.
+
+    Parameters
+    ----------
+    output_size : int or (int, int), default=2
+        Height and width of the output.
+
+    Raises
+    ------
+    ValueError
+        If it is not positive.
     """
 
     output_size: Any = 2
@@ -222,8 +315,25 @@ class Flatten(Layer):
 
 @dataclass(frozen=True)
 class Dense(Layer):
-    """Fully connected: (n_in,) -> (units,); an image is flattened first. ``weight`` is (n_in, units),
-    ``bias`` (units,).
+    """Fully connected: (n_in,) -> (units,); an image is flattened first.
+
+    Parameters
+    ----------
+    units : int
+        Values out.
+    use_bias : bool, default=True
+        Whether a number is added to each value out.
+    activation : None, "relu", "elu", "tanh", "leaky_relu" or "silu", default=None
+        What follows; the same as a layer of its own.
+
+    Raises
+    ------
+    ValueError
+        If a value is not as described.
+
+    Notes
+    -----
+    ``weight`` is (n_in, units), ``bias`` (units,).
     """
 
     units: int
@@ -250,8 +360,17 @@ class Dense(Layer):
 
 @dataclass(frozen=True)
 class Dropout(Layer):
-    """Sets a share `rate` of the values to zero in training and scales the others by 1 / (1 - rate)
-    (Srivastava et al. 2014).
+    """Zero for some of the values in training, others scaled by 1 / (1 - rate) (Srivastava et al. 2014).
+
+    Parameters
+    ----------
+    rate : float in [0, 1), default=0.5
+        Share of the values that becomes zero.
+
+    Raises
+    ------
+    ValueError
+        If `rate` is outside its range.
     """
 
     rate: float = 0.5
@@ -266,8 +385,19 @@ class Dropout(Layer):
 
 @dataclass(frozen=True)
 class SpatialDropout(Layer):
-    """Sets whole channels of an image, a share `rate` of them, to zero in training and scales the others by
-    1 / (1 - rate) (Tompson et al. 2015, "Efficient object localization using convolutional networks").
+    """Zero for some of an image's channels in training, others scaled by 1 / (1 - rate).
+
+    Tompson et al. 2015, "Efficient object localization using convolutional networks".
+
+    Parameters
+    ----------
+    rate : float in [0, 1), default=0.5
+        Share of the channels that becomes zero.
+
+    Raises
+    ------
+    ValueError
+        If `rate` is outside its range.
     """
 
     rate: float = 0.5
@@ -289,6 +419,18 @@ class BatchNorm(Layer):
     ``weight`` (gamma), ``bias`` (beta), ``running_mean`` and ``running_var`` are (C,). In training the
     batch's statistics are used and ``running = momentum * running + (1 - momentum) * batch``; in inference
     the running ones.
+
+    Parameters
+    ----------
+    momentum : float in [0, 1], default=0.99
+        See above. PyTorch's is 1 minus this.
+    epsilon : float > 0, default=1e-3
+        Added to the variance.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside its range.
     """
 
     momentum: float = 0.99
@@ -328,7 +470,17 @@ class ReLU(Layer):
 
 @dataclass(frozen=True)
 class ELU(Layer):
-    """x where x > 0, else alpha * (exp(x) - 1) (Clevert et al. 2016)."""
+    """x where x > 0, else alpha * (exp(x) - 1) (Clevert et al. 2016).
+
+    Parameters
+    ----------
+    alpha : float > 0, default=1.0
+
+    Raises
+    ------
+    ValueError
+        If `alpha` is not positive.
+    """
 
     alpha: float = 1.0
 
@@ -342,7 +494,17 @@ class ELU(Layer):
 
 @dataclass(frozen=True)
 class LeakyReLU(Layer):
-    """x where x > 0, else alpha * x (Maas, Hannun and Ng 2013)."""
+    """x where x > 0, else alpha * x (Maas, Hannun and Ng 2013).
+
+    Parameters
+    ----------
+    alpha : float > 0, default=0.01
+
+    Raises
+    ------
+    ValueError
+        If `alpha` is not positive.
+    """
 
     alpha: float = 0.01
 
@@ -372,6 +534,11 @@ class Residual(Layer):
     skip : sequence of layers, default=()
         What x goes through on its way past `layers`, such as a `Conv2D` of 1x1 where the shape changes. Empty: x
         is added as it is.
+
+    Raises
+    ------
+    ValueError
+        If one of them is no list of layers; in use, if they do not give the same shape.
 
     Notes
     -----
@@ -435,7 +602,23 @@ _CHAINS = {"layers", "skip"}  # fields that hold layers
 
 
 def to_dict(layer: Layer) -> dict[str, Any]:
-    """`layer` as JSON-ready values: its class's name under "layer", then its fields."""
+    """A layer as JSON-ready values.
+
+    Parameters
+    ----------
+    layer : Layer
+        Of this module.
+
+    Returns
+    -------
+    dict
+        Its class's name under "layer", then its fields.
+
+    Raises
+    ------
+    ValueError
+        If it is a layer of another module.
+    """
     name = type(layer).__name__
     if _LAYERS.get(name) is not type(layer):
         raise ValueError(f"{layer!r} is not a layer of fastcnn.layers")
@@ -446,7 +629,23 @@ def to_dict(layer: Layer) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any]) -> Layer:
-    """The layer that `to_dict` described; ValueError names an unknown layer, field or value."""
+    """The layer that `to_dict` described.
+
+    Parameters
+    ----------
+    values : mapping
+        What `to_dict` gave.
+
+    Returns
+    -------
+    Layer
+        Equal to that one.
+
+    Raises
+    ------
+    ValueError
+        If the layer, a field or a value is unknown; the message names it.
+    """
     values = dict(values)
     name = values.pop("layer", None)
     if name not in _LAYERS:

@@ -45,7 +45,7 @@ class ImageScaler(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
     n_features_in_ : int
         Values in an image, ``H * W * C``.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, if X was a DataFrame with string names.
 
     Examples
@@ -74,7 +74,20 @@ class ImageScaler(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Learn the scaling of the images `X`, (n, H, W), (n, H, W, C) or (n, H*W*C); `y` is not used."""
+        """Learn the scaling of images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
+        y : None
+            Not used.
+
+        Returns
+        -------
+        ImageScaler
+            This transformer, fitted.
+        """
         rows = row_contiguous(self._check_images(X, reset=True))
         self.channel_offset_, self.channel_scale_ = fit_scaling(
             self.scale, rows, self.image_shape_, np.arange(len(rows))
@@ -82,7 +95,17 @@ class ImageScaler(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """Scaled images of the shape that `X` has.
+        """Scale images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
+
+        Returns
+        -------
+        ndarray
+            Scaled images, of the shape that `X` has.
 
         Raises
         ------
@@ -92,7 +115,18 @@ class ImageScaler(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
         return self._apply(X, lambda pixels: (pixels - self.channel_offset_) / self.channel_scale_)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """The images as they were before `transform`, as floats."""
+        """Undo `transform`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Scaled images.
+
+        Returns
+        -------
+        ndarray of float
+            The images as they were, of the shape that `X` has.
+        """
         return self._apply(X, lambda pixels: pixels * self.channel_scale_ + self.channel_offset_)
 
     def _apply(self, X: Any, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -138,12 +172,35 @@ class ImageFlattener(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Learn the shape of the images `X`; `y` is not used."""
+        """Learn the shape of images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
+        y : None
+            Not used.
+
+        Returns
+        -------
+        ImageFlattener
+            This transformer, fitted.
+        """
         self._check_images(X, reset=True)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """The images `X` as rows of shape (n, H*W*C).
+        """Images as rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
+
+        Returns
+        -------
+        ndarray of shape (n, H*W*C)
+            The same values.
 
         Raises
         ------
@@ -154,7 +211,18 @@ class ImageFlattener(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
         return self._check_images(X)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Rows as images (n, H, W, C)."""
+        """Rows as images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H*W*C)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n, H, W, C)
+            The same values.
+        """
         check_is_fitted(self)
         return self._check_images(X).reshape(-1, *self.image_shape_)
 
@@ -192,12 +260,35 @@ class ImageReshaper(TransformerMixin, ImageEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Check that the rows of `X` are images of `image_shape`; `y` is not used."""
+        """Check that rows are images of `image_shape`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H*W*C)
+            Rows.
+        y : None
+            Not used.
+
+        Returns
+        -------
+        ImageReshaper
+            This transformer, fitted.
+        """
         self._check_images(X, reset=True)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """The rows of `X` as images of shape (n, H, W, C).
+        """Rows as images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H*W*C)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n, H, W, C)
+            The same values.
 
         Raises
         ------
@@ -208,6 +299,17 @@ class ImageReshaper(TransformerMixin, ImageEstimator):
         return self._check_images(X).reshape(-1, *self.image_shape_)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Images as rows of shape (n, H*W*C)."""
+        """Images as rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W, C)
+            Images.
+
+        Returns
+        -------
+        ndarray of shape (n, H*W*C)
+            The same values.
+        """
         check_is_fitted(self)
         return self._check_images(X)

@@ -64,7 +64,20 @@ def fast(**parameters: Any) -> CNNClassifier:
 def balanced(**parameters: Any) -> CNNClassifier:
     """Seven convolutions, four of them with skips: 467,434 parameters for grey images of 10 classes.
 
-    Parameters, what is returned and raised are those of `fast`.
+    Parameters
+    ----------
+    **parameters
+        Of `CNNClassifier`, in place of the recipe's.
+
+    Returns
+    -------
+    CNNClassifier
+        Not fitted.
+
+    Raises
+    ------
+    TypeError
+        As `fast`.
     """
     return _classifier(_residual_layers(32, 64, 128), {"max_iter": 12, "augment": _erasing()}, parameters)
 
@@ -72,7 +85,20 @@ def balanced(**parameters: Any) -> CNNClassifier:
 def best(**parameters: Any) -> CNNClassifier:
     """As `balanced`, with half as many channels again: 1,046,746 parameters for grey images of 10 classes.
 
-    Parameters, what is returned and raised are those of `fast`.
+    Parameters
+    ----------
+    **parameters
+        Of `CNNClassifier`, in place of the recipe's.
+
+    Returns
+    -------
+    CNNClassifier
+        Not fitted.
+
+    Raises
+    ------
+    TypeError
+        As `fast`.
     """
     return _classifier(_residual_layers(48, 96, 192), {"max_iter": 20, "augment": _erasing()}, parameters)
 

@@ -280,7 +280,7 @@ def test_wrong_shape_at_predict(fitted, shape, message):
         (np.full((4, 8, 8), np.nan), None, "NaN"),
         (np.full((4, 8, 8), np.inf), None, "infinity"),
         (np.zeros((4, 0, 8)), None, "0 feature"),
-        (np.full((4, 64), "a"), None, "could not convert"),
+        (np.full((4, 64), "a"), None, "expected numbers"),
     ],
 )
 def test_wrong_images_at_fit(X, image_shape, message):
@@ -379,6 +379,7 @@ def test_html(few):
     clf.fit(*few)
     for html in (clf._repr_html_(), clf._repr_mimebundle_()["text/html"]):
         assert "CNNClassifier" in html and html.count("<svg") >= 1 and "Conv2D(filters=8)" in html
+        assert "<summary>layers</summary>" in html and "conv2d+bias+relu" in html
     clf.set_params(conv_channels=())  # what is drawn is what was fitted
     assert "Conv2D(filters=8)" in clf._repr_html_()
 

@@ -521,10 +521,24 @@ def test_info(trained):
     assert "3 epochs, 4,620 images" in out and "learning_rate_init=0.005" in out
     assert re.search(r"\(pixel - 77\.\d+\) / 95\.\d+", out)
     table = [line.split() for line in out[out.index("layer") :].splitlines()]
-    assert table[1] == ["images", "8x8x1"]
-    assert table[2] == ["0", "Conv2D(filters=8)", "8x8x8", "80", "4,608"]
-    assert table[4] == ["2", "MaxPool2D()", "4x4x8"]
-    assert table[-2:] == [["5", "Dense(units=10)", "10", "330", "320"], ["all", "4,538", "9,024"]]
+    assert table[1] == ["images", "8x8x1", "256", "B"]
+    assert table[2] == ["0", "Conv2D(filters=8)", "8x8x8", "80", "4,608", "conv2d+bias+relu+maxpool2d"]
+    assert table[4] == ["2", "MaxPool2D()", "4x4x8", "512", "B", "with", "0"]
+    assert table[-2] == ["5", "Dense(units=10)", "10", "330", "320", "40", "B", "dense+bias"]
+    assert table[-1] == ["all", "4,538", "9,024", "936", "B"]
+
+
+# --- report
+
+
+def test_report(trained, tmp_path):
+    path, _ = trained
+    code, out = run("report", path, "-o", tmp_path / "page.html", "--images", 5, "--title", "Digits & <more>")
+    assert code == 0 and "257 images" in out and "5 images to walk through" in out
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert f"({(tmp_path / 'page.html').stat().st_size / 1e6:.2f} MB)" in out
+    assert page.count('role="radio" aria-checked') == page.count('"bytes":"') == 5
+    assert "<h1>Digits &amp; &lt;more&gt;</h1>" in page and "digits.safetensors" in page
 
 
 # --- doctor
@@ -610,6 +624,8 @@ def test_self_check_sees_a_wrong_kernel(monkeypatch):
         ("train digits --save nowhere/model", 1, "nowhere: no such folder to save the model in"),
         ("train digits --save .", 1, ".: a folder, expected a file to save the model to"),
         ("train digits --checkpoint nowhere/run", 1, "nowhere: no such folder to save a checkpoint in"),
+        ("report nothing -o nowhere/page.html", 1, "nowhere: no such folder to save the report in"),
+        ("report nothing --images 0", 2, "argument --images: expected a whole number from 1 on, got '0'"),
         ("train digits --layers maxpool:16", 1, "layer 0, MaxPool2D(pool_size=16"),
         ("train digits --augment flip flip", 1, "augment holds RandomHorizontalFlip 2 times"),
         ("train .", 1, "expected one sub-folder of images per class"),
@@ -670,7 +686,8 @@ def test_help_and_version_are_quick():
     code = """
 import sys
 from fastcnn.cli import main
-for line in (["--version"], ["--help"], *([name, "--help"] for name in "train evaluate predict info doctor".split())):
+names = "train evaluate predict info report doctor".split()
+for line in (["--version"], ["--help"], *([name, "--help"] for name in names)):
     try:
         main(line)
     except SystemExit as stop:
@@ -680,7 +697,7 @@ assert not slow, slow
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"fastcnn {fastcnn.__version__}\n") and done.stdout.count("examples:") == 4
+    assert done.stdout.startswith(f"fastcnn {fastcnn.__version__}\n") and done.stdout.count("examples:") == 5
 
 
 def test_info_needs_no_compiler(trained):

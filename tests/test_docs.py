@@ -1,25 +1,47 @@
-"""What the documentation says is so: its examples run, and the files and commands it names exist."""
+"""What the documentation says is so: its examples run, and the files and commands it names exist.
+
+Blocks ```` ```python ```` of the pages run here, and once more when the pages are built (`make docs`).
+"""
 
 import contextlib
 import doctest
 import io
 import re
 import shlex
+import subprocess
+import sysconfig
+from os import environ, pathsep
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = (
-    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/convolution.md", "docs/gpu.md",
-    "examples/README.md",
-)  # fmt: skip
+DOCS = ROOT / "docs"
+GENERATED = ("docs/generated/", "docs/gallery/")
+PAGES = [
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "docs/gallery/index.md"),
+    *(
+        path
+        for path in sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
+        if not path.startswith(GENERATED)
+    ),
+]
+OF_OTHERS = {"python3", "pip", "."}  # programs that pages name
+
+
+def text_of(page):
+    """A page, with what it includes."""
+    text = (ROOT / page).read_text("utf-8")
+    return re.sub(
+        r"^```\{include\} (.*)\n", lambda m: ((ROOT / page).parent / m[1]).read_text("utf-8"), text, flags=re.MULTILINE
+    )
 
 
 def blocks(page, language):
     """The fenced code of one language on a page."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    text = (ROOT / page).read_text("utf-8")
+    return re.findall(rf"^```{language}(?: folded| run)?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def run(code):
@@ -56,7 +78,8 @@ def small_data(monkeypatch, tmp_path):
 
 
 def test_readme_examples(small_data):
-    search, save, recipes, layers, network = (run(code) for code in blocks("README.md", "python"))
+    pytest.importorskip("matplotlib").use("Agg")
+    search, save, recipes, look, layers, network = (run(code) for code in blocks("README.md", "python"))
 
     names, _ = search
     assert names["search"].best_params_ in [{"cnnclassifier__conv_channels": c} for c in [(16,), (16, 32)]]
@@ -70,6 +93,9 @@ def test_readme_examples(small_data):
     names, _ = recipes
     assert names["clf"].score(names["X"], names["y"]) > 0.9
 
+    names, _ = look
+    assert names["clf"].score(names["X"], names["y"]) > 0.5
+
     names, _ = layers
     assert names["clf"].network_.layers[:-1] == tuple(names["layers"])
     assert 1 <= names["clf"].best_iter_ <= names["clf"].n_iter_ == len(names["clf"].validation_scores_)
@@ -78,6 +104,41 @@ def test_readme_examples(small_data):
     assert names["losses"][-1] < names["losses"][0]
     assert names["y"].shape == (32, 10) and names["dx"].shape == names["x"].shape
     assert "conv2d+bias+relu+maxpool2d" in printed
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/") and blocks(page, "python")])
+def test_blocks_of_pages(page, monkeypatch, tmp_path):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("Agg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(DOCS / "extensions")
+    names = {"__name__": "page"}
+    for code in blocks(page, "python"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(code, page, "exec"), names)
+        plt.close("all")
+
+
+def test_the_way_without_python(tmp_path):
+    """From a clone to an explained model, by the commands of the page as they stand there."""
+    for name in ("docs", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    text = text_of("docs/commands.md").partition("## Your own pictures")[0]
+    commands = "".join(re.findall(r"^```sh(?: run)?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)).splitlines()
+    assert len(commands) < 10
+    path = {"PATH": sysconfig.get_path("scripts") + pathsep + environ["PATH"]}
+    printed = {}
+    for command in commands[3:]:  # those before install fastcnn
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environ | path, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        printed[command.split()[1]] = done.stdout
+    assert (tmp_path / "digits.safetensors").is_file()
+    assert float(re.search(r"test accuracy +(.*)", printed["train"])[1]) > 0.95
+    assert "most often mixed up" in printed["evaluate"] and "Conv2D" in printed["info"]
+    assert printed["predict"].splitlines()[1].split()[1] == "7"
+    assert "Grad-CAM" in (tmp_path / "report.html").read_text("utf-8")
 
 
 @pytest.mark.small
@@ -115,6 +176,26 @@ def test_the_plan_in_architecture():
     assert as_on_every_machine(shown) == as_on_every_machine(net.plan.describe())
 
 
+@pytest.mark.small
+def test_figures_are_those_that_were_measured():
+    """What the pages quote, and where it stands in the results. When these change, so must the pages."""
+    results = (ROOT / "bench/RESULTS.md").read_text("utf-8")
+    quoted = {
+        "13.5 s": "| first `fit`, cache empty | below 15 s | 13.5 s |",
+        "0.07 s": "| first fit, full cache | **0.07**",
+        "1.8 s": "| from fastcnn import CNNClassifier | **1.80**",
+        "257 MB": "| fastcnn | 178 | 223 | 257 |",
+        "178 MB": "| fastcnn | 178 | 223 | 257 |",
+        "6.4 s": "fastcnn default, n_jobs=1 6.4 s",
+        "9.8 s": "fastcnn default, n_jobs=2 9.8 s",
+        "1.8 times as long": "it takes 1.82 times as long",
+        "2.4 to 4.0 times": "no cell of them below | 1.3 | 2.40",
+    }
+    for figure, source in quoted.items():
+        assert [page for page in PAGES if figure in (ROOT / page).read_text("utf-8").replace("\n", " ")], figure
+        assert source in results, f"the pages say {figure}"
+
+
 # ------------------------------------------------------------------------------------------------ names that are used
 
 
@@ -126,9 +207,11 @@ def test_links_lead_somewhere(page):
             continue
         path, _, anchor = link.partition("#")
         target = (ROOT / page).parent / path if path else ROOT / page
+        if target.resolve().parent == DOCS / "gallery" and target.stem != "index":
+            target = ROOT / "examples" / f"{target.stem}.py"  # of which the page is made
         assert target.is_file(), f"{page}: {link}"
         if anchor:
-            headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
+            headings = re.findall(r"^#+ (.*)$", text_of(target.resolve().relative_to(ROOT)), re.MULTILINE)
             assert anchor in [re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings], link
 
 
@@ -165,4 +248,4 @@ def test_commands_exist(page):
         elif program == "fastcnn" and arguments != ["COMMAND", "--help"]:
             cli._make_parser().parse_args(arguments)
         else:
-            assert program == "fastcnn" or (ROOT / program).is_file(), line
+            assert program in {"fastcnn", *OF_OTHERS} or (ROOT / program).is_file(), line

@@ -14,8 +14,10 @@ FOLDER = Path(__file__).parents[1] / "examples"
 
 
 def run(name):
+    pytest.importorskip("matplotlib")
+    environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"} | {"MPLBACKEND": "Agg"}
     done = subprocess.run(
-        [sys.executable, "-W", "error", FOLDER / name], capture_output=True, text=True, timeout=300
+        [sys.executable, "-W", "error", FOLDER / name], capture_output=True, text=True, timeout=300, env=environment
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -48,6 +50,28 @@ def test_early_stopping():
     first, top = map(float, re.findall(r"-?\d\.\d+", validation))
     assert first < top < 0
     assert float(accuracy.split()[-1]) > 0.95 and float(search.split()[-1]) > 0.9
+
+
+def test_learning_rates():
+    lines = run("learning_rates.py").splitlines()
+    assert [line.split()[0] for line in lines] == ["constant", "cosine", "onecycle", "step"]
+    assert all(float(line.split()[-1]) > 0.95 for line in lines)
+
+
+def test_few_images():
+    plain, shifted = (
+        [float(score) for score in re.findall(r"0\.\d+", line)] for line in run("few_images.py").splitlines()
+    )
+    assert plain == sorted(plain) and plain[0] < shifted[0]
+
+
+def test_filters_and_maps():
+    assert float(run("filters_and_maps.py").split()[-1]) > 0.9
+
+
+def test_look_inside():
+    accuracy, wrong, n = (float(number) for number in re.findall(r"\d+\.?\d*", run("look_inside.py")))
+    assert accuracy == round(1 - wrong / n, 3) > 0.95
 
 
 def test_imbalanced():

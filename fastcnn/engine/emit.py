@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastcnn.engine.ops import IDENTITY, Group, PoolGeometry, Shape, identity_pool
+from fastcnn.engine.ops import IDENTITY, ConvGeometry, Group, PoolGeometry, Shape, identity_pool
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ def _emit_conv2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> B
     g: Any = group.head.geometry
     if e.winograd:
         g = g._replace(winograd=e.kernels.conv2d_algorithm(g, e.batch, e.dtype))
-    how = f"winograd F({g.winograd}x{g.winograd}, {g.r}x{g.s})" if g.winograd else "direct"
+    how = algorithm_name(g)
     weight, dw = e.param(group, "conv2d", "weight"), e.grad(group, "conv2d", "weight") if e.training else None
     if not e.fuse:
         pool: PoolGeometry = identity_pool(g.p, g.q, g.k)
@@ -139,6 +139,11 @@ def _emit_conv2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> B
         e.step(name, "conv2d_block_backward", *args, how=how)
 
     return backward
+
+
+def algorithm_name(g: ConvGeometry) -> str:
+    """How a convolution is computed, for people to read."""
+    return f"winograd F({g.winograd}x{g.winograd}, {g.r}x{g.s})" if g.winograd else "direct"
 
 
 def _folded(e: Emitter, group: Group, name: str, weight: np.ndarray) -> tuple[Any, Any]:

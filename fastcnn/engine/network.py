@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastcnn.engine.emit import algorithm_name
 from fastcnn.engine.fusion import fuse_ops, single_ops
 from fastcnn.engine.memory import aligned
 from fastcnn.engine.ops import ACTIVATIONS, IDENTITY, Group, Op, Shape
@@ -23,6 +25,7 @@ from fastcnn.training.optimizers import Adam, Matrix
 _KEPT_PLANS = 4  # the full and the last mini-batch, in training and in inference
 # In inference: of what goes into and comes out of the largest step, so that the next step finds it in the cache.
 _PART_BYTES, _LEAST_PART = 1 << 23, 16
+_networks: weakref.WeakSet[Network] = weakref.WeakSet()
 RUNNING_STATISTICS = ("running_mean", "running_var")  # parameters that training moves but no gradient does
 
 
@@ -40,9 +43,11 @@ class Network:
     Parameters
     ----------
     layers : sequence of layer specs
+        Of `fastcnn.layers`; nothing is added to them.
     input_shape : tuple of int
         One sample's shape: (H, W, C), or (n_in,) for a chain of dense layers.
     dtype : "float32" or "float64"
+        Of the parameters and the computation.
     device : "cpu", "cuda", "auto" or "reference"
         "cuda": parameters, gradients and all that lies between them live on the GPU. "auto": "cuda" where it works,
         else "cpu". "reference" runs the readable NumPy kernels.
@@ -54,12 +59,12 @@ class Network:
         Run fused kernels where there are some. Switched off, every op runs alone.
     optimizer : an optimiser of `fastcnn.training.optimizers` or None
         None: Adam with learning rate 1e-3.
-    weight_init : "auto", "he", "glorot" or "orthogonal"
-        Initial weights. "auto": He before ReLU and its kin, else Glorot.
     winograd : bool or None
         Compute 3x3 and 5x5 convolutions by Winograd's algorithm where a rule of their shapes says that it is faster: a
         mean error of about twice the direct sum's. None: yes, unless the environment variable FASTCNN_WINOGRAD
         is 0.
+    weight_init : "auto", "he", "glorot" or "orthogonal"
+        Initial weights. "auto": He before ReLU and its kin, else Glorot.
 
     Attributes
     ----------
@@ -169,10 +174,12 @@ class Network:
 
     @property
     def params(self) -> dict[str, np.ndarray]:
+        """The parameters by name, as views; on the GPU as read-only copies."""
         return _on_host(self._params)
 
     @property
     def grads(self) -> dict[str, np.ndarray]:
+        """The gradients by the names of their parameters, as views; on the GPU as read-only copies."""
         return _on_host(self._grads)
 
     def _hidden_matrices(self) -> list[Matrix]:
@@ -202,7 +209,12 @@ class Network:
                 self._params[f"{op.layer}.running_var"][...] = 1
 
     def load_params(self, params: Mapping[str, Any]) -> None:
-        """Copy `params` (names and shapes of `self.params`) in.
+        """Copy parameters in.
+
+        Parameters
+        ----------
+        params : mapping of str to array
+            All of them, with the names and shapes of the attribute `params`.
 
         Raises
         ------
@@ -259,12 +271,52 @@ class Network:
 
     @property
     def plan(self) -> Plan:
+        """The plan last run; ``plan.describe()`` tells what was fused and which kernels run."""
         with self._lock:
             return self._last_plan or self._plan_for(1, "inference")
 
+    def kernels(self, batch: int = 256) -> list[tuple[Group, str]]:
+        """What one kernel each computes in inference, and the algorithm where there are several.
+
+        Parameters
+        ----------
+        batch : int, default=256
+            Images together.
+
+        Returns
+        -------
+        list of (Group, str)
+            The ops that a kernel computes, and how.
+        """
+        described = []
+        for group in self._inference_groups:
+            geometry: Any = group.head.geometry
+            how = ""
+            if group.head.kind == "conv2d":
+                tile = self._kernels.conv2d_algorithm(geometry, batch, self.dtype) if self.winograd else 0
+                how = algorithm_name(geometry._replace(winograd=tile))
+            described.append((group, how))
+        return described
+
     def forward(self, x: Any, training: bool = False) -> np.ndarray:
-        """The last layer's output (N, ...) for `x` (N, *input_shape); with `training`, dropout and batch
-        statistics are on.
+        """The last layer's output.
+
+        Parameters
+        ----------
+        x : array-like of shape (N, ...)
+            Samples of the shape `input_shape`.
+        training : bool, default=False
+            Whether dropout and batch statistics are on, so that `backward` can follow.
+
+        Returns
+        -------
+        ndarray of shape (N, ...)
+            Outputs of the shape `output_shape`.
+
+        Raises
+        ------
+        ValueError
+            If `x` has another shape, or no numbers.
         """
         x = self._checked_input(x)
         with self._lock:
@@ -276,8 +328,22 @@ class Network:
             return y
 
     def backward(self, dy: Any) -> np.ndarray:
-        """Gradient of the input, from the gradient `dy` of the output of the last ``forward(training=True)``;
-        fills `grads`.
+        """Gradients of the last ``forward(x, training=True)``: of the parameters, in `grads`, and of `x`.
+
+        Parameters
+        ----------
+        dy : array-like of shape (N, ...)
+            The gradient of the output.
+
+        Returns
+        -------
+        ndarray of shape (N, ...)
+            The gradient of `x`.
+
+        Raises
+        ------
+        ValueError
+            If there was no such call, or `dy` has not the output's shape.
         """
         with self._lock:
             plan = self._last_plan
@@ -303,20 +369,28 @@ class Network:
         mix: Any = None,
         micro_batch_size: int | None = None,
     ) -> float:
-        """Forward, softmax + cross-entropy, backward, one optimiser update; the weighted mean loss of the
-        batch.
+        """Forward, softmax and cross-entropy, backward, one update by the optimiser.
 
         Parameters
         ----------
-        x : array (N, *input_shape)
-        labels : int array (N,), 0 <= label < n_classes
-        sample_weight : array (N,) or None
+        x : array-like of shape (N, ...)
+            Samples of the shape `input_shape`.
+        labels : array-like of int, shape (N,)
+            From 0 to n_classes - 1.
+        sample_weight : array-like of shape (N,) or None
+            How much each sample counts.
         label_smoothing : float in [0, 1)
+            Share of each label's weight that goes to all classes evenly.
         mix : (labels, shares) or None
             Of samples that are blends: the other one's label, and the first one's share in [0, 1].
         micro_batch_size : int or None
             Samples that go through the network together: gradients are added up over parts of the batch, and the
             memory needed is a part's. Batch normalisation then knows a part's statistics only.
+
+        Returns
+        -------
+        float
+            The weighted mean loss of the batch, before the update.
 
         Raises
         ------
@@ -385,7 +459,23 @@ class Network:
         return float(losses.sum(dtype=np.float64))
 
     def predict_proba(self, x: Any) -> np.ndarray:
-        """Softmax of the outputs, (N, n_classes)."""
+        """Softmax of the outputs.
+
+        Parameters
+        ----------
+        x : array-like of shape (N, ...)
+            Samples of the shape `input_shape`.
+
+        Returns
+        -------
+        ndarray of shape (N, n_classes)
+            Each row sums to 1.
+
+        Raises
+        ------
+        ValueError
+            If `x` has another shape, or no numbers.
+        """
         x = self._checked_input(x)
         with self._lock:
             proba = self._kernels.place(np.empty((len(x), *self.output_shape), self.dtype))
@@ -486,6 +576,7 @@ class Network:
 
     def _reset_transients(self) -> None:
         self._lock = threading.RLock()
+        _networks.add(self)
         self._plans: dict[tuple[int, str], Plan] = {}
         self._kept_memory = None
         self._last_plan = None
@@ -605,3 +696,13 @@ def _on_host(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
         if host is not array:
             host.flags.writeable = False
     return found
+
+
+def _after_fork_in_child() -> None:
+    """A thread that ran a batch of a network when another one forked does not exist in the child."""
+    for network in list(_networks):
+        network._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -84,13 +84,16 @@ def activation(name: str | None, alpha: float | None = None) -> Activation:
     return Activation(ACTIVATIONS.index(name), _ALPHA.get(name, 0.0) if alpha is None else float(alpha))
 
 
+_LARGEST = 2**31  # no window is so large, and products of two such sizes still fit into 64 bits
+
+
 def pair(value: object, name: str, minimum: int = 1) -> Pair:
     """`value` as two ints (an int stands for both), each at least `minimum`."""
     values = (value, value) if _is_int(value) else value
     if (
         not isinstance(values, (tuple, list))
         or len(values) != 2
-        or not all(_is_int(v) and v >= minimum for v in values)
+        or not all(_is_int(v) and minimum <= v < _LARGEST for v in values)
     ):
         raise ValueError(f"{name} must be an int >= {minimum} or a pair of such ints, got {value!r}")
     return int(values[0]), int(values[1])

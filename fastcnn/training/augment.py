@@ -62,7 +62,18 @@ def _check_change(name: str, change: object) -> None:
 
 @dataclass(frozen=True)
 class RandomHorizontalFlip:
-    """Mirror an image left to right with probability ``p``."""
+    """Mirror an image left to right.
+
+    Parameters
+    ----------
+    p : float in [0, 1], default=0.5
+        How probable it is.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside its range.
+    """
 
     p: float = 0.5
 
@@ -76,10 +87,19 @@ class RandomHorizontalFlip:
 
 @dataclass(frozen=True)
 class RandomShift:
-    """Move an image by whole pixels, up to ``max_shift`` either way; what is uncovered is 0.
+    """Move an image by whole pixels; what is uncovered is 0.
 
-    ``max_shift`` is one number or a pair (vertical, horizontal). The same as padding an image with zeros and
-    cropping it at a random place.
+    The same as padding an image with zeros and cropping it at a random place.
+
+    Parameters
+    ----------
+    max_shift : int or (int, int), default=2
+        The most pixels either way, or vertically and horizontally.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside its range.
     """
 
     max_shift: int | tuple[int, int] = 2
@@ -102,8 +122,21 @@ class RandomShift:
 class RandomAffine:
     """Turn, stretch and slant an image about its middle, with bilinear interpolation; what is uncovered is 0.
 
-    ``rotation`` and ``shear`` are the most degrees either way; ``scale`` bounds the factor in size, drawn evenly in
-    the logarithm. Happens with probability ``p``.
+    Parameters
+    ----------
+    rotation : float in [0, 180], default=10.0
+        The most degrees either way.
+    scale : (float, float), default=(0.9, 1.1)
+        Bounds of the factor in size, drawn evenly in the logarithm.
+    shear : float in [0, 80], default=0.0
+        The most degrees either way.
+    p : float in [0, 1], default=1.0
+        How probable it is.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside its range.
     """
 
     rotation: float = 10.0
@@ -134,9 +167,21 @@ class RandomAffine:
 
 @dataclass(frozen=True)
 class Cutout:
-    """Set a square of ``size`` pixels at a random place to 0 with probability ``p`` (DeVries and Taylor, 2017).
+    """Set a square at a random place to 0 (DeVries and Taylor, 2017).
 
     The square's middle lies anywhere in the image, so that part of it may be outside.
+
+    Parameters
+    ----------
+    size : int, default=8
+        Its side, in pixels.
+    p : float in [0, 1], default=1.0
+        How probable it is.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside its range.
     """
 
     size: int = 8
@@ -158,7 +203,18 @@ class Cutout:
 
 @dataclass(frozen=True)
 class RandomContrast:
-    """Bring every channel's values further from their mean or closer to it, by a factor of 1 -+ ``max_change``."""
+    """Bring every channel's values further from their mean or closer to it.
+
+    Parameters
+    ----------
+    max_change : float in [0, 1], default=0.2
+        The factor is between 1 minus this and 1 plus this.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside its range.
+    """
 
     max_change: float = 0.2
 
@@ -172,7 +228,18 @@ class RandomContrast:
 
 @dataclass(frozen=True)
 class RandomBrightness:
-    """Add the same to all pixels, up to ``max_change`` of their range either way: 255 for bytes, 1 for floats."""
+    """Add the same to all pixels.
+
+    Parameters
+    ----------
+    max_change : float in [0, 1], default=0.2
+        The most either way, as a share of the range: of 255 for bytes, of 1 for floats.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside its range.
+    """
 
     max_change: float = 0.2
 
@@ -188,7 +255,15 @@ class RandomBrightness:
 class MixUp:
     """Blend each image with another one of its mini-batch, and their labels by the same shares (Zhang et al., 2018).
 
-    The share of the first is drawn from Beta(``alpha``, ``alpha``): the smaller ``alpha``, the less is mixed.
+    Parameters
+    ----------
+    alpha : float > 0, default=0.2
+        The share of the first is drawn from Beta(alpha, alpha): the smaller, the less is mixed.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside its range.
     """
 
     alpha: float = 0.2
@@ -205,10 +280,22 @@ class MixUp:
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """Set one rectangle of an image to 0 with probability ``p`` (Zhong et al., 2017).
+    """Set one rectangle of an image to 0 (Zhong et al., 2017).
 
-    ``scale`` bounds the rectangle's share of the image, ``ratio`` its height over its width (drawn evenly in
-    the logarithm). A rectangle longer or wider than the image is cut to it.
+    Parameters
+    ----------
+    p : float in [0, 1], default=0.5
+        How probable it is.
+    scale : (float, float), default=(0.02, 0.2)
+        Bounds of the rectangle's share of the image.
+    ratio : (float, float), default=(0.3, 3.3)
+        Bounds of its height over its width, drawn evenly in the logarithm. What would be longer or wider than the image
+        is cut to it.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside its range.
     """
 
     p: float = 0.5

@@ -234,7 +234,8 @@ class Batch(NamedTuple):
 class BatchLoader:
     """The mini-batches of an epoch, each built while the one before it trains.
 
-    A background thread does it, one for each epoch; small batches are built in place instead.
+    A background thread does it, one for each epoch; small batches are built in place instead, and all where the system
+    gives no more threads.
 
     Parameters
     ----------
@@ -311,7 +312,11 @@ class BatchLoader:
             yield from map(build, range(len(self)))
             return
         with ThreadPoolExecutor(1, thread_name_prefix="fastcnn-batches") as pool:
-            upcoming = pool.submit(build, 0)
+            try:
+                upcoming = pool.submit(build, 0)
+            except RuntimeError:  # the system gives no more threads
+                yield from map(build, range(len(self)))
+                return
             for number in range(len(self)):
                 batch = upcoming.result()
                 if number + 1 < len(self):

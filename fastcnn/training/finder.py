@@ -15,12 +15,12 @@ __all__ = ["LearningRates", "find_learning_rate"]
 class LearningRates(NamedTuple):
     """What `find_learning_rate` saw.
 
-    Attributes
+    Parameters
     ----------
     suggestion : float
         The learning rate at which the loss fell fastest. A schedule that warms up, such as "onecycle", takes some
         times as much as its highest.
-    learning_rates, losses : ndarray (steps,)
+    learning_rates, losses : ndarray of shape (steps,)
         The losses are smoothed.
     """
 

@@ -132,8 +132,9 @@ def train(
     Stops early when `n_iter_no_change` epochs in a row did not improve by `tol`: the training loss or, with
     `early_stopping`, the validation score. With `early_stopping` the parameters of the best score are then
     restored, however training ended. If a loss or parameter stops being finite, the parameters go back to the
-    last good ones, at the start of that epoch, and the optimiser starts afresh; the epoch is not recorded. A
-    KeyboardInterrupt ends training and keeps what was learnt.
+    last good ones and the optimiser starts afresh; the epoch is not recorded. Those are the parameters at the start of
+    that epoch or, where the first loss with them is not finite, at the start of the one before. A KeyboardInterrupt
+    ends training and keeps what was learnt.
 
     Parameters
     ----------
@@ -198,18 +199,24 @@ def train(
         patience.best, patience.waited = progress.to_beat, progress.waited
         good = _copies(progress.average or progress.params)
         epochs = range(end if progress.finished else progress.epoch, end)
+    proven = good  # a finite loss was computed with these
     try:
         _call(callbacks, "on_fit_begin", FitInfo(network, epochs.start, end, len(loader)))
         for epoch in epochs:
             _call(callbacks, "on_epoch_begin", epoch + 1)
+            seen = history.t
             info = _train_epoch(step, loader, epoch, end, callbacks, history)
             if info is None:
                 history.reason = "diverged"
+                good = good if history.t > seen else proven
                 break
-            value = -info.loss
+            proven, value = good, -info.loss
             with nullcontext() if average is None else average.in_place():
                 if validate is not None:
                     score, loss = map(float, validate())
+                    if not isfinite(loss):
+                        history.reason = "diverged"
+                        break
                     info = info._replace(validation_score=score, validation_loss=loss)
                     value = score if early_stopping else value
                 good = _copies(network.params)

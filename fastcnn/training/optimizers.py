@@ -95,10 +95,20 @@ class Optimizer(ABC):
         matrices: Sequence[Matrix] = (),
         place: Callable[[np.ndarray], Any] = np.asarray,
     ) -> None:
-        """Allocate the state for a vector of `n_params` parameters, the first `n_decay` of which decay.
+        """Allocate the state for one network's parameters.
 
-        `matrices`, in the order of their places, are what `Muon` treats as matrices: the weights of hidden layers.
-        `place` is the backend's: the state lies where its kernels read it.
+        Parameters
+        ----------
+        n_params : int
+            Parameters in all.
+        n_decay : int
+            The first so many decay.
+        dtype : dtype
+            Of the parameters.
+        matrices : sequence of Matrix, default=()
+            What `Muon` treats as matrices, in the order of their places: the weights of hidden layers.
+        place : callable, default=np.asarray
+            The backend's: the state lies where its kernels read it.
 
         Raises
         ------
@@ -172,11 +182,22 @@ class Optimizer(ABC):
         return cls._vectors
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of the state: "t" and the flat vectors by name."""
+        """Copies of the state.
+
+        Returns
+        -------
+        dict
+            "t" and the flat vectors by name.
+        """
         return {"t": self.t} | {name: np.array(vector) for name, vector in self._state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the state that `state_dict` gave, after `bind`.
+        """Go on from another optimiser's state, after `bind`.
+
+        Parameters
+        ----------
+        state : mapping
+            What its `state_dict` gave.
 
         Raises
         ------
@@ -212,7 +233,7 @@ class Adam(Optimizer):
     epsilon : float > 0
         Added to the root of the second moment.
     l2 : float >= 0
-        L2 penalty l2 / 2 * |w|^2, which adds l2 * w to the gradient of the weights.
+        L2 penalty ``l2 / 2 * |w|^2``, which adds ``l2 * w`` to the gradient of the weights.
     clip_norm : float > 0 or None
         Longest gradient (norm over all parameters) before it is scaled down.
 
@@ -268,14 +289,18 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay [1]_: apart from the gradient's step, each step shrinks the weights by
-    learning_rate * weight_decay.
+    """Adam with decoupled weight decay [1]_.
+
+    Apart from the gradient's step, each step shrinks the weights by learning_rate * weight_decay.
 
     Parameters
     ----------
-    learning_rate, beta_1, beta_2, epsilon, clip_norm
+    learning_rate, beta_1, beta_2, epsilon : float
         As in `Adam`.
     weight_decay : float >= 0
+        See above.
+    clip_norm : float > 0 or None
+        As in `Adam`.
 
     Raises
     ------
@@ -310,12 +335,16 @@ class Muon(AdamW):
 
     Parameters
     ----------
-    learning_rate, beta_1, beta_2, epsilon, weight_decay, clip_norm
-        As in `AdamW`.
+    learning_rate : float > 0
+        As in `Adam`.
     momentum : float in [0, 1)
         Decay of the mean of the matrices' gradients.
     nesterov : bool
         Take the gradient as if it were met after the momentum's step.
+    beta_1, beta_2, epsilon, weight_decay : float
+        As in `AdamW`.
+    clip_norm : float > 0 or None
+        As in `Adam`.
 
     Raises
     ------
@@ -369,7 +398,9 @@ class SGD(Optimizer):
     momentum : float in [0, 1)
     nesterov : bool
         Take the gradient as if it were met after the momentum's step.
-    l2, clip_norm
+    l2 : float >= 0
+        As in `Adam`.
+    clip_norm : float > 0 or None
         As in `Adam`.
 
     Raises

@@ -31,7 +31,8 @@ def make_schedule(
 
     Returns
     -------
-    callable, ``schedule(step) -> learning rate``
+    callable
+        ``schedule(step)`` is the learning rate.
 
     Raises
     ------
@@ -60,7 +61,12 @@ def make_schedule(
 
 @dataclass(frozen=True)
 class Constant:
-    """One learning rate throughout."""
+    """One learning rate throughout.
+
+    Parameters
+    ----------
+    learning_rate : float
+    """
 
     learning_rate: float
 
@@ -70,8 +76,16 @@ class Constant:
 
 @dataclass(frozen=True)
 class Warmup:
-    """Up to what `schedule` begins with on a line, in `steps` steps, so that the first step is not 0 [1]_; `shift`:
-    the schedule begins after that.
+    """Up to what another schedule begins with, on a line [1]_. The first step is not 0.
+
+    Parameters
+    ----------
+    schedule : callable
+        The other one.
+    steps : int
+        In which the learning rate rises.
+    shift : bool, default=False
+        Whether the other one begins after that, and not with it.
 
     References
     ----------
@@ -90,7 +104,16 @@ class Warmup:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from `learning_rate` down to `final` [1]_, without restarts.
+    """Half a cosine downwards [1]_, without restarts.
+
+    Parameters
+    ----------
+    learning_rate : float
+        At the start.
+    total_steps : int
+        In which it falls.
+    final : float, default=0.0
+        At the end.
 
     References
     ----------
@@ -107,9 +130,20 @@ class Cosine:
 
 @dataclass(frozen=True)
 class OneCycle:
-    """Up from `highest` / `start_div` to `highest`, then down to the start / `final_div` [1]_.
+    """Up and then down, both on half a cosine [1]_. The defaults are PyTorch's.
 
-    Both on half a cosine; `warmup` is the share of the steps that goes up. The defaults are PyTorch's.
+    Parameters
+    ----------
+    highest : float
+        The learning rate between the two.
+    total_steps : int
+        Of both.
+    warmup : float in [0, 1), default=0.3
+        Share of the steps that goes up.
+    start_div : float, default=25.0
+        It starts with the highest divided by this.
+    final_div : float, default=1e4
+        It ends with the start divided by this.
 
     References
     ----------
@@ -133,9 +167,22 @@ class OneCycle:
 
 @dataclass(frozen=True)
 class StepDecay:
-    """The learning rate times `factor` at each of `milestones` (shares of the steps), when an epoch starts.
+    """Down by a factor at some points, when an epoch starts.
 
     A tenth after half and after three quarters is how residual networks were trained on CIFAR-10 [1]_.
+
+    Parameters
+    ----------
+    learning_rate : float
+        At the start.
+    total_steps : int
+        Of the whole training.
+    steps_per_epoch : int, default=1
+        Mini-batches in an epoch.
+    milestones : tuple of float, default=(0.5, 0.75)
+        The points, as shares of the steps.
+    factor : float, default=0.1
+        What the learning rate is multiplied with at each.
 
     References
     ----------

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
+import io
 
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fastcnn import Network
 from fastcnn.inspection import summarize
-from fastcnn.layers import AvgPool2D, BatchNorm, Conv2D, Dense, Dropout, GlobalAvgPool2D
+from fastcnn.layers import (
+    AvgPool2D,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2D,
+    MaxPool2D,
+    ReLU,
+    Residual,
+)  # fmt: skip
 
 pytestmark = pytest.mark.small
 
@@ -25,11 +41,48 @@ def test_numbers():
 
 def test_text():
     lines = [line.split() for line in str(summarize(LAYERS, (8, 10, 2), {2: "smaller"})).splitlines()]
-    assert lines[0] == ["layer", "output", "parameters", "multiply-adds"]
-    assert lines[1] == ["images", "8x10x2"]
-    assert lines[2] == ["0", "Conv2D(filters=6,", "use_bias=False)", "8x10x6", "108", "8,640"]
+    assert lines[0] == ["layer", "output", "parameters", "multiply-adds", "memory", "kernel", "note"]
+    assert lines[1] == ["images", "8x10x2", "640", "B"]
+    assert lines[2] == ["0", "Conv2D(filters=6,", "use_bias=False)", "8x10x6", "108", "8,640", "conv2d+batchnorm"]
+    assert lines[3] == ["1", "BatchNorm()", "8x10x6", "12", "1.9", "kB", "with", "0"]
     assert lines[4][-1] == "smaller"
-    assert lines[-1] == ["all", "256", "9,336"]
+    assert lines[-1] == ["all", "256", "9,336", "3.2", "kB"]
+    assert "note" not in str(summarize(LAYERS, (8, 10, 2)))
+
+
+def test_layers_within_layers_are_short_too():
+    residual = Residual([Conv2D(4), ReLU()], skip=[Conv2D(4, 1)])
+    name = summarize([residual], (4, 4, 1)).layers[1].name
+    assert name == "Residual(layers=[Conv2D(filters=4), ReLU()], skip=[Conv2D(filters=4, kernel_size=1)])"
+
+
+def test_memory_and_kernels():
+    layers = [Conv2D(4), ReLU(), MaxPool2D(), Dropout(), Residual([Conv2D(4), ReLU()]), ReLU(), Flatten(), Dense(3)]
+    rows = summarize(layers, (8, 8, 1), dtype="float64").layers
+    assert [row.kernel for row in rows] == [
+        "", "conv2d+bias+relu+maxpool2d", "with 0", "with 0", "", "2 kernels", "with 4", "", "dense+bias",
+    ]  # fmt: skip
+    assert [row.memory for row in rows] == [512, 0, 0, 512, 0, 512, 512, 0, 24]
+    net = Network(layers, (8, 8, 1), fuse=False)
+    of_each = summarize(layers, (8, 8, 1), kernels=net.kernels()).layers
+    assert [row.kernel for row in of_each][1:4] == ["2 kernels", "relu", "maxpool2d"]
+
+
+def test_the_algorithm_is_the_plan_s():
+    net = Network([Conv2D(64), Dense(2)], (32, 32, 64))
+    (conv, how), *_ = net.kernels(8)
+    net.forward(np.zeros((8, 32, 32, 64)))
+    assert how == net.plan.forward_steps[0].how and "winograd" in how
+    row = summarize(net.layers, (32, 32, 64), kernels=net.kernels()).layers[1]
+    assert row.kernel.startswith(f"{conv.label}, winograd")
+    assert Network([Conv2D(64)], (32, 32, 64), winograd=False).kernels()[0][1] == "direct"
+
+
+def test_rich():
+    console = Console(file=io.StringIO(), width=140)
+    console.print(summarize([Dense(3)], (4, 4, 1), {0: "[bold]not markup[/bold]"}))
+    shown = console.file.getvalue()
+    assert "[bold]not markup[/bold]" in shown and "dense+bias" in shown and "51" in shown
 
 
 def test_html():

@@ -82,6 +82,7 @@ def test_callers_do_not_add_up(monkeypatch):
             got.append(lanes)
             if depth > 1:
                 call(depth - 1)
+            return 0
 
         monkeypatch.setattr(crew_, "_run", inside)
         crew_.run(0, 0, 4, 0)
@@ -188,3 +189,25 @@ def test_code_that_differs_is_another_object():
     digests = [objects._digest(make(1), "int64"), objects._digest(make(2), "int64"), objects._digest(make(1), "int32")]
     assert len({*digests, objects._digest(other, "int64")}) == 4
     assert objects._digest(make(1), "int64") == digests[0]
+
+
+@pytest.mark.small
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="about owners and modes")
+def test_only_a_directory_that_nobody_else_can_change_holds_machine_code(tmp_path):
+    directory = tmp_path / "cache" / "digest"
+    directory.mkdir(parents=True, mode=0o700)
+    directory.parent.chmod(0o755)
+    assert runtime._is_private(directory)
+    directory.chmod(0o770)
+    assert not runtime._is_private(directory)
+    directory.chmod(0o755)
+    directory.parent.chmod(0o777)
+    assert not runtime._is_private(directory)  # another one could be put in its place
+    directory.parent.chmod(0o1777)
+    assert runtime._is_private(directory)
+    if os.getuid() == 0:
+        os.chown(directory, 65534, 65534)
+        assert not runtime._is_private(directory)
+        os.chown(directory, 0, 0)
+        os.chown(directory.parent, 65534, 65534)
+        assert not runtime._is_private(directory)

@@ -77,8 +77,9 @@ def main(folder: Path, seed: int, rounds: int) -> None:
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             assert status in (0, signal.SIGKILL), "a fit could not go on"
-            kills += status == signal.SIGKILL
-            found += checkpoint.exists()
+            killed = status == signal.SIGKILL
+            kills += killed
+            found += killed and checkpoint.exists()
             if checkpoint.exists():
                 CNNClassifier.load(checkpoint)
         other += json.loads(result.read_text()) != json.loads(plain.read_text())

@@ -100,7 +100,7 @@ def build_batch(const source[:, :] images, const int64_t[::1] index, const doubl
     cdef Py_ssize_t m = index.shape[0]
     cdef Py_ssize_t n_values = images.shape[1]
     cdef Py_ssize_t channels = mean.shape[0]
-    cdef Py_ssize_t size = chunk_size(channels)
+    cdef Py_ssize_t size
     cdef Py_ssize_t i
     cdef double* scale
 
@@ -109,6 +109,7 @@ def build_batch(const source[:, :] images, const int64_t[::1] index, const doubl
     check_sizes("rows of out, one per index", out.shape[0], m)
     check_sizes("columns of out, the values of one image", out.shape[1], n_values)
     check_index(index, images.shape[0])
+    size = chunk_size(channels)
     if m == 0 or n_values == 0:
         return
     with nogil:
@@ -201,7 +202,7 @@ def augment_batch(const source[:, :] images, Py_ssize_t height, Py_ssize_t width
     cdef Py_ssize_t m = index.shape[0]
     cdef Py_ssize_t n_values = images.shape[1]
     cdef Py_ssize_t channels = mean.shape[0]
-    cdef Py_ssize_t size = chunk_size(channels)
+    cdef Py_ssize_t size
     cdef Py_ssize_t i, c, top, left, bottom, right
     cdef double* scale
     cdef real* zero
@@ -218,6 +219,7 @@ def augment_batch(const source[:, :] images, Py_ssize_t height, Py_ssize_t width
     check_sizes("erase, one rectangle per index", erase.shape[0], m)
     check_sizes("columns of erase (top, left, height, width)", erase.shape[1], 4)
     check_index(index, images.shape[0])
+    size = chunk_size(channels)
     if m == 0 or n_values == 0:
         return
     with nogil:

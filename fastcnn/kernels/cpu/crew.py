@@ -25,7 +25,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastcnn.kernels.cpu.objects import Entry
+from fastcnn.kernels.cpu.objects import Entry, name_of
 from fastcnn.kernels.cpu.runtime import jit
 
 llvm.initialize_native_asmparser()  # for `pause`
@@ -37,7 +37,7 @@ PATIENCE = 2_000  # pauses before a waiting lane offers its core to others
 EPOCHS = 1 << 31
 
 # The board, in lines.
-_EPOCH, _CALLS, _COUNT, _COUNTERS, _LANES, _SMALL, _ASLEEP = range(7)
+_EPOCH, _CALLS, _COUNT, _COUNTERS, _LANES, _SMALL, _FAILED, _ASLEEP = range(8)
 ROW = 5  # words of a call: kernel, arguments, items, work, pieces for each lane
 
 _WORD = ir.IntType(64)
@@ -83,23 +83,26 @@ def _swap(typingctx, address, old, new):
     return types.boolean(types.int64, types.int64, types.int64), codegen
 
 
-def call_pointer(builder: Any, address: Any, numbers: Any, pointer: Any) -> None:
-    """Emit the call of the kernel at `address` with (start, stop, lane) and its arguments' pointer.
+def call_pointer(builder: Any, address: Any, numbers: Any, pointer: Any) -> Any:
+    """Emit the call of the kernel at `address` with (start, stop, lane) and its arguments' pointer; its status (int32).
 
-    Numba's convention has two more, for a result and a failure; kernels have neither.
+    Numba's convention has two more, for a result and what has failed. Kernels have no result; the status is 0 unless
+    bounds are checked (NUMBA_BOUNDSCHECK=1) and an index was wrong.
     """
     kind = ir.FunctionType(ir.IntType(32), [cgutils.voidptr_t] * 2 + [_WORD] * 3 + [cgutils.voidptr_t])
     unused = [builder.bitcast(cgutils.alloca_once(builder, _WORD), cgutils.voidptr_t) for _ in range(2)]
-    builder.call(builder.inttoptr(address, kind.as_pointer()), [*unused, *numbers, pointer])
+    return builder.call(builder.inttoptr(address, kind.as_pointer()), [*unused, *numbers, pointer])
 
 
 @intrinsic
 def _call_at(typingctx, address, start, stop, lane, pointer):
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        call_pointer(builder, args[0], args[1:4], builder.inttoptr(args[4], cgutils.voidptr_t))
-        return context.get_dummy_value()
+    """Call a kernel; its status."""
 
-    return types.void(*[types.int64] * 5), codegen
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        status = call_pointer(builder, args[0], args[1:4], builder.inttoptr(args[4], cgutils.voidptr_t))
+        return builder.sext(status, _WORD)
+
+    return types.int64(*[types.int64] * 5), codegen
 
 
 _PAUSE = {"x86_64": "pause", "AMD64": "pause", "aarch64": "yield", "arm64": "yield"}.get(platform.machine(), "")
@@ -163,7 +166,8 @@ def _take_part(board, epoch, calls, count, counters, lanes, small, lane):
                 n = _load(row + 16)
                 total = _pieces(n, _load(row + 24), small, lanes, _load(row + 32))
                 piece = total * (owner + 1) // lanes - 1 - left
-                _call_at(_load(row), n * piece // total, n * (piece + 1) // total, lane, _load(row + 8))
+                if _call_at(_load(row), n * piece // total, n * (piece + 1) // total, lane, _load(row + 8)):
+                    _store(board + _FAILED * LINE, _load(row))
                 _add(undone, -1)
         waited = 0
         while _load(undone) > 0:
@@ -177,7 +181,7 @@ def _take_part(board, epoch, calls, count, counters, lanes, small, lane):
 
 @Entry
 def _lead(board, epoch, calls, count, counters, lanes, small):
-    """Run a program as lane 0, for the others to join."""
+    """Run a program as lane 0, for the others to join; the address of a kernel that failed, or 0."""
     _store(board + _EPOCH * LINE, -1)
     for i in range(count):
         row, own = calls + i * ROW * 8, counters + i * (lanes + 1) * LINE
@@ -191,15 +195,20 @@ def _lead(board, epoch, calls, count, counters, lanes, small):
     _store(board + _COUNTERS * LINE, counters)
     _store(board + _LANES * LINE, lanes)
     _store(board + _SMALL * LINE, small)
+    _store(board + _FAILED * LINE, 0)
     _store(board + _EPOCH * LINE, epoch)
     _take_part(board, epoch, calls, count, counters, lanes, small, 0)
+    return _load(board + _FAILED * LINE)
 
 
 @Entry
 def _run_alone(calls, count):
+    failed = 0
     for i in range(count):
         row = calls + i * ROW * 8
-        _call_at(_load(row), 0, _load(row + 16), 0, _load(row + 8))
+        if _call_at(_load(row), 0, _load(row + 16), 0, _load(row + 8)):
+            failed = _load(row)
+    return failed
 
 
 @Entry
@@ -226,22 +235,28 @@ def _serve(board, lane, seen):
 def _fall_asleep(board, lane, seen):
     """Whether the lane must now wait to be woken: not if a program has come meanwhile."""
     _store(board + (_ASLEEP + lane) * LINE, 1)
-    epoch = _load(board + _EPOCH * LINE)
-    return 1 if epoch == seen or not _swap(board + (_ASLEEP + lane) * LINE, 1, 0) else 0
+    return 1 if _load(board + _EPOCH * LINE) == seen else 0
 
 
 @Entry
-def _wake(board, lane):
-    """Whether the lane was asleep; it is not any more."""
-    return 1 if _swap(board + (_ASLEEP + lane) * LINE, 1, 0) else 0
+def _wake_up(board, lane):
+    _store(board + (_ASLEEP + lane) * LINE, 0)
+
+
+@Entry
+def _is_asleep(board, lane):
+    return _load(board + (_ASLEEP + lane) * LINE)
 
 
 class Crew:
-    """The process's lanes beside its callers."""
+    """The process's lanes beside its callers.
+
+    A KeyboardInterrupt may come between any two calls here. It leaves at worst a lane that is woken once for nothing.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside: list[None] = []  # an item for each caller that runs a program now
+        self._inside: dict[object, None] = {}  # callers that run a program now
         self._alarms: list[Any] = [None]  # a lock for each lane but 0, held while it need not wake
         self._epochs = itertools.cycle(range(1, EPOCHS))
         self._board, self._counters = Lines(0), Lines(0)
@@ -252,43 +267,50 @@ class Crew:
         each other caller, so that together they keep no more cores busy than one would; on one lane, if another
         caller has them.
         """
-        self._inside.append(None)
+        caller = object()
         try:
-            self._run(address, count, lanes - len(self._inside) + 1, small)
+            self._inside[caller] = None
+            failed = self._run(address, count, lanes - len(self._inside) + 1, small)
         finally:
-            self._inside.pop()
+            self._inside.pop(caller, None)
+        if failed:
+            raise IndexError(f"index out of bounds in the kernel {name_of(failed)}")
 
-    def _run(self, address: int, count: int, lanes: int, small: int) -> None:
-        if lanes < 2 or not self._lock.acquire(blocking=False):
-            _run_alone(address, count)
-            return
-        try:
+    def _run(self, address: int, count: int, lanes: int, small: int) -> int:
+        if lanes < 2 or self._lock.locked():
+            return _run_alone(address, count)
+        with self._lock:  # not acquire(): an interrupt right after it would keep the lock for ever
             if lanes > len(self._alarms):
                 self._hire(lanes)
+                lanes = min(lanes, len(self._alarms))
             if count * (lanes + 1) > self._counters.count:
                 self._kept.append(self._counters)
                 self._counters = Lines(2 * count * (lanes + 1))
             board = self._board.address
             for lane in range(1, lanes):
-                if _wake(board, lane):
-                    self._alarms[lane].release()
-            _lead(board, next(self._epochs), address, count, self._counters.address, lanes, small)
-        finally:
-            self._lock.release()
+                alarm = self._alarms[lane]
+                if _is_asleep(board, lane) and alarm.locked():  # else it is being woken
+                    alarm.release()
+            return _lead(board, next(self._epochs), address, count, self._counters.address, lanes, small)
 
     def _hire(self, lanes: int) -> None:
+        """Have `lanes` lanes, or as many as there is memory for."""
         if self._board.count == 0:
             # Compiled here, under one lock: lanes that start together must not all compile.
             self._board = Lines(_ASLEEP + 1024)
             _store_word(self._board.address, -1)
-            _serve.prepare()
-            _fall_asleep.prepare()
+            for entry in (_serve, _fall_asleep, _wake_up):
+                entry.prepare()
         for lane in range(len(self._alarms), min(lanes, 1024)):
             alarm = threading.Lock()
             alarm.acquire()
             self._alarms.append(alarm)
             arguments = (self._board, lane, alarm)
-            threading.Thread(target=_live, args=arguments, name=f"fastcnn-{lane}", daemon=True).start()
+            try:
+                threading.Thread(target=_live, args=arguments, name=f"fastcnn-{lane}", daemon=True).start()
+            except RuntimeError:  # the system gives no more threads
+                self._alarms.pop()
+                return
 
 
 @Entry
@@ -312,6 +334,7 @@ def _live(board: Lines, lane: int, alarm: Any) -> None:
         seen = _serve(address, lane, seen)
         if _fall_asleep(address, lane, seen):
             alarm.acquire()
+        _wake_up(address, lane)
 
 
 _crew = Crew()

@@ -58,12 +58,16 @@ def _spill(context: Any, builder: Any, kind: Any, value: Any) -> Any:
 
 @intrinsic
 def call(typingctx, address, start, stop, lane, args):
-    """Call the kernel at `address` with a tuple of arguments that lives on this caller's stack."""
+    """Call the kernel at `address` with a tuple of arguments that lives on this caller's stack. If it fails, so does
+    the caller.
+    """
     signature = types.void(types.int64, types.int64, types.int64, types.int64, args)
 
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
         pointer = _spill(context, builder, args, values[4])
-        crew.call_pointer(builder, values[0], values[1:4], pointer)
+        status = crew.call_pointer(builder, values[0], values[1:4], pointer)
+        with cgutils.if_unlikely(builder, cgutils.is_not_null(builder, status)):
+            builder.ret(status)
         return context.get_dummy_value()
 
     return signature, codegen

@@ -27,6 +27,7 @@ import llvmlite.binding as llvm
 from fastcnn.kernels.cpu import runtime
 
 _lock = threading.RLock()
+_names: dict[int, str] = {}
 
 
 def machine_code(function: Callable[..., Any], kinds: str, signature: Callable[[], Any], exact: bool = False) -> int:
@@ -45,7 +46,14 @@ def machine_code(function: Callable[..., Any], kinds: str, signature: Callable[[
         engine = _engine()
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
-        return int(engine.get_function_address(name))
+        address = int(engine.get_function_address(name))
+        _names[address] = function.__name__
+        return address
+
+
+def name_of(address: int) -> str:
+    """The function whose code lies at `address`."""
+    return _names[address]
 
 
 def _digest(function: Callable[..., Any], kinds: str) -> str:
@@ -91,13 +99,22 @@ def _write(path: Path, name: str, code: bytes) -> None:
                 raise
 
 
+def _before_fork() -> None:
+    """Wait until no other thread compiles: Numba's and LLVM's own locks would stay locked in the child."""
+    _lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _lock.release()
+
+
 def _after_fork_in_child() -> None:
     global _lock
-    _lock = threading.RLock()  # the thread that held it does not exist there
+    _lock = threading.RLock()  # others may wait for the old one, which do not exist there
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 @lru_cache(maxsize=1)

@@ -120,7 +120,8 @@ def muon_update(params, grads, m, matrices, settings, scratch):
         mean = _typed((s.momentum, s.grad_scale), params)
         launch(_muon_momentum, size, size, grads[part], m[part], ahead, mean, bool(s.nesterov))
         scale, shape = 0.2 * math.sqrt(max(rows, columns)), (rows, columns)
-        with one_blas_thread():
+        # A gradient that is not finite any more is for the training loop to notice.
+        with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
             _orthogonalized(ahead.reshape(shape), step.reshape(shape), small.reshape(5, side, side), scale)
         launch(_muon_step, size, size, params[part], step, _typed((s.learning_rate, s.decay), params))
 

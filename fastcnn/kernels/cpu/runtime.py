@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,9 @@ def as_input(x: np.ndarray) -> np.ndarray:
 
 def _sources_digest() -> str:
     host = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    versions = numba.__version__, llvmlite.__version__, os.environ.get("FASTCNN_ISA", "")
-    digest = hashlib.sha256(repr((host, versions)).encode())
+    versions = numba.__version__, llvmlite.__version__
+    chosen = os.environ.get("FASTCNN_ISA", ""), bool(numba.config.BOUNDSCHECK)
+    digest = hashlib.sha256(repr((host, versions, chosen)).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -120,21 +122,32 @@ def _find_cache_dir() -> Path | None:
     chosen = os.environ.get("FASTCNN_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR")
     candidates = [Path(chosen)] if chosen else []
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    candidates += [
-        Path(home) / "fastcnn",
-        Path(tempfile.gettempdir()) / f"fastcnn-{os.getuid() if hasattr(os, 'getuid') else 'cache'}",
-    ]
+    candidates.append(Path(home) / "fastcnn")
+    with suppress(OSError):  # where no directory at all can be written
+        owner = os.getuid() if hasattr(os, "getuid") else "cache"
+        candidates.append(Path(tempfile.gettempdir()) / f"fastcnn-{owner}")
     for candidate in candidates:
         path = candidate / _sources_digest()
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryFile(dir=path):
-                # A directory someone else owns could feed us foreign machine code.
-                if not hasattr(os, "getuid") or path.stat().st_uid == os.getuid():
+                if _is_private(path):
                     return path
         except OSError:
             continue
     return None
+
+
+def _is_private(path: Path) -> bool:
+    """Whether nobody else can put a file into the directory `path`, or another directory into its place: it could feed
+    us foreign machine code.
+    """
+    if not hasattr(os, "getuid"):
+        return True
+    parent, info = path.parent.lstat(), path.lstat()
+    open_to_all = parent.st_mode & stat.S_IWOTH and not (stat.S_ISLNK(parent.st_mode) or parent.st_mode & stat.S_ISVTX)
+    shared = info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return parent.st_uid in (0, os.getuid()) and not open_to_all and info.st_uid == os.getuid() and not shared
 
 
 _cache_dir: Path | None = None

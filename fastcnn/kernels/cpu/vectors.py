@@ -16,6 +16,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.datamodel import models, register_default
 from numba.extending import intrinsic, overload
 
@@ -47,10 +48,15 @@ def _vector_size(x):
     return lambda x: size
 
 
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
-    data = context.make_array(kind)(context, builder, array).data
-    vector = ir.VectorType(data.type.pointee, VECTOR_BYTES * 8 // kind.dtype.bitwidth)
-    return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any, size: int | None = None) -> Any:
+    """Where the vector of `size` elements at `at` of the array lies; checked where Numba checks bounds."""
+    made = context.make_array(kind)(context, builder, array)
+    size = VECTOR_BYTES * 8 // kind.dtype.bitwidth if size is None else size
+    if context.enable_boundscheck:
+        cgutils.do_boundscheck(context, builder, at, made.nitems)
+        last = builder.add(at, ir.Constant(at.type, size - 1))
+        cgutils.do_boundscheck(context, builder, last, made.nitems)
+    return builder.bitcast(builder.gep(made.data, [at]), ir.VectorType(made.data.type.pointee, size).as_pointer())
 
 
 @intrinsic
@@ -176,10 +182,9 @@ def store_places(typingctx, x, at, place):
     """x[at : at + size of the vector] = place, for an array of unsigned integers."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data = context.make_array(x)(context, builder, args[0]).data
-        kind = ir.VectorType(data.type.pointee, args[2].type.count)
-        pointer = builder.bitcast(builder.gep(data, [args[1]]), kind.as_pointer())
-        builder.store(builder.trunc(args[2], kind), pointer).align = x.dtype.bitwidth // 8
+        array, at, value = args
+        pointer = _pointer(context, builder, x, array, at, value.type.count)
+        builder.store(builder.trunc(value, pointer.type.pointee), pointer).align = x.dtype.bitwidth // 8
         return context.get_dummy_value()
 
     return types.void(x, types.uintp, place), codegen
