@@ -12,7 +12,7 @@ OLDEST := .venv-oldest
 
 help:
 	@echo "make demo   train the default classifier and save it to model.safetensors"
-	@echo "make test   the test suite, then its small cases without the just-in-time compiler"
+	@echo "make test   the suite; its small cases without the just-in-time compiler; the GPU's in a simulator"
 	@echo "make test-oldest   what touches scikit-learn, with the oldest releases that are supported (Python up to 3.13)"
 	@echo "make sanitize   compiled code under AddressSanitizer, with bounds checked, against forbidden pages (Linux, gcc)"
 	@echo "make lint   ruff, mypy and the import contracts"
@@ -25,7 +25,8 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m small
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m "small and not cuda"
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -m "cuda and small" tests/kernels tests/engine
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest tests/test_classifier.py tests/test_sklearn.py tests/test_preprocessing.py \

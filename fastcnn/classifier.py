@@ -26,7 +26,7 @@ from fastcnn.engine.network import Network, device_at_hand
 from fastcnn.image_estimator import ImageEstimator
 from fastcnn.images import chunks, fit_scaling, row_contiguous
 from fastcnn.inspection import Summary, draw, summarize
-from fastcnn.kernels import get_backend
+from fastcnn.kernels import choose_device, get_backend
 from fastcnn.labels import check_labels
 from fastcnn.layers import Dense
 from fastcnn.model_files import ModelFiles
@@ -205,7 +205,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         loky's workers have their share of the cores.
 
     device : {"cpu", "cuda", "auto"}, default="cpu"
-        Where to compute. This version has no "cuda"; "auto" is the CPU.
+        Where to compute. "cuda": on an NVIDIA GPU (``pip install fastcnn[cuda]``), with the same results but for
+        rounding; "auto": there where it works, else on the CPU.
 
     dtype : {"float32", "float64"}, default="float32"
         Of the parameters and the computation.
@@ -593,7 +594,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     def _copy_to_train(self, goes_on: bool) -> Self:
         """What is trained in place of `self`, which so stays as it is if anything fails."""
-        get_backend("cpu" if self.device == "auto" else self.device)
+        get_backend(choose_device(self.device))
         trained = copy(self)
         if goes_on:
             trained._history = deepcopy(self._history)

@@ -6,9 +6,12 @@ import argparse
 import os
 import platform
 import sys
-import warnings
 from importlib import import_module, metadata
 from time import perf_counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastcnn.engine.network import Network
 
 __all__ = ["doctor"]
 
@@ -144,18 +147,19 @@ def _blas() -> str:
 
 
 def _cuda() -> str:
+    """A training step on the GPU, where there is one; without one nothing is wrong."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from numba import cuda
-
-            if not cuda.is_available():
-                return "not found"
-            names = [device.name for device in cuda.gpus]
-    except Exception as error:  # a driver may fail in many ways; without a GPU nothing is wrong
-        return f"not usable ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
-    texts = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
-    return f"found: {', '.join(texts)} (this version computes on the CPU)"
+        from fastcnn.kernels.cuda import driver
+    except ImportError as error:
+        return f"not installed ({' '.join(str(error).split())[:100]})"
+    if reason := driver.why_unavailable():
+        return f"not usable: {reason}"
+    start = perf_counter()
+    step = _training_step("cuda")
+    seconds = perf_counter() - start
+    within = _difference(step, _training_step("reference"))
+    names = ", ".join(driver.device_names())
+    return f"{names}: a training step is right (gradients within {within:.0e}), ready after {seconds:.1f} s"
 
 
 # ---------------------------------------------------------------------------------------------------------- self-check
@@ -163,6 +167,20 @@ def _cuda() -> str:
 
 def _self_check() -> str:
     """A training step on the compiled kernels: as the reference does it, and the same bits for any threads."""
+    start = perf_counter()
+    loss, network = _training_step("cpu")
+    seconds = perf_counter() - start
+    error = _difference((loss, network), _training_step("reference"))
+    _, serial = _training_step("cpu", 1)
+    if any(serial.params[name].tobytes() != value.tobytes() for name, value in network.params.items()):
+        raise ArithmeticError("one thread and several do not give the same bits")
+    return (
+        f"a training step is right (gradients within {error:.0e}, any number of threads), ready after {seconds:.1f} s"
+    )
+
+
+def _training_step(device: str, n_jobs: int | None = None) -> tuple[float, Network]:
+    """The loss of a small network's first step, and the network after it."""
     import numpy as np
 
     from fastcnn.engine.network import Network
@@ -172,26 +190,28 @@ def _self_check() -> str:
     layers += [Dropout(0.2), Dense(32), ReLU(), Dense(10)]
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(64, 12, 12, 3)), rng.integers(0, 10, 64)
+    network = Network(layers, (12, 12, 3), device=device, n_jobs=n_jobs, random_state=0)
+    return network.train_step(x, labels), network
 
-    def step(device: str, n_jobs: int | None) -> tuple[float, Network]:
-        network = Network(layers, (12, 12, 3), device=device, n_jobs=n_jobs, random_state=0)
-        return network.train_step(x, labels), network
 
-    start = perf_counter()
-    loss, network = step("cpu", None)
-    seconds = perf_counter() - start
-    expected_loss, reference = step("reference", 1)
-    _, serial = step("cpu", 1)
+def _difference(step: tuple[float, Network], reference: tuple[float, Network]) -> float:
+    """The largest error of a gradient, relative to the largest gradient.
+
+    Raises
+    ------
+    ArithmeticError
+        If it, or that of the loss, is not rounding any more.
+    """
+    import numpy as np
+
+    (loss, network), (expected_loss, expected) = step, reference
+    grads = network.grads
     # The bias before BatchNorm has a gradient of 0 but for rounding: errors are measured by the largest of all.
-    largest = max(float(np.abs(grad).max()) for grad in reference.grads.values())
-    error = max(float(np.abs(network.grads[name] - grad).max()) for name, grad in reference.grads.items()) / largest
+    largest = max(float(np.abs(grad).max()) for grad in expected.grads.values())
+    error = max(float(np.abs(grads[name] - grad).max()) for name, grad in expected.grads.items()) / largest
     if not (abs(loss - expected_loss) < 1e-4 and error < 1e-3):
         raise ArithmeticError(f"loss {loss:.6f}, expected {expected_loss:.6f}; gradients are off by {error:.1e}")
-    if any(serial.params[name].tobytes() != value.tobytes() for name, value in network.params.items()):
-        raise ArithmeticError("one thread and several do not give the same bits")
-    return (
-        f"a training step is right (gradients within {error:.0e}, any number of threads), ready after {seconds:.1f} s"
-    )
+    return error
 
 
 _CHECKS = {

@@ -423,7 +423,7 @@ def test_full_form(few):
         ({"conv_channels": (4, 0)}, "conv_channels"),
         ({"dense_units": (2.5,)}, "dense_units"),
         ({"augment": ["flip"]}, "augment"),
-        ({"device": "cuda"}, "cuda"),
+        ({"device": "tpu"}, "'device' parameter of CNNClassifier"),
         ({"dropout": 1.0}, "'dropout' parameter of CNNClassifier"),
         ({"solver": "lbfgs"}, "'solver' parameter of CNNClassifier"),
         ({"scoring": "accuarcy"}, "'scoring' parameter of CNNClassifier"),

@@ -15,9 +15,9 @@ import numpy as np
 from fastcnn.engine.emit import algorithm_name
 from fastcnn.engine.fusion import fuse_ops, single_ops
 from fastcnn.engine.memory import aligned
-from fastcnn.engine.ops import ACTIVATIONS, Group, Op, Shape
-from fastcnn.engine.plan import Plan, aligned_empty, compile_plan
-from fastcnn.kernels import get_backend
+from fastcnn.engine.ops import ACTIVATIONS, IDENTITY, Group, Op, Shape
+from fastcnn.engine.plan import Plan, compile_plan
+from fastcnn.kernels import choose_device, get_backend
 from fastcnn.layers import Layer
 from fastcnn.training.initializers import initialize
 from fastcnn.training.optimizers import Adam, Matrix
@@ -48,8 +48,9 @@ class Network:
         One sample's shape: (H, W, C), or (n_in,) for a chain of dense layers.
     dtype : "float32" or "float64"
         Of the parameters and the computation.
-    device : "cpu", "auto" or "reference"
-        "reference" runs the readable NumPy kernels.
+    device : "cpu", "cuda", "auto" or "reference"
+        "cuda": parameters, gradients and all that lies between them live on the GPU. "auto": "cuda" where it works,
+        else "cpu". "reference" runs the readable NumPy kernels.
     random_state : None, int, numpy Generator or RandomState
         Seeds the initial parameters and dropout.
     n_jobs : int or None
@@ -68,7 +69,10 @@ class Network:
     Attributes
     ----------
     params, grads : dict of str to array
-        Views by name, "0.weight": the number is the layer's place in the list.
+        Views by name, "0.weight": the number is the layer's place in the list. On the GPU they are read-only copies, as
+        they are at the time; `load_params` is the way back.
+    device : str
+        "cpu", "cuda" or "reference"; "auto" has become one of the first two.
     plan : Plan
         The plan last run (before the first batch: an inference plan for one sample).
     output_shape : tuple of int
@@ -79,6 +83,8 @@ class Network:
     ------
     ValueError
         If a layer does not fit the shape it gets; the message names the layer.
+    ImportError, RuntimeError
+        If `device` is "cuda" and cannot be used: they say why.
     """
 
     _last_plan: Plan | None
@@ -102,7 +108,7 @@ class Network:
         self.layers = tuple(layers)
         self.input_shape = _checked_shape(input_shape)
         self.dtype = _checked_dtype(dtype)
-        self.device = "cpu" if device == "auto" else device
+        self.device = choose_device(device)
         self.n_jobs, self.fuse = n_jobs, fuse
         self.winograd = os.environ.get("FASTCNN_WINOGRAD") != "0" if winograd is None else bool(winograd)
         self._kernels = get_backend(self.device)
@@ -121,7 +127,7 @@ class Network:
 
     def _bind(self, optimizer: Any) -> None:
         self.optimizer = optimizer
-        optimizer.bind(self._flat.size, self._n_decay, self.dtype, self._hidden_matrices())
+        optimizer.bind(self._flat.size, self._n_decay, self.dtype, self._hidden_matrices(), self._kernels.place)
 
     # ------------------------------------------------------------------------------------------------------- parameters
 
@@ -146,17 +152,35 @@ class Network:
             starts[name] = size
             size += -(-prod(shapes[name]) // per_line) * per_line
         self._n_decay = size if not others else starts[others[0]]
-        self._flat, self._flat_grads = (_zeros(size, self.dtype) for _ in range(2))
+        self._flat, self._flat_grads = self._zeros(size), self._zeros(size)
         self._places = {name: (starts[name], shapes[name]) for name in shapes if name in starts}
 
-        self.grads = self._views(self._flat_grads)
+        self._grads = self._views(self._flat_grads)
         views = self._views(self._flat)
-        self.params = {name: views[name] if name in views else np.zeros(shapes[name], self.dtype) for name in shapes}
+        self._params = {
+            name: views[name] if name in views else self._zeros(prod(shapes[name])).reshape(shapes[name])
+            for name in shapes
+        }
         self.n_params = sum(prod(shapes[name]) for name in trained)
 
-    def _views(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+    def _views(self, flat: Any) -> dict[str, Any]:
         """The parts of a flat vector by the names of the trained parameters."""
         return {name: flat[start : start + prod(s)].reshape(s) for name, (start, s) in self._places.items()}
+
+    def _zeros(self, size: int) -> Any:
+        vector = self._kernels.empty(size * self.dtype.itemsize).view(self.dtype)
+        vector[...] = 0
+        return vector
+
+    @property
+    def params(self) -> dict[str, np.ndarray]:
+        """The parameters by name, as views; on the GPU as read-only copies."""
+        return _on_host(self._params)
+
+    @property
+    def grads(self) -> dict[str, np.ndarray]:
+        """The gradients by the names of their parameters, as views; on the GPU as read-only copies."""
+        return _on_host(self._grads)
 
     def _hidden_matrices(self) -> list[Matrix]:
         """The weights of all layers but the last, one column for each filter or unit; not those of grouped
@@ -166,23 +190,23 @@ class Network:
         found = []
         for op in weighty:
             if op.kind == "dense" or op.geometry.groups == 1:  # type: ignore[union-attr]
-                weight = self.params[f"{op.layer}.weight"]
-                start = (weight.ctypes.data - self._flat.ctypes.data) // weight.itemsize
-                found.append(Matrix(start, prod(weight.shape[:-1]), weight.shape[-1]))
+                name = f"{op.layer}.weight"
+                *rows, columns = self._params[name].shape
+                found.append(Matrix(self._places[name][0], prod(rows), columns))
         return found
 
     def _initialize(self, rng: np.random.Generator, kind: str) -> None:
         for i, op in enumerate(self.ops):
             if op.kind in ("conv2d", "dense"):
-                weight = self.params[f"{op.layer}.weight"]
+                weight = self._params[f"{op.layer}.weight"]
                 fan_in = prod(weight.shape[:-1])
                 groups = op.geometry.groups if op.kind == "conv2d" else 1  # type: ignore[union-attr]
                 fan_out = weight.shape[-1] // groups * prod(weight.shape[:-2])
                 name = _following_activation(self.ops[i + 1 :])
                 weight[...] = initialize(weight.shape, fan_in, fan_out, name, rng, self.dtype, kind)
             elif op.kind == "batchnorm":
-                self.params[f"{op.layer}.weight"][...] = 1
-                self.params[f"{op.layer}.running_var"][...] = 1
+                self._params[f"{op.layer}.weight"][...] = 1
+                self._params[f"{op.layer}.running_var"][...] = 1
 
     def load_params(self, params: Mapping[str, Any]) -> None:
         """Copy parameters in.
@@ -197,18 +221,18 @@ class Network:
         ValueError
             If a name is missing or unknown, or a shape differs; nothing is changed then.
         """
-        if missing := sorted(set(self.params) - set(params)):
+        if missing := sorted(set(self._params) - set(params)):
             raise ValueError(f"missing parameters: {', '.join(missing)}")
-        if unknown := sorted(set(params) - set(self.params)):
-            raise ValueError(f"unknown parameters: {', '.join(unknown)}; expected {', '.join(self.params)}")
+        if unknown := sorted(set(params) - set(self._params)):
+            raise ValueError(f"unknown parameters: {', '.join(unknown)}; expected {', '.join(self._params)}")
         arrays = {name: np.asarray(value) for name, value in params.items()}
         for name, value in arrays.items():
-            if value.shape != self.params[name].shape:
-                raise ValueError(f"{name} has shape {value.shape}, expected {self.params[name].shape}")
+            if value.shape != self._params[name].shape:
+                raise ValueError(f"{name} has shape {value.shape}, expected {self._params[name].shape}")
             if value.dtype.kind not in "fiu":
                 raise ValueError(f"{name} has dtype {value.dtype}, expected numbers")
         for name, value in arrays.items():
-            self.params[name][...] = value
+            self._params[name][...] = value
 
     def training_state(self) -> TrainingState:
         """Copies of what training goes on from, beside `params`.
@@ -308,10 +332,10 @@ class Network:
         x = self._checked_input(x)
         with self._lock:
             if training:
-                return self._run_forward(x, "training_dx").output.copy()  # type: ignore[union-attr]
+                return np.array(self._run_forward(x, "training_dx").output)
             y = np.empty((len(x), *self.output_shape), self.dtype)
             for part in self._parts(len(x)):
-                np.copyto(y[part], self._run_forward(x[part], "inference").output)  # type: ignore[arg-type]
+                y[part] = np.asarray(self._run_forward(x[part], "inference").output)
             return y
 
     def backward(self, dy: Any) -> np.ndarray:
@@ -339,10 +363,12 @@ class Network:
             dy = np.asarray(dy)
             if dy.shape != plan.output_grad.shape:  # type: ignore[union-attr]
                 raise ValueError(f"dy has shape {dy.shape}, expected {plan.output_grad.shape}")  # type: ignore[union-attr]
-            np.copyto(plan.output_grad, dy, casting="same_kind")  # type: ignore[arg-type]
+            if not np.can_cast(dy.dtype, self.dtype, "same_kind"):
+                raise TypeError(f"dy has dtype {dy.dtype}, expected {self.dtype}")
+            plan.output_grad[...] = dy  # type: ignore[index]
             with self._kernels.threads(self.n_jobs):
                 plan.backward()
-            return plan.input_grad.copy()  # type: ignore[union-attr]
+            return np.array(plan.input_grad)
 
     def train_step(
         self,
@@ -396,14 +422,15 @@ class Network:
         total = float(weights.sum(dtype=np.float64))
         size = n if micro_batch_size is None else max(1, micro_batch_size)
         parts = [slice(start, start + size) for start in range(0, n, size)] if n > size else [slice(0, n)]
-        added = np.zeros_like(self._flat_grads) if len(parts) > 1 else None
+        added = self._zeros(self._flat_grads.size) if len(parts) > 1 else None
         loss = 0.0
         with self._lock:
             for part in parts:
                 other = None if mix is None else (mix[0][part], mix[1][part])
                 loss += self._add_gradients(x[part], labels[part], weights[part], label_smoothing, other, total)
                 if added is not None:
-                    added += self._flat_grads
+                    with self._kernels.threads(self.n_jobs):
+                        self._kernels.add_forward(added, self._flat_grads, IDENTITY, added)
             if added is not None:
                 self._flat_grads[...] = added
             with self._kernels.threads(self.n_jobs):
@@ -420,22 +447,25 @@ class Network:
         total: float,
     ) -> float:
         """Fill `grads` with the gradient of the sum of losses / `total`; that sum."""
-        losses = np.empty(len(x), self.dtype)
+        place = self._kernels.place
+        placed = place(np.empty(len(x), self.dtype))
         plan = self._run_forward(x, "training")
-        logits: Any = plan.output
-        dlogits: Any = plan.output_grad
         with self._kernels.threads(self.n_jobs):
-            self._kernels.softmax_cross_entropy(logits, labels, weights, smoothing, losses, dlogits)
+            args = plan.output, place(labels), place(weights), smoothing, placed, plan.output_grad
+            self._kernels.softmax_cross_entropy(*args)
+            losses, dlogits = np.asarray(placed), np.asarray(plan.output_grad)
             here = float(weights.sum(dtype=np.float64))
             if here != total:  # a part of a batch: its gradient is of its own mean loss
                 dlogits *= here / total if total else 0.0
             if mix is not None:
                 # Cross-entropy is linear in the target: a share of it goes from one label to the other.
-                rows, (others, shares) = np.arange(len(x)), mix
+                rows, (others, shares), logits = np.arange(len(x)), mix, np.asarray(plan.output)
                 moved = weights * (1 - shares) * (1 - smoothing)
                 losses += moved * (logits[rows, labels] - logits[rows, others])
                 dlogits[rows, labels] += moved / total if total else 0
                 dlogits[rows, others] -= moved / total if total else 0
+            if dlogits is not plan.output_grad:  # copies of what is on a GPU
+                plan.output_grad[...] = dlogits  # type: ignore[index]
             plan.backward()
         return float(losses.sum(dtype=np.float64))
 
@@ -458,16 +488,18 @@ class Network:
             If `x` has another shape, or no numbers.
         """
         x = self._checked_input(x)
-        proba = np.empty((len(x), *self.output_shape), self.dtype)
         with self._lock:
+            proba = self._kernels.place(np.empty((len(x), *self.output_shape), self.dtype))
             for part in self._parts(len(x)):
                 plan = self._run_forward(x[part], "inference")
                 with self._kernels.threads(self.n_jobs):
                     self._kernels.softmax(plan.output, proba[part])
-        return proba
+        return np.asarray(proba)
 
     def _parts(self, n: int) -> list[slice]:
-        """A batch cut into equal parts whose images stay in the cache from step to step; one part without images."""
+        """A batch cut into equal parts whose images stay in the CPU's cache from step to step; at least one."""
+        if self.device == "cuda":
+            return [slice(0, n)]
         largest = max((prod(group.in_shape) + prod(group.out_shape) for group in self._inference_groups), default=1)
         count = -(-n // max(_LEAST_PART, _PART_BYTES // (largest * self.dtype.itemsize)))
         size = -(-n // max(1, count))
@@ -478,7 +510,9 @@ class Network:
         plan = self._plan_for(len(x), mode)
         if mode != "inference":
             self._dropout[:, 1] += 1
-        np.copyto(plan.input, x)  # type: ignore[arg-type]
+            if self._placed_dropout is not self._dropout:
+                self._placed_dropout[...] = self._dropout
+        plan.input[...] = x  # type: ignore[index]
         self._last_plan = plan
         return plan
 
@@ -491,22 +525,34 @@ class Network:
     def _plan_for(self, batch: int, mode: str) -> Plan:
         plan = self._plans.pop((batch, mode), None)
         if plan is None:
-            groups = self._inference_groups if mode == "inference" else self._groups
-            plan = compile_plan(
-                groups, self.input_shape, batch, self.dtype, self._kernels, mode,
-                lanes=self._kernels.max_threads(self.n_jobs), params=self.params, grads=self.grads,
-                dropout_states=self._dropout_states, winograd=self.winograd, fuse=self.fuse, memory=self._kept_memory,
-            )  # fmt: skip
+            try:
+                plan = self._compiled_plan(batch, mode)
+            except MemoryError:  # once more, without what earlier plans hold
+                self._plans.clear()
+                self._kept_memory = self._last_plan = None
+                try:
+                    plan = self._compiled_plan(batch, mode)
+                except MemoryError as error:
+                    raise MemoryError(f"{error}: {_smaller_batch(batch, error)}") from error
             self._kept_memory = plan.memory
             while len(self._plans) >= _KEPT_PLANS:
                 self._plans.pop(next(iter(self._plans)))
         self._plans[batch, mode] = plan  # the most recent last
         return plan
 
+    def _compiled_plan(self, batch: int, mode: str) -> Plan:
+        groups = self._inference_groups if mode == "inference" else self._groups
+        return compile_plan(
+            groups, self.input_shape, batch, self.dtype, self._kernels, mode,
+            lanes=self._kernels.max_threads(self.n_jobs), params=self._params, grads=self._grads,
+            dropout_states=self._dropout_states, winograd=self.winograd, fuse=self.fuse, memory=self._kept_memory,
+        )  # fmt: skip
+
     # ----------------------------------------------------------------------------------------------------------- checks
 
-    def _checked_input(self, x: Any) -> np.ndarray:
-        x = np.asarray(x)
+    def _checked_input(self, x: Any) -> Any:
+        on_gpu = self.device == "cuda" and hasattr(x, "__cuda_array_interface__")
+        x = self._kernels.place(x) if on_gpu else np.asarray(x)
         if x.ndim == 0 or x.shape[1:] != self.input_shape:
             expected = ", ".join(map(str, self.input_shape))
             raise ValueError(f"x has shape {x.shape}, expected (n, {expected})")
@@ -546,7 +592,8 @@ class Network:
         self._kept_memory = None
         self._last_plan = None
         layers = [op.layer for op in self.ops if op.kind.endswith("dropout")]
-        self._dropout_states = dict(zip(layers, self._dropout, strict=True))
+        self._placed_dropout = self._kernels.place(self._dropout)
+        self._dropout_states = {layer: self._placed_dropout[i] for i, layer in enumerate(layers)}
         self._groups, self._inference_groups = self._make_groups(False), self._make_groups(True)
 
     def _make_groups(self, inference: bool) -> tuple[Group, ...]:
@@ -563,7 +610,7 @@ class Network:
                 "layers": self.layers, "input_shape": self.input_shape, "dtype": self.dtype.name, "device": self.device,
                 "n_jobs": self.n_jobs, "fuse": self.fuse, "winograd": self.winograd,
             }  # fmt: skip
-            params = {name: value.copy() for name, value in self.params.items()}
+            params = {name: np.array(value) for name, value in self._params.items()}
             return {
                 "config": config, "params": params, "dropout": self._dropout.copy(),
                 "optimizer": self.optimizer.unbound(), "optimizer_state": self.optimizer.state_dict(),
@@ -644,10 +691,22 @@ def _generator(random_state: Any) -> np.random.Generator:
     return np.random.default_rng(random_state)
 
 
-def _zeros(size: int, dtype: np.dtype[Any]) -> np.ndarray:
-    flat = aligned_empty(size * dtype.itemsize).view(dtype)
-    flat[...] = 0
-    return flat
+def _smaller_batch(batch: int, error: MemoryError) -> str:
+    """Advice: the memory of a plan grows with its batch."""
+    asked, free = getattr(error, "asked", 0), getattr(error, "free", None)
+    fitting = max(1, batch // 2 if not asked or free is None else int(0.9 * batch * free / asked))
+    smaller = f"try batch_size={min(fitting, batch - 1)}, or micro_batch_size" if batch > 1 else "it is too large"
+    return f"it was for a batch of {batch}; {smaller}"
+
+
+def _on_host(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays, or read-only copies of those that are on a GPU, where a write would be lost."""
+    found = {}
+    for name, array in arrays.items():
+        found[name] = host = np.asarray(array)
+        if host is not array:
+            host.flags.writeable = False
+    return found
 
 
 def _after_fork_in_child() -> None:

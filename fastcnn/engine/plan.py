@@ -28,6 +28,9 @@ class Plan:
     input, output : arrays (batch, ...); write the one, run, read the other
     output_grad, input_grad : arrays or None; of training plans
     memory : array (bytes,), where the arena lies: other plans may use it before and after this one runs
+
+    The arrays are the backend's: NumPy's, or where the backend runs on a GPU, arrays there, that take ``a[...] =
+    values`` and give ``np.asarray(a)``.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class Plan:
         self.output_grad, self.input_grad = ends["output_grad"], ends["input_grad"]
         self._kernels = kernels
         self._forward, self._backward = self._record(self.forward_steps), self._record(self.backward_steps)
-        self._training: tuple[float, Callable[[], None], np.ndarray, np.ndarray] | None = None
+        self._training: tuple[float, Callable[[], None], Any, Any] | None = None
 
     def _record(self, steps: Sequence[Step]) -> Callable[[], None]:
         return self._kernels.record([(step.kernel, step.args) for step in steps])
@@ -60,16 +63,16 @@ class Plan:
         All of it is one program: launched alone, the loss would cost a small network as much as a layer does.
         """
         if self._training is None or self._training[0] != smoothing:
-            kept = np.zeros(self.batch, np.int64)
-            losses = np.empty(self.batch, self.output.dtype)  # type: ignore[union-attr]
-            args = self.output, kept, np.ones_like(losses), smoothing, losses, self.output_grad
+            dtype, place = self.output.dtype, self._kernels.place  # type: ignore[union-attr]
+            kept, losses = place(np.zeros(self.batch, np.int64)), place(np.empty(self.batch, dtype))
+            args = self.output, kept, place(np.ones(self.batch, dtype)), smoothing, losses, self.output_grad
             loss = Step("loss", "softmax_cross_entropy", self._kernels.softmax_cross_entropy, args)
             program = self._record((*self.forward_steps, loss, *self.backward_steps))
             self._training = smoothing, program, kept, losses
         _, program, kept, losses = self._training
-        np.copyto(kept, labels)
+        kept[...] = labels
         program()
-        return losses
+        return np.asarray(losses)
 
     def describe(self) -> str:
         """What was fused, which kernel runs each step, and the bytes of every buffer, as text."""
@@ -193,7 +196,7 @@ def _bind(e: Emitter, mode: str, n_forward: int, ends: Mapping[str, Buffer | Non
                 use(arg, i, i)
 
     offsets, total = plan_arena([Lifetime(b.size, first, last) for b, (first, last) in lives.items()])
-    arena = memory if memory is not None and memory.size >= total else aligned_empty(total)
+    arena = memory if memory is not None and memory.size >= total else e.kernels.empty(total)
     views = {
         b: arena[offset : offset + b.size].view(b.dtype).reshape(b.shape)
         for b, offset in zip(lives, offsets, strict=True)
@@ -207,10 +210,3 @@ def _bind(e: Emitter, mode: str, n_forward: int, ends: Mapping[str, Buffer | Non
     steps = tuple(step._replace(args=tuple(bound(arg) for arg in step.args)) for step in e.steps)
     arrays = {name: bound(end) for name, end in ends.items()}
     return Plan(mode, e.batch, steps, n_forward, views, arrays, arena, total, e.kernels)
-
-
-def aligned_empty(size: int, alignment: int = 64) -> np.ndarray:
-    """`size` bytes (uint8) starting at a multiple of `alignment`."""
-    raw = np.empty(size + alignment, np.uint8)
-    start = -raw.ctypes.data % alignment
-    return raw[start : start + size]

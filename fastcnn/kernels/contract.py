@@ -12,6 +12,11 @@ Besides these functions a backend has `threads(n)`, a context that says how many
 arguments): a plan's steps, over arrays that stay where they are. Batch normalisation takes a few vectors of C
 sums for itself.
 
+A backend says where its arrays lie: `empty(n_bytes)` is memory for it (a vector of uint8), and `place(values)` is
+`values` where kernels can read them (itself, if it is there). On the CPU these are NumPy's arrays. On a GPU they are
+arrays with what the engine needs of NumPy's: shape and dtype, slices of a vector, `view`, `reshape`, ``a[...] =
+values``, and ``np.asarray(a)``, which is a copy on the host.
+
 Alphabet: N batch, H W input, C channels in, K channels out, R S window, P Q output; gradients are dx dw db
 dy. `activation` is an `Activation` (code: 0 identity, 1 relu, 2 elu, 3 tanh, 4 leaky relu; alpha), and its gradient
 is taken from its *output* y: relu y > 0; elu y > 0 ? 1 : y + alpha; tanh 1 - y^2; leaky relu y > 0 ? 1 : alpha.

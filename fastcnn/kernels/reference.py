@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from fastcnn.kernels.contract import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
+from fastcnn.kernels.host import empty as empty
+from fastcnn.kernels.host import place as place
 
 # ------------------------------------------------------------------------------------------------ convolution
 

@@ -9,7 +9,7 @@ the weights, not biases and not batch normalisation's vectors.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from inspect import signature
 from math import isfinite, sqrt
@@ -87,7 +87,14 @@ class Optimizer(ABC):
         self._state: dict[str, np.ndarray] = {}
         self._squares = np.zeros(1)
 
-    def bind(self, n_params: int, n_decay: int, dtype: Any, matrices: Sequence[Matrix] = ()) -> None:
+    def bind(
+        self,
+        n_params: int,
+        n_decay: int,
+        dtype: Any,
+        matrices: Sequence[Matrix] = (),
+        place: Callable[[np.ndarray], Any] = np.asarray,
+    ) -> None:
         """Allocate the state for one network's parameters.
 
         Parameters
@@ -100,6 +107,8 @@ class Optimizer(ABC):
             Of the parameters.
         matrices : sequence of Matrix, default=()
             What `Muon` treats as matrices, in the order of their places: the weights of hidden layers.
+        place : callable, default=np.asarray
+            The backend's: the state lies where its kernels read it.
 
         Raises
         ------
@@ -112,7 +121,7 @@ class Optimizer(ABC):
             raise ValueError(f"n_decay must be between 0 and n_params={n_params}, got {n_decay}")
         self._shape, self._dtype, self._n_decay = (int(n_params),), np.dtype(dtype), int(n_decay)
         self._matrices = tuple(matrices)
-        self._state = {name: np.zeros(n_params, dtype) for name in self._vectors}
+        self._state = {name: place(np.zeros(n_params, dtype)) for name in self._vectors}
 
     def reset(self) -> None:
         """Forget the past: moments and step counter go to zero."""
@@ -180,7 +189,7 @@ class Optimizer(ABC):
         dict
             "t" and the flat vectors by name.
         """
-        return {"t": self.t} | {name: vector.copy() for name, vector in self._state.items()}
+        return {"t": self.t} | {name: np.array(vector) for name, vector in self._state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from another optimiser's state, after `bind`.
@@ -371,7 +380,7 @@ class Muon(AdamW):
             decay=self.weight_decay,
             grad_scale=grad_scale,
         )
-        scratch = np.empty(kernels.muon_scratch(self._matrices), params.dtype)
+        scratch = kernels.empty(kernels.muon_scratch(self._matrices) * params.itemsize).view(params.dtype)
         kernels.muon_update(params, grads, self._state["m"], self._matrices, settings, scratch)
         done = 0
         for start, rows, columns in self._matrices:

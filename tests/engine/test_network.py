@@ -174,8 +174,8 @@ def test_hidden_weights_are_the_optimizers_matrices():
     bound = []
 
     class Spy(SGD):
-        def bind(self, n_params, n_decay, dtype, matrices=()):
-            super().bind(n_params, n_decay, dtype, matrices)
+        def bind(self, n_params, n_decay, dtype, matrices=(), place=np.asarray):
+            super().bind(n_params, n_decay, dtype, matrices, place)
             bound.extend(matrices)
 
     net = Network(layers, (5, 5, 2), random_state=0, optimizer=Spy(1.0, momentum=0.0))
@@ -320,7 +320,7 @@ def test_errors_name_what_is_wrong_and_change_nothing():
         (lambda: Network([MaxPool2D(5)], (4, 4, 1)), "layer 0, MaxPool2D.*does not fit"),
         (lambda: Network([Dense(2)], (4, 0, 1)), "input_shape must be"),
         (lambda: Network([Dense(2)], (4,), dtype="float16"), "dtype must be"),
-        (lambda: Network([Dense(2)], (4,), device="cuda"), "no backend 'cuda'"),
+        (lambda: Network([Dense(2)], (4,), device="tpu"), "no backend 'tpu'"),
         (lambda: Network([Dense(2)], (4,), n_jobs=0), "n_jobs must be"),
     ]:
         with pytest.raises(ValueError, match=message):

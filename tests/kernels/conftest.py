@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from fastcnn.kernels import BACKENDS, get_backend
+from tests.gpu import backend_named, backend_params
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=backend_params())
 def backend(request):
-    """A module with the kernels of `fastcnn.kernels.contract`."""
-    return get_backend(request.param)
+    """A module with the kernels of `fastcnn.kernels.contract`; the GPU's where there is one, or its simulator."""
+    return backend_named(request.param)
 
 
 @pytest.fixture(params=["float32", "float64"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from fastcnn.kernels.host import empty
 from fastcnn.training.optimizers import SGD, Adam, AdamW, Matrix, Muon
 
 pytestmark = pytest.mark.small
@@ -53,7 +54,7 @@ def sum_squares(x, out):
 
 
 KERNELS = SimpleNamespace(
-    adam_update=adam_update, muon_scratch=muon_scratch, muon_update=muon_update, sgd_update=sgd_update,
+    adam_update=adam_update, empty=empty, muon_scratch=muon_scratch, muon_update=muon_update, sgd_update=sgd_update,
     sum_squares=sum_squares,
 )  # fmt: skip
 

@@ -39,6 +39,7 @@ from fastcnn.kernels.cpu.pool import (
     maxpool2d_forward,
 )
 from fastcnn.kernels.cpu.runtime import max_threads, threads
+from fastcnn.kernels.host import empty, place
 
 __all__ = [
     "activation_backward",
@@ -69,11 +70,13 @@ __all__ = [
     "dense_forward_scratch",
     "dropout_backward",
     "dropout_forward",
+    "empty",
     "max_threads",
     "maxpool2d_backward",
     "maxpool2d_forward",
     "muon_scratch",
     "muon_update",
+    "place",
     "record",
     "sgd_update",
     "softmax",

@@ -1,0 +1,1 @@
+"""Kernels for NVIDIA GPUs, through numba-cuda."""

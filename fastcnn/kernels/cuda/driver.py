@@ -1,0 +1,413 @@
+"""The one door to the GPU: numba-cuda or its simulator, compilation, launches, errors.
+
+No other module imports anything of CUDA, so that a successor of numba-cuda changes this file alone. Everything
+runs in one stream, in the order in which it was asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from math import prod
+from typing import Any
+
+import numpy as np
+
+try:
+    from numba import config, cuda, types
+except ImportError as error:  # numba-cuda without its bindings raises it too
+    raise ImportError(f"device='cuda' needs numba-cuda ({error}): pip install fastcnn[cuda]") from error
+
+__all__ = [
+    "MOST_BLOCKS",
+    "SIMULATED",
+    "THREADS",
+    "Call",
+    "DeviceMemoryError",
+    "Kernel",
+    "KernelError",
+    "capture",
+    "cuda",
+    "device_function",
+    "device_names",
+    "free_memory",
+    "intrinsic",
+    "is_out_of_memory",
+    "kernel",
+    "launch",
+    "linear",
+    "max_threads",
+    "of_driver",
+    "recording",
+    "reported",
+    "require_device",
+    "run",
+    "stream",
+    "synchronize",
+    "threads",
+    "types",
+    "why_unavailable",
+]
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+intrinsic: Any = None if SIMULATED else import_module("numba.cuda.extending").intrinsic
+config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small layers of small batches are no mistake
+
+THREADS = 8 if SIMULATED else 256  # of a block where nothing else says how many
+MOST_BLOCKS = 2 if SIMULATED else 4096
+
+_local = threading.local()  # what this thread records
+_gpu = threading.RLock()  # one thread at a time: the workspace and the stream are everybody's
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+
+class DeviceMemoryError(MemoryError):
+    """The GPU's memory is full.
+
+    Attributes
+    ----------
+    asked, free : int
+        Bytes.
+    """
+
+    def __init__(self, asked: int, free: int | None) -> None:
+        left = "" if free is None else f"; {free / 2**20:,.0f} MiB are free"
+        super().__init__(f"the GPU has no room for {asked / 2**20:,.1f} MiB more{left}")
+        self.asked, self.free = asked, free
+
+
+class KernelError(RuntimeError):
+    """A kernel or a copy failed on the GPU, which this process then cannot use any more."""
+
+    def __init__(self, what: str, error: BaseException) -> None:
+        super().__init__(
+            f"{what} failed on the GPU ({_one_line(error)}). What is on the GPU may be lost to this process; "
+            "device='cpu' still works"
+        )
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def require_device() -> None:
+    """Return if there is a GPU that kernels can run on (or the simulator).
+
+    Raises
+    ------
+    RuntimeError
+        It says what is missing: the driver, a newer driver, a GPU or the compiler's libraries.
+    """
+    if reason := why_unavailable():
+        raise RuntimeError(f"device='cuda' cannot be used: {reason}")
+
+
+def why_unavailable() -> str | None:
+    """What is missing, or None."""
+    if SIMULATED:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            available = cuda.is_available()
+            error = cuda.cuda_error()
+            count = len(cuda.gpus) if available else 0
+        except Exception as failure:  # a driver may fail in many ways
+            available, error, count = False, failure, 0
+    if available and count:
+        return _too_old()
+    if error is None:
+        return "the compiler's libraries (NVVM) were not found: pip install fastcnn[cuda]"
+    text = _one_line(error)
+    if "NO_DEVICE" in text:
+        return f"the driver finds no GPU ({text})"
+    if "INSUFFICIENT_DRIVER" in text or "SYSTEM_DRIVER_MISMATCH" in text or "insufficient" in text:
+        return f"the NVIDIA driver is too old for the installed CUDA libraries ({text}): update it"
+    return f"no NVIDIA driver was found ({text})"
+
+
+def _too_old() -> str | None:
+    """What is wrong if the driver is of an older generation than the compiler: it cannot load its code."""
+    driver, runtime = _versions()
+    if driver and runtime and driver[0] < runtime[0]:
+        return (
+            f"the NVIDIA driver is too old: it knows CUDA {driver[0]}.{driver[1]}, the installed libraries are "
+            f"of CUDA {runtime[0]}.{runtime[1]}: update it, or install numba-cuda[cu{driver[0]}]"
+        )
+    return None
+
+
+def _versions() -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """CUDA's version as the driver knows it, and as the compiler has it; None where it is not told."""
+    try:
+        from cuda.bindings import driver as api
+
+        status, number = api.cuDriverGetVersion()
+        known = None if int(status) else (number // 1000, number % 1000 // 10)
+        return known, tuple(cuda.runtime.get_version())
+    except Exception:  # without the question answered, the first kernel will tell
+        return None, None
+
+
+def device_names() -> list[str]:
+    """The GPUs' names."""
+    if SIMULATED:
+        return ["simulator"]
+    names = [device.name for device in cuda.gpus]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def free_memory() -> int | None:
+    """Bytes of the GPU that nobody uses; None where that is not known."""
+    try:
+        return int(cuda.current_context().get_memory_info().free)
+    except Exception:
+        return None
+
+
+@contextmanager
+def reported(what: str) -> Iterator[None]:
+    """Errors of the driver as `KernelError`; the driver has many classes of its own."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError | KernelError) or not of_driver(error):
+            raise
+        raise KernelError(what, error) from error
+
+
+def of_driver(error: BaseException) -> bool:
+    """Whether CUDA or the compiler raised it; they have many classes."""
+    name = type(error).__name__
+    return name.startswith(("Cuda", "CUDA", "Nvvm", "Nvrtc", "Linker", "nvJitLink"))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the GPU's memory was full."""
+    return isinstance(error, MemoryError) or "OUT_OF_MEMORY" in str(error) or "OUT_OF_MEMORY" in repr(error)
+
+
+# ----------------------------------------------------------------------------------------------------- compilation
+
+# What a letter in a kernel's signature stands for. R: vector of the real dtype; r: one number of it; A: vector of the
+# dtype that is passed; B L U D: vectors of uint8, int64, uint64 and float64; i: int64; G: a geometry.
+_VECTORS = {"B": np.uint8, "L": np.int64, "U": np.uint64, "D": np.float64}
+GEOMETRY_SIZE = 17  # numbers of a ConvGeometry that kernels read; a PoolGeometry is filled up with zeros
+
+
+class Kernel:
+    """A function that runs on the GPU, compiled when it is first launched.
+
+    Attributes
+    ----------
+    signature : str
+        One letter for each argument.
+    name : str
+    """
+
+    def __init__(self, function: Callable[..., None], signature: str, name: str) -> None:
+        self.function, self.signature, self.name = function, signature.replace(" ", ""), name
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+
+    def types(self, real: Any, passed: Sequence[Any] = ()) -> tuple[Any, ...]:
+        """The types of the arguments for numbers of dtype `real`; `passed`: dtypes for the letters A."""
+        rest = iter(passed)
+
+        def type_of(letter: str) -> Any:
+            if letter in "RA" or letter in _VECTORS:
+                dtype = real if letter == "R" else next(rest) if letter == "A" else _VECTORS[letter]
+                return types.Array(_scalar(dtype), 1, "C")
+            if letter == "G":
+                return types.UniTuple(types.int64, GEOMETRY_SIZE)
+            return _scalar(real) if letter == "r" else types.int64
+
+        return tuple(type_of(letter) for letter in self.signature)
+
+    def compiled(self, real: Any, passed: tuple[Any, ...]) -> Any:
+        """The kernel for these dtypes, ready to be launched."""
+        key = real, passed
+        if key not in self._compiled:
+            # Without link-time optimisation: what is compiled here is what the tests look at.
+            options = {} if SIMULATED else {"lto": False}
+            with _gpu, reported(f"compiling {self.name}"):
+                signature = types.void(*self.types(real, passed))
+                self._compiled[key] = cuda.jit([signature], **options)(self.function)
+        return self._compiled[key]
+
+
+def kernel(signature: str, name: str | None = None) -> Callable[[Callable[..., None]], Kernel]:
+    """Make a function a `Kernel`."""
+
+    def make(function: Callable[..., None]) -> Kernel:
+        return Kernel(function, signature, name or function.__name__)
+
+    return make
+
+
+def device_function(function: Callable[..., Any]) -> Any:
+    """A function that kernels call, inlined wherever they do."""
+    return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
+
+
+def _scalar(dtype: Any) -> Any:
+    return getattr(types, np.dtype(dtype).name)
+
+
+# ---------------------------------------------------------------------------------------------------------- launches
+
+
+class Call:
+    """A kernel with its arguments and launch shape."""
+
+    __slots__ = ("args", "compiled", "kept", "name", "where")
+
+    def __init__(self, kernel: Kernel, grid: Any, block: Any, args: Sequence[Any]) -> None:
+        arrays = [(letter, arg) for letter, arg in zip(kernel.signature, args, strict=True) if letter in "RA"]
+        real = next((arg.dtype for letter, arg in arrays if letter == "R"), np.dtype(np.float64))
+        self.compiled = kernel.compiled(real, tuple(arg.dtype for letter, arg in arrays if letter == "A"))
+        self.args = [_argument(letter, arg, real) for letter, arg in zip(kernel.signature, args, strict=True)]
+        self.name, self.where = kernel.name, (grid, block, stream())
+        self.kept = args  # the memory must outlive the launch
+
+    def __call__(self) -> None:
+        self.compiled[self.where](*self.args)
+
+
+def _argument(letter: str, value: Any, real: np.dtype[Any]) -> Any:
+    if letter == "r":
+        return real.type(value)
+    if letter == "i":
+        return int(value)
+    if letter == "G":
+        numbers = tuple(int(number) for number in value)[:GEOMETRY_SIZE]
+        return numbers + (0,) * (GEOMETRY_SIZE - len(numbers))
+    return value.flat
+
+
+def linear(kernel: Kernel, n: int, *args: Any) -> None:
+    """Launch `kernel`, whose threads go through 0..n with steps of the whole grid (`elements`)."""
+    launch(kernel, min(-(-n // THREADS), MOST_BLOCKS), THREADS, *args)
+
+
+def launch(kernel: Kernel, grid: Any, block: Any, *args: Any) -> None:
+    """Run `kernel` in the stream, or keep the call where a program is recorded."""
+    if prod(grid if isinstance(grid, tuple) else (grid,)) == 0:
+        return
+    call = Call(kernel, grid, block, args)
+    kept = getattr(_local, "calls", None)
+    if kept is None:
+        run([call])
+    else:
+        kept.append(call)
+
+
+@contextmanager
+def recording() -> Iterator[list[Call]]:
+    """Within the block launches are kept in a list instead of run."""
+    before = getattr(_local, "calls", None)
+    calls: list[Call] = []
+    _local.calls = calls
+    try:
+        yield calls
+    finally:
+        _local.calls = before
+
+
+class Graph:
+    """Launches as the driver keeps them, run by one call."""
+
+    def __init__(self, executable: Any) -> None:
+        self._executable, self._stream = executable, int(stream())
+
+    def launch(self) -> None:
+        """Run them in the stream."""
+        from cuda.bindings import driver as api
+
+        status = api.cuGraphLaunch(self._executable, self._stream)[0]
+        if int(status):
+            raise KernelError("a graph of kernels", RuntimeError(str(status)))
+
+    def close(self) -> None:
+        """Give its memory back."""
+        from cuda.bindings import driver as api
+
+        api.cuGraphExecDestroy(self._executable)
+
+
+def capture(calls: Sequence[Call]) -> Graph:
+    """`calls`, which have run before, as a graph; nothing of them runs.
+
+    Raises
+    ------
+    Exception
+        Of many classes, where the driver or numba-cuda cannot do it.
+    """
+    from cuda.bindings import driver as api
+
+    def checked(result: tuple[Any, ...]) -> Any:
+        if int(result[0]):
+            raise RuntimeError(str(result[0]))
+        return result[1] if len(result) > 1 else None
+
+    with _gpu, cuda.defer_cleanup():
+        mode = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        checked(api.cuStreamBeginCapture(int(stream()), mode))
+        try:
+            run(calls)
+        finally:
+            graph = checked(api.cuStreamEndCapture(int(stream())))
+        try:
+            return Graph(checked(api.cuGraphInstantiate(graph, 0)))
+        finally:
+            api.cuGraphDestroy(graph)
+
+
+def run(calls: Sequence[Call]) -> None:
+    """Launch `calls` in their order."""
+    name = ""
+    try:
+        for call in calls:
+            name = call.name
+            call()
+    except Exception as error:
+        if not of_driver(error):
+            raise
+        raise KernelError(name, error) from error
+
+
+@cache
+def stream() -> Any:
+    """The one stream."""
+    return cuda.stream()
+
+
+def synchronize() -> None:
+    """Wait until the GPU has done all it was asked for.
+
+    Raises
+    ------
+    KernelError
+        If something of it failed.
+    """
+    with reported("a kernel"):
+        stream().synchronize()
+
+
+def max_threads(asked: int | None = None) -> int:
+    """One: a single Python thread feeds the GPU."""
+    if asked is not None and asked != -1 and asked < 1:
+        raise ValueError(f"n_jobs must be a positive int, -1 or None, got {asked}")
+    return 1
+
+
+@contextmanager
+def threads(asked: int | None) -> Iterator[int]:
+    """Within the block this Python thread alone uses the GPU."""
+    with _gpu:
+        yield 1

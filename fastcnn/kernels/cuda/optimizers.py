@@ -1,0 +1,187 @@
+"""Steps of optimisers over flat vectors, in place."""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from fastcnn.kernels.contract import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
+from fastcnn.kernels.cuda import conv, dense
+from fastcnn.kernels.cuda.arrays import DeviceArray, none, workspace
+from fastcnn.kernels.cuda.driver import THREADS, Kernel, cuda, kernel, launch, linear, types
+from fastcnn.kernels.cuda.intrinsics import quotient
+
+_PLAIN = (0, 0.0)
+_BLOCKS = 256  # partial sums of squares, at most
+
+
+@cache
+def step_kernels(real: Any) -> tuple[Kernel, Kernel]:
+    """Adam's and SGD's."""
+    zero, one = (np.dtype(real).type(value) for value in (0, 1))
+
+    @kernel("R R R R i i r r r r r r r r r")
+    def adam(
+        p, grads, m, v, size, n_decay, rate, beta_1, beta_2, epsilon, l2, decay, scale, correction_1, correction_2
+    ):
+        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+            decays = i < n_decay
+            g = scale * grads[i] + (l2 * p[i] if decays else zero)
+            m_i = beta_1 * m[i] + (one - beta_1) * g
+            v_i = beta_2 * v[i] + (one - beta_2) * g * g
+            m[i], v[i] = m_i, v_i
+            step = m_i / correction_1 / (math.sqrt(v_i / correction_2) + epsilon)
+            p[i] -= rate * (step + (decay * p[i] if decays else zero))
+
+    @kernel("R R R i i i r r r r r")
+    def sgd(p, grads, velocity, size, n_decay, nesterov, rate, momentum, l2, decay, scale):
+        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+            decays = i < n_decay
+            g = scale * grads[i] + (l2 * p[i] if decays else zero)
+            v = momentum * velocity[i] - rate * g
+            velocity[i] = v
+            step = momentum * v - rate * g if nesterov else v
+            p[i] += step - (rate * decay * p[i] if decays else zero)
+
+    return adam, sgd
+
+
+def adam_update(params, grads, m, v, settings):
+    """One step of Adam or AdamW, in place."""
+    s = settings
+    args = s.learning_rate, s.beta_1, s.beta_2, s.epsilon, s.l2, s.decay, s.grad_scale, s.correction_1, s.correction_2
+    linear(step_kernels(params.dtype)[0], params.size, params, grads, m, v, params.size, s.n_decay, *args)
+
+
+def sgd_update(params, grads, velocity, settings):
+    """One step of SGD, in place."""
+    s, size = settings, params.size
+    args = size, s.n_decay, s.nesterov, s.learning_rate, s.momentum, s.l2, s.decay, s.grad_scale
+    linear(step_kernels(params.dtype)[1], size, params, grads, velocity, *args)
+
+
+@kernel("R D i")
+def square_parts(x, parts, size):
+    cells = cuda.shared.array(THREADS, types.float64)
+    total = 0.0
+    for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+        v = np.float64(x[i])
+        total += v * v
+    cells[cuda.threadIdx.x] = total
+    cuda.syncthreads()
+    if cuda.threadIdx.x == 0:
+        total = 0.0
+        for i in range(THREADS):
+            total += cells[i]
+        parts[cuda.blockIdx.x] = total
+
+
+@kernel("D D i")
+def add_squares(parts, out, n):
+    total = 0.0
+    for i in range(n):
+        total += parts[i]
+    out[0] = total
+
+
+def sum_squares(x, out):
+    """out[0] (float64, (1,), on the host or the GPU) = sum of squares of the flat vector x, in two stages."""
+    blocks = max(min(-(-x.size // (8 * THREADS)), _BLOCKS), 1)
+    parts = workspace(_BLOCKS + 2, np.float64)
+    total = out if isinstance(out, DeviceArray) else parts[_BLOCKS : _BLOCKS + 1]
+    launch(square_parts, blocks, THREADS, x if x.size else none(x.dtype), parts, x.size)
+    launch(add_squares, 1, 1, parts, total, blocks)
+    if total is not out:
+        out[...] = np.asarray(total)
+
+
+# ------------------------------------------------------------------------------------------------------------- Muon
+
+
+@cache
+def muon_kernels(real: Any) -> tuple[Kernel, Kernel, Kernel, Kernel]:
+    """The momentum; the start of the iteration; a weighted sum; the step."""
+    make = np.dtype(real).type
+    one, tiny = make(1), make(1e-7)
+
+    @kernel("R R R i i r r")
+    def momentum(grads, m, u, size, nesterov, beta, scale):
+        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+            g = scale * grads[i]
+            m_i = beta * m[i] + (one - beta) * g
+            m[i] = m_i
+            u[i] = beta * m_i + (one - beta) * g if nesterov else m_i
+
+    @kernel("R D R i i i")
+    def scaled(u, square, x, rows, columns, turned):
+        """x = u / (|u| + 1e-7), `turned`: transposed."""
+        size = rows * columns
+        norm = make(math.sqrt(square[0])) + tiny
+        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+            row = quotient(i, columns)
+            to = (i - row * columns) * rows + row if turned else i
+            x[to] = u[i] / norm
+
+    @kernel("R R R i r r")
+    def weighted(a, b, out, size, of_a, of_b):
+        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+            out[i] = of_a * a[i] + of_b * b[i]
+
+    @kernel("R R i i i r r r")
+    def step(p, x, rows, columns, turned, rate, length, decay):
+        size = rows * columns
+        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+            row = quotient(i, columns)
+            at = (i - row * columns) * rows + row if turned else i
+            p[i] -= rate * (length * x[at] + decay * p[i])
+
+    return momentum, scaled, weighted, step
+
+
+def muon_scratch(matrices):
+    """For the largest matrix: three of its size, three of its shorter side's square, partial sums of the products."""
+    return max((_parts_of(rows, columns)[-1] for _, rows, columns in matrices), default=0)
+
+
+def _parts_of(rows: int, columns: int) -> list[int]:
+    """Where the parts of scratch begin, and where it ends."""
+    short, long = min(rows, columns), max(rows, columns)
+    squares = max(dense.dense_forward_scratch(short, short, n, t, 1) for n in (short, long) for t in "fd")
+    gram = max(dense.dense_backward_scratch(short, short, long, t, 1) for t in "fd")
+    starts = [0]
+    for size in (short * long,) * 3 + (short * short,) * 3 + (max(squares, gram),):
+        starts.append(starts[-1] + -(-size // 64) * 64)
+    return starts
+
+
+def muon_update(params, grads, m, matrices, settings, scratch):
+    """One step of Muon (Jordan et al. 2024), scaled as AdamW's, for parts of the flat vectors, in place."""
+    s, (a, b, c) = settings, NEWTON_SCHULZ
+    momentum, scaled, weighted, step = muon_kernels(params.dtype)
+    square = workspace(_BLOCKS + 2, np.float64)[_BLOCKS + 1 : _BLOCKS + 2]  # behind what `sum_squares` takes
+    nothing = np.empty(0)  # no bias
+    for start, rows, columns in matrices:
+        part, size, turned = slice(start, start + rows * columns), rows * columns, rows > columns
+        short, long = min(rows, columns), max(rows, columns)
+        starts = _parts_of(rows, columns)
+        u, x, y = (scratch[at : at + size] for at in starts[:3])
+        gram, gram_2, mixed = (scratch[at : at + short * short].reshape(short, short) for at in starts[3:6])
+        rest = scratch[starts[6] :]
+        x, y = x.reshape(short, long), y.reshape(short, long)
+        linear(momentum, size, grads[part], m[part], u, size, s.nesterov, s.momentum, s.grad_scale)
+        sum_squares(u, square)
+        linear(scaled, size, u, square, x, rows, columns, turned)
+        for _ in range(NEWTON_SCHULZ_STEPS):
+            g = dense.geometry_of(x.shape)
+            conv.product_input(x, x, g, gram, rest)
+            dense.dense_forward(gram, gram, nothing, _PLAIN, gram_2, rest)
+            linear(weighted, gram.size, gram, gram_2, mixed, gram.size, b, c)
+            dense.dense_forward(mixed, x, nothing, _PLAIN, y, rest)
+            linear(weighted, size, x, y, x, size, a, 1.0)
+        length = 0.2 * math.sqrt(max(rows, columns))
+        linear(step, size, params[part], x, rows, columns, turned, s.learning_rate, length, s.decay)

@@ -1,0 +1,409 @@
+"""The three products of a convolution as implicit matrix products: the image is never laid out as a matrix in memory.
+
+Forward: pixels x filters, summed over the window. Input gradient: pixels x channels, summed over window and filters.
+Weight gradient: window and channels x filters, summed over the pixels of the batch. A block of threads reads its part
+of both operands straight from the images into shared memory, the next part while it multiplies this one. A dense layer
+is a convolution of images of one pixel.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from fastcnn.kernels.cuda.activations import activation_functions
+from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, types
+from fastcnn.kernels.cuda.intrinsics import load4, quotient, store4
+from fastcnn.kernels.cuda.tiles import ALIGNMENT, Tile, matrix_reader, multiplier, operand
+
+__all__ = ["forward_kernel", "input_kernel", "weight_kernel"]
+
+_OUTSIDE = -(2**30)  # a row or column that no window reaches
+
+
+@device_function
+def _in_window(d, channels, s):
+    """Term d of a sum over a window and channels: the place in the window, and the channel."""
+    place = quotient(d, channels)
+    r = quotient(place, s)
+    return r, place - r * s, d - place * channels
+
+
+@device_function
+def _pixel(d, p, q):
+    """Pixel d of a batch: its row, its column and its image."""
+    row = quotient(d, q)
+    image = quotient(row, p)
+    return row - image * p, d - row * q, image
+
+
+@cache
+def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: int, code: int) -> Kernel:
+    """y = maxpool(activation(x * weight + bias)).
+
+    `x_width`, `w_width`: numbers of x and of weight that are read at once, 4 or 1. `window`: pixels of a pooling window
+    (1, 2 or 4), which are neighbours in a thread's sums. `code`: of the activation. With several `splits` of the sum,
+    y is a stack of partial sums.
+    """
+    rows, columns, depth, per_rows, per_columns = tile
+    threads, across = tile.threads, columns // per_columns
+    a, b = operand(rows, depth, threads, x_width), operand(columns, depth, threads, w_width)
+    # In quads a thread reads several rows at one place of the sum; number by number, one row at several places.
+    a_size, a_items, a_numbers, a_lanes = a.size, a.items, a.numbers, a.lanes_deep if x_width == 4 else rows
+    keep_a, own_rows = (a.keep_turned, a.items) if x_width == 4 else (a.keep, 1)
+    b_size, b_numbers, b_lanes, keep_b = b.size, b.numbers, b.lanes_along, b.keep
+    multiply, read_matrix = multiplier(tile), matrix_reader(tile, w_width, real)
+    activate, _ = activation_functions(real)
+    row_quads, column_quads, outputs = per_rows // 4, per_columns // 4, 4 // window
+    row_spread, column_spread, n_sums = rows // row_quads, columns // column_quads, per_rows * per_columns
+    number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
+
+    @kernel("R R R R B G r i i i i i i i i i", f"conv_forward{tuple(tile)}")
+    def forward(
+        x, weight, bias, y, argmax, g, alpha, n_rows, has_bias, want_argmax, window_h, window_w, pooled_h, pooled_w,
+        split_depth, size,
+    ):  # fmt: skip
+        a_tile = cuda.shared.array(a_size, number, ALIGNMENT)
+        b_tile = cuda.shared.array(b_size, number, ALIGNMENT)
+        sums = cuda.local.array(n_sums, number)
+        a_part = cuda.local.array(per_rows, number)
+        b_part = cuda.local.array(per_columns, number)
+        a_next = cuda.local.array(a_numbers, number)
+        b_next = cuda.local.array(b_numbers, number)
+        image = cuda.local.array(own_rows, types.int64)
+        top = cuda.local.array(own_rows, types.int32)
+        left = cuda.local.array(own_rows, types.int32)
+        best = cuda.local.array(4, number)
+        place = cuda.local.array(4, types.int64)
+        h, w, c, k, r, s, _, _, stride_h, stride_w, pad_top, pad_left, _, _, dilation_h, dilation_w, groups = g
+        t = cuda.threadIdx.x
+        split = quotient(cuda.blockIdx.z, groups)
+        group = cuda.blockIdx.z - split * groups
+        c_group, k_group = quotient(c, groups), quotient(k, groups)
+        first_row, first_column = cuda.blockIdx.x * rows, cuda.blockIdx.y * columns
+        for i in range(n_sums):
+            sums[i] = zero
+
+        # Rows: the pixels of the output, in the order of the pooling windows that they belong to.
+        for i in range(own_rows):
+            row = first_row + ((t + i * threads) // a_lanes if x_width == 4 else t % rows)
+            pixel = row // window
+            in_window = row % window
+            pooled_row = quotient(pixel, pooled_w)
+            n = quotient(pooled_row, pooled_h)
+            at_h = (pooled_row - n * pooled_h) * window_h
+            at_w = (pixel - pooled_row * pooled_w) * window_w
+            if window > 1:
+                in_row = quotient(in_window, window_w)
+                at_h += in_row
+                at_w += in_window - in_row * window_w
+            image[i] = n * h * w * c + group * c_group
+            top[i] = at_h * stride_h - pad_top if row < n_rows else _OUTSIDE
+            left[i] = at_w * stride_w - pad_left
+
+        # The sum: places of the window, channels. This thread's place in it moves along with the tile.
+        d = split * split_depth
+        d_end = min(d + split_depth, r * s * c_group)
+        steps = quotient(max(d_end - d, 0) + depth - 1, depth)
+        here = d + t % a_lanes * x_width if x_width == 4 else d + t // rows
+        at_r, at_s, channel = _in_window(here, c_group, s)
+        column = first_column + t % b_lanes * w_width
+        column = column if column < k_group else -1
+        for step in range(steps + 1):
+            if step < steps:
+                for i in range(a_items):
+                    if x_width == 4:
+                        ih, iw = top[i] + at_r * dilation_h, left[i] + at_s * dilation_w
+                        if here < d_end and ih >= 0 and ih < h and iw >= 0 and iw < w:
+                            quad = load4(x, image[i] + (ih * w + iw) * c + channel)
+                            a_next[i * 4], a_next[i * 4 + 1], a_next[i * 4 + 2], a_next[i * 4 + 3] = quad
+                        else:
+                            for j in range(4):
+                                a_next[i * 4 + j] = zero
+                    else:
+                        term = here + i * threads // rows
+                        at_r, at_s, channel = _in_window(term, c_group, s)
+                        ih, iw = top[0] + at_r * dilation_h, left[0] + at_s * dilation_w
+                        inside = term < d_end and ih >= 0 and ih < h and iw >= 0 and iw < w
+                        a_next[i] = x[image[0] + (ih * w + iw) * c + channel] if inside else zero
+                read_matrix(weight, k, group * k_group, column, t, d, d_end, b_next)
+                d += depth
+                here += depth
+                if x_width == 4:
+                    channel += depth
+                    while channel >= c_group:
+                        channel -= c_group
+                        at_s += 1
+                        if at_s == s:
+                            at_s = 0
+                            at_r += 1
+            if step > 0:
+                multiply(a_tile, b_tile, (step - 1) & 1, t, a_part, b_part, sums)
+            if step < steps:
+                keep_a(a_tile, step & 1, t, a_next)
+                keep_b(b_tile, step & 1, t, b_next)
+            cuda.syncthreads()
+
+        for i in range(row_quads):
+            row = first_row + i * row_spread + t // across * 4
+            for j in range(column_quads):
+                column = first_column + j * column_spread + t % across * 4
+                for o in range(outputs):
+                    if row + o * window < n_rows and column < k_group:
+                        for m in range(4):
+                            best[m] = sums[(i * 4 + o * window) * per_columns + j * 4 + m]
+                            place[m] = 0
+                            for v in range(1, window):
+                                value = sums[(i * 4 + o * window + v) * per_columns + j * 4 + m]
+                                if value > best[m] or (value != value and best[m] == best[m]):
+                                    best[m] = value
+                                    place[m] = v
+                            if has_bias and column + m < k_group:
+                                best[m] += bias[group * k_group + column + m]
+                            best[m] = activate(best[m], code, alpha)
+                        at = split * size + quotient(row, window) * k + o * k + group * k_group + column
+                        if w_width == 4:
+                            store4(y, at, best[0], best[1], best[2], best[3])
+                        else:
+                            for m in range(4):
+                                if column + m < k_group:
+                                    y[at + m] = best[m]
+                        if window > 1 and want_argmax:
+                            for m in range(4):
+                                if column + m < k_group:
+                                    argmax[at + m] = place[m]
+
+    return forward
+
+
+@cache
+def input_kernel(tile: Tile, real: Any, width: int, x_width: int) -> Kernel:
+    """dx from dy. `width`: numbers of dy and weight that are read at once, `x_width`: of dx that are written."""
+    rows, columns, depth, per_rows, per_columns = tile
+    threads, across = tile.threads, columns // per_columns
+    a, b = operand(rows, depth, threads, width), operand(columns, depth, threads, width)
+    a_size, a_items, a_numbers, b_size, b_items, b_numbers = *a[:3], *b[:3]
+    keep_a, keep_b = (a.keep_turned, b.keep_turned) if width == 4 else (a.keep, b.keep)
+    own_rows = a.items if width == 4 else 1  # as in `forward_kernel`
+    lanes, multiply = a.lanes_deep, multiplier(tile)
+    row_quads, column_quads = per_rows // 4, per_columns // 4
+    row_spread, column_spread, n_sums = rows // row_quads, columns // column_quads, per_rows * per_columns
+    number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
+
+    @kernel("R R R G i i i", f"conv_input{tuple(tile)}")
+    def backward_input(dy, weight, dx, g, n_rows, split_depth, size):
+        a_tile = cuda.shared.array(a_size, number, ALIGNMENT)
+        b_tile = cuda.shared.array(b_size, number, ALIGNMENT)
+        sums = cuda.local.array(n_sums, number)
+        a_part = cuda.local.array(per_rows, number)
+        b_part = cuda.local.array(per_columns, number)
+        a_next = cuda.local.array(a_numbers, number)
+        b_next = cuda.local.array(b_numbers, number)
+        image = cuda.local.array(own_rows, types.int64)
+        top = cuda.local.array(own_rows, types.int32)
+        left = cuda.local.array(own_rows, types.int32)
+        h, w, c, k, r, s, p, q, stride_h, stride_w, pad_top, pad_left, _, _, dilation_h, dilation_w, groups = g
+        t = cuda.threadIdx.x
+        split = quotient(cuda.blockIdx.z, groups)
+        group = cuda.blockIdx.z - split * groups
+        c_group, k_group = quotient(c, groups), quotient(k, groups)
+        first_row, first_column = cuda.blockIdx.x * rows, cuda.blockIdx.y * columns
+        for i in range(n_sums):
+            sums[i] = zero
+
+        for i in range(own_rows):
+            row = first_row + ((t + i * threads) // lanes if width == 4 else t % rows)
+            image_row = quotient(row, w)
+            n = quotient(image_row, h)
+            image[i] = n * p * q * k + group * k_group
+            top[i] = image_row - n * h + pad_top if row < n_rows else _OUTSIDE
+            left[i] = row - image_row * w + pad_left
+
+        d = split * split_depth
+        d_end = min(d + split_depth, r * s * k_group)
+        steps = quotient(max(d_end - d, 0) + depth - 1, depth)
+        here = d + t % lanes * width
+        at_r, at_s, channel = _in_window(here, k_group, s)
+        for step in range(steps + 1):
+            if step < steps:
+                for i in range(a_items):
+                    term = here if width == 4 else d + (t + i * threads) // rows
+                    if width == 1:
+                        at_r, at_s, channel = _in_window(term, k_group, s)
+                    # The pixel of the output whose window has this one at (at_r, at_s), if there is one.
+                    own = i if width == 4 else 0
+                    oh, ow = top[own] - at_r * dilation_h, left[own] - at_s * dilation_w
+                    inside = term < d_end and oh >= 0 and ow >= 0
+                    if stride_h > 1 or stride_w > 1:
+                        over_h, over_w = quotient(max(oh, 0), stride_h), quotient(max(ow, 0), stride_w)
+                        inside = inside and over_h * stride_h == oh and over_w * stride_w == ow
+                        oh, ow = over_h, over_w
+                    inside = inside and oh < p and ow < q
+                    at = image[own] + (oh * q + ow) * k + channel
+                    if width == 4:
+                        if inside:
+                            quad = load4(dy, at)
+                            a_next[i * 4], a_next[i * 4 + 1], a_next[i * 4 + 2], a_next[i * 4 + 3] = quad
+                        else:
+                            for j in range(4):
+                                a_next[i * 4 + j] = zero
+                    else:
+                        a_next[i] = dy[at] if inside else zero
+                for i in range(b_items):
+                    term = here if width == 4 else d + (t + i * threads) // columns
+                    if width == 1:
+                        at_r, at_s, channel = _in_window(term, k_group, s)
+                    column = first_column + ((t + i * threads) // lanes if width == 4 else t % columns)
+                    inside = term < d_end and column < c_group
+                    at = ((at_r * s + at_s) * c_group + column) * k + group * k_group + channel
+                    if width == 4:
+                        if inside:
+                            quad = load4(weight, at)
+                            b_next[i * 4], b_next[i * 4 + 1], b_next[i * 4 + 2], b_next[i * 4 + 3] = quad
+                        else:
+                            for j in range(4):
+                                b_next[i * 4 + j] = zero
+                    else:
+                        b_next[i] = weight[at] if inside else zero
+                d += depth
+                here += depth
+                if width == 4:
+                    channel += depth
+                    while channel >= k_group:
+                        channel -= k_group
+                        at_s += 1
+                        if at_s == s:
+                            at_s = 0
+                            at_r += 1
+            if step > 0:
+                multiply(a_tile, b_tile, (step - 1) & 1, t, a_part, b_part, sums)
+            if step < steps:
+                keep_a(a_tile, step & 1, t, a_next)
+                keep_b(b_tile, step & 1, t, b_next)
+            cuda.syncthreads()
+
+        for i in range(row_quads):
+            for j in range(column_quads):
+                column = first_column + j * column_spread + t % across * 4
+                for o in range(4):
+                    row = first_row + i * row_spread + t // across * 4 + o
+                    if row < n_rows and column < c_group:
+                        at = split * size + row * c + group * c_group + column
+                        m = (i * 4 + o) * per_columns + j * 4
+                        if x_width == 4:
+                            store4(dx, at, sums[m], sums[m + 1], sums[m + 2], sums[m + 3])
+                        else:
+                            for v in range(4):
+                                if column + v < c_group:
+                                    dx[at + v] = sums[m + v]
+
+    return backward_input
+
+
+@cache
+def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
+    """dw, or a stack of partial sums of it, from x and dy; the widths: numbers of each that are read at once."""
+    rows, columns, depth, per_rows, per_columns = tile
+    threads, across = tile.threads, columns // per_columns
+    a, b = operand(rows, depth, threads, x_width), operand(columns, depth, threads, y_width)
+    a_size, a_items, a_numbers, a_lanes, keep_a = a.size, a.items, a.numbers, a.lanes_along, a.keep
+    b_size, b_numbers, b_lanes, keep_b = b.size, b.numbers, b.lanes_along, b.keep
+    multiply, read_matrix = multiplier(tile), matrix_reader(tile, y_width, real)
+    own_pixels = a.items if x_width == 4 else 1
+    row_quads, column_quads = per_rows // 4, per_columns // 4
+    row_spread, column_spread, n_sums = rows // row_quads, columns // column_quads, per_rows * per_columns
+    number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
+
+    @kernel("R R R G i i i", f"conv_weight{tuple(tile)}")
+    def backward_weight(x, dy, dw, g, n_pixels, split_depth, size):
+        a_tile = cuda.shared.array(a_size, number, ALIGNMENT)
+        b_tile = cuda.shared.array(b_size, number, ALIGNMENT)
+        sums = cuda.local.array(n_sums, number)
+        a_part = cuda.local.array(per_rows, number)
+        b_part = cuda.local.array(per_columns, number)
+        a_next = cuda.local.array(a_numbers, number)
+        b_next = cuda.local.array(b_numbers, number)
+        image = cuda.local.array(own_pixels, types.int64)
+        out_h = cuda.local.array(own_pixels, types.int64)
+        out_w = cuda.local.array(own_pixels, types.int64)
+        h, w, c, k, r, s, p, q, stride_h, stride_w, pad_top, pad_left, _, _, dilation_h, dilation_w, groups = g
+        t = cuda.threadIdx.x
+        split = quotient(cuda.blockIdx.z, groups)
+        group = cuda.blockIdx.z - split * groups
+        c_group, k_group = quotient(c, groups), quotient(k, groups)
+        first_row, first_column = cuda.blockIdx.x * rows, cuda.blockIdx.y * columns
+        n_rows = r * s * c_group
+        for i in range(n_sums):
+            sums[i] = zero
+
+        # This thread's row: a place of the window, a channel.
+        row = first_row + t % a_lanes * x_width
+        at_place = quotient(row, c_group)
+        channel = row - at_place * c_group + group * c_group
+        at_r = quotient(at_place, s)
+        top = at_r * dilation_h - pad_top
+        left = (at_place - at_r * s) * dilation_w - pad_left
+
+        # The sum: pixels of the output.
+        d = split * split_depth
+        d_end = min(d + split_depth, n_pixels)
+        steps = quotient(max(d_end - d, 0) + depth - 1, depth)
+        for i in range(own_pixels):
+            out_h[i], out_w[i], image[i] = _pixel(d + (t + i * threads) // a_lanes, p, q)
+        column = first_column + t % b_lanes * y_width
+        column = column if column < k_group else -1
+        for step in range(steps + 1):
+            if step < steps:
+                for i in range(a_items):
+                    term = d + (t + i * threads) // a_lanes
+                    own = i if x_width == 4 else 0
+                    if x_width == 1:
+                        out_h[0], out_w[0], image[0] = _pixel(term, p, q)
+                    ih, iw = out_h[own] * stride_h + top, out_w[own] * stride_w + left
+                    inside = term < d_end and row < n_rows and ih >= 0 and ih < h and iw >= 0 and iw < w
+                    at = ((image[own] * h + ih) * w + iw) * c + channel
+                    if x_width == 4:
+                        if inside:
+                            quad = load4(x, at)
+                            a_next[i * 4], a_next[i * 4 + 1], a_next[i * 4 + 2], a_next[i * 4 + 3] = quad
+                        else:
+                            for j in range(4):
+                                a_next[i * 4 + j] = zero
+                        out_w[i] += depth
+                        while out_w[i] >= q:
+                            out_w[i] -= q
+                            out_h[i] += 1
+                            if out_h[i] == p:
+                                out_h[i] = 0
+                                image[i] += 1
+                    else:
+                        a_next[i] = x[at] if inside else zero
+                read_matrix(dy, k, group * k_group, column, t, d, d_end, b_next)
+                d += depth
+            if step > 0:
+                multiply(a_tile, b_tile, (step - 1) & 1, t, a_part, b_part, sums)
+            if step < steps:
+                keep_a(a_tile, step & 1, t, a_next)
+                keep_b(b_tile, step & 1, t, b_next)
+            cuda.syncthreads()
+
+        for i in range(row_quads):
+            for j in range(column_quads):
+                column = first_column + j * column_spread + t % across * 4
+                for o in range(4):
+                    out_row = first_row + i * row_spread + t // across * 4 + o
+                    if out_row < n_rows and column < k_group:
+                        at = split * size + out_row * k + group * k_group + column
+                        m = (i * 4 + o) * per_columns + j * 4
+                        if y_width == 4:
+                            store4(dw, at, sums[m], sums[m + 1], sums[m + 2], sums[m + 3])
+                        else:
+                            for v in range(4):
+                                if column + v < k_group:
+                                    dw[at + v] = sums[m + v]
+
+    return backward_weight
