@@ -17,6 +17,7 @@ PAGE = Path(__file__).parents[1] / "docs/api.md"
 MODULES = (
     "fastcnn",
     "fastcnn.datasets",
+    "fastcnn.distributed",
     "fastcnn.inspection",
     "fastcnn.layers",
     "fastcnn.preprocessing",
@@ -41,6 +42,7 @@ CHECKS = {
     "RT01": "what is returned is documented",
     "YD01": "what is yielded is documented",
 }
+PARAMETERS_OF_ANOTHER = {"fastcnn.distributed.DaskCNNClassifier"}  # which it names
 NOT_FOR_USERS = {"draw"}  # of an augmentation: the batch builder calls it
 
 
@@ -78,7 +80,8 @@ def documented() -> Iterator[str]:
 def test_docstring_is_complete(name):
     validate = pytest.importorskip("numpydoc.validate").validate
     found = validate(name)
-    assert not [f"{code}: {message}" for code, message in found["errors"] if code in CHECKS]
+    checks = CHECKS.keys() - ({"PR01", "PR02"} if name in PARAMETERS_OF_ANOTHER else set())
+    assert not [f"{code}: {message}" for code, message in found["errors"] if code in checks]
     assert not found["docstring"].startswith("\n")
 
 

@@ -109,7 +109,13 @@ class DaskCNNClassifier(CNNClassifier):
         return made
 
     def to_local(self) -> CNNClassifier:
-        """The same classifier, fitted if this one is, for one machine and without Dask."""
+        """The same classifier for one machine, without Dask.
+
+        Returns
+        -------
+        CNNClassifier
+            Fitted if this one is.
+        """
         own = {"n_rounds_"} | set(self._get_param_names()) - set(CNNClassifier._get_param_names())
         local = CNNClassifier(**{k: v for k, v in self.get_params(deep=False).items() if k not in own})
         local.__dict__ |= {k: v for k, v in vars(deepcopy(self)).items() if k not in own and not hasattr(local, k)}
@@ -348,7 +354,22 @@ class DaskCNNClassifier(CNNClassifier):
         return self._chunkwise("predict_log_proba", X, tta)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """The accuracy on images `X` with labels `y`: dask arrays or others; computed at once."""
+        """The accuracy, computed at once.
+
+        Parameters
+        ----------
+        X : dask array or array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
+        y : dask array or array-like of shape (n,)
+            Labels.
+        sample_weight : dask array, array-like of shape (n,) or None, default=None
+            How much each image counts.
+
+        Returns
+        -------
+        float
+            Share of the images that are named rightly, weighted.
+        """
         known = [value for value in (self.predict(X), y, sample_weight)]
         lazy = [value for value in known if is_dask_array(value)]
         if lazy:
