@@ -17,6 +17,7 @@ BENCHMARKS = {  # with the peers that each knows, and its other arguments
     "coldstart": (("torch",), ()),
     "scaling": ((), ()),
     "one_image": ((), ()),
+    "cluster": ((), ()),
 }
 
 

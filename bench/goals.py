@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bench import report_recipes
+from bench import report_cluster, report_recipes
 from bench.networks import NETWORKS
 from bench.peers import BATCHES, NAMES, summary
 from tests.cases import LAYERS
@@ -42,7 +42,7 @@ def _goal(what: str, asked: str, measured: str, reached: bool, complete: bool = 
 
 def goals(results: Results) -> list[Goal]:
     """All of them, in order; results are those of bench/results by name."""
-    return [*_peers(results), *_kernels(results), *_the_rest(results), *_recipes(results)]
+    return [*_peers(results), *_kernels(results), *_the_rest(results), *_recipes(results), *_cluster(results)]
 
 
 def _missing(what: str, asked: str) -> Goal:
@@ -99,6 +99,11 @@ def _kernels(results: Results) -> Iterator[Goal]:
 
 def _recipes(results: Results) -> Iterator[Goal]:
     for what, asked, measured, reached, complete in report_recipes.goals(results.get("recipes")):
+        yield _missing(what, asked) if reached is None else _goal(what, asked, measured, reached, complete)
+
+
+def _cluster(results: Results) -> Iterator[Goal]:
+    for what, asked, measured, reached, complete in report_cluster.goals(results.get("cluster")):
         yield _missing(what, asked) if reached is None else _goal(what, asked, measured, reached, complete)
 
 

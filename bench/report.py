@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import report_recipes
+from bench import report_cluster, report_recipes
 from bench.goals import Results, goals
 from bench.machine import RESULTS
 from bench.peers import BUSY, NAMES, suspect
@@ -305,6 +305,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "coldstart": coldstart, "scaling": scaling, "one_image": one_image,
     "recipes": lambda r: report_recipes.lines(r, about(r)),
     "features": lambda r: report_recipes.features(r, about(r)),
+    "cluster": lambda r: report_cluster.lines(r, about(r), table),
 }  # fmt: skip
 
 

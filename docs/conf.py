@@ -27,6 +27,7 @@ extensions = [
 exclude_patterns = ["extensions", "templates"]
 templates_path = ["templates"]
 default_role = "py:obj"
+pages_not_run = ["cluster"]  # starts a cluster of processes: a test of its own runs it
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "none"  # the docstrings say it, with shapes

@@ -498,14 +498,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         task = FitTask(self, X, y, sample_weight)
         goes_on = self.warm_start and self.__sklearn_is_fitted__()
         trained = self._copy_to_train(goes_on)
-        rows, y, weight = trained._check_training_data(X, y, sample_weight)
-        if not goes_on:
-            trained.classes_ = np.unique(y)
-        elif not np.array_equal(np.unique(y), trained.classes_):
-            raise ValueError(
-                f"warm_start=True needs the classes of the previous fit, {trained.classes_}, got {np.unique(y)}"
-            )
-        data = _Images(rows, trained._encode(y), weight)
+        data = trained._take_in(X, y, sample_weight, goes_on)
         validation = trained._check_validation(X_val, y_val, sample_weight_val)
         seed = _draw_seed(self.random_state)
         start = trained._history.n_iter
@@ -537,6 +530,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             history=trained._history,
             keep=None if checkpoint is None else partial(trained._keep, checkpoint),
             progress=progress,
+            run_epoch=getattr(loader, "run_epoch", None),
         )
         self._take(trained)
         task.end()
@@ -660,6 +654,18 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     # ----------------------------------------------------------------------------------- input data
 
+    def _take_in(self, X: Any, y: Any, sample_weight: Any, goes_on: bool) -> Any:
+        """The data of a fit, checked; the classes are known then."""
+        rows, y, weight = self._check_training_data(X, y, sample_weight)
+        self._know_classes(np.unique(y), goes_on)
+        return _Images(rows, self._encode(y), weight)
+
+    def _know_classes(self, classes: np.ndarray, goes_on: bool) -> None:
+        if not goes_on:
+            self.classes_ = classes
+        elif not np.array_equal(classes, self.classes_):
+            raise ValueError(f"warm_start=True needs the classes of the previous fit, {self.classes_}, got {classes}")
+
     def _check_training_data(
         self, X: Any, y: Any, sample_weight: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -685,7 +691,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             raise ValueError(f"y has labels that are not among the classes {self.classes_}: {unseen}")
         return np.searchsorted(self.classes_, y).astype(np.int64)
 
-    def _check_validation(self, X_val: Any, y_val: Any, sample_weight_val: Any) -> _Images | None:
+    def _check_validation(self, X_val: Any, y_val: Any, sample_weight_val: Any) -> Any:
         """Validation data that were given."""
         if X_val is not None and y_val is not None:
             try:
@@ -698,16 +704,20 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
                 raise ValueError(f"{name} was given: X_val and y_val are needed together")
         return None
 
-    def _open_checkpoint(self, data: _Images, validation: _Images | None, seed: int, goes_on: bool) -> Checkpoint:
+    def _open_checkpoint(self, data: Any, validation: Any, seed: int, goes_on: bool) -> Checkpoint:
         """The file of this fit; ValueError if it is of another one."""
         arrays: dict[str, np.ndarray | None] = {}
         for images, after in ((data, ""), (validation, "_val")):
-            values = (None, None, None) if images is None else images
+            values = (None, None, None) if images is None else self._compared(images)
             arrays |= dict(zip((f"X{after}", f"y{after}", f"sample_weight{after}"), values, strict=True))
         start = (self._history.n_iter, self.network_.params if goes_on else None)
         return Checkpoint(self.checkpoint, self.get_params(deep=False), self.classes_, arrays, seed, start)
 
-    def _hold_out(self, data: _Images, validation: _Images | None, seed: int) -> tuple[np.ndarray, _Images | None]:
+    def _compared(self, images: Any) -> tuple[np.ndarray | None, ...]:
+        """The arrays by which a checkpoint knows images, labels and weights."""
+        return images
+
+    def _hold_out(self, data: Any, validation: Any, seed: int) -> tuple[Any, Any]:
         """Which images to train on, and what to validate with."""
         everything = np.arange(len(data.rows))
         if validation is not None or not self.early_stopping:
@@ -720,7 +730,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     # --------------------------------------------------------------------- what training works with
 
-    def _renew_network(self, data: _Images, index: np.ndarray, seed: int, goes_on: bool) -> None:
+    def _renew_network(self, data: Any, index: Any, seed: int, goes_on: bool) -> None:
         """A new `network_`: with the old parameters if training goes on, or else with a new scaling."""
         network = Network(
             [*self._architecture().layers, Dense(len(self.classes_))],
@@ -735,10 +745,12 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         if goes_on:
             network.load_params(self.network_.params)
         else:
-            self.channel_offset_, self.channel_scale_ = fit_scaling(
-                self.scale, data.rows, self.image_shape_, index, data.weight, float(np.finfo(self.dtype).max)
-            )
+            self.channel_offset_, self.channel_scale_ = self._fit_scaling(data, index)
         self.network_ = network
+
+    def _fit_scaling(self, data: Any, index: Any) -> tuple[np.ndarray, np.ndarray]:
+        limit = float(np.finfo(self.dtype).max)
+        return fit_scaling(self.scale, data.rows, self.image_shape_, index, data.weight, limit)
 
     def _architecture(self) -> Architecture:
         if self.layers is not None:
@@ -768,7 +780,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             return AdamW(*adam, weight_decay=self.alpha, clip_norm=clip)
         return Adam(*adam, l2=self.alpha, clip_norm=clip)
 
-    def _loader(self, data: _Images, index: np.ndarray, seed: int) -> BatchLoader:
+    def _loader(self, data: Any, index: Any, seed: int) -> Any:
+        """What gives an epoch's batches, or trains them itself by its `run_epoch`."""
         weight = data.weight
         if self.class_weight is not None:
             y = self.classes_[data.labels[index]]
@@ -800,7 +813,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             del scored.feature_names_in_
         return scored
 
-    def _validate(self, held_out: _Images) -> tuple[float, float]:
+    def _validate(self, held_out: Any) -> tuple[float, float]:
         """Score and loss."""
         logits = self._run(self.network_.forward, held_out.rows)
         if not np.isfinite(logits).all():

@@ -5,7 +5,7 @@ Nothing here copies a whole set of images to float; a set of uint8 stays uint8.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import inf, isqrt, prod
 from typing import Any
 
@@ -13,7 +13,16 @@ import numpy as np
 
 from fastcnn.kernels.cpu import _batches
 
-__all__ = ["as_rows", "chunks", "fit_scaling", "resolve_image_shape", "row_contiguous"]
+__all__ = [
+    "as_rows",
+    "chunks",
+    "fit_scaling",
+    "measure_scaling",
+    "merge_scaling",
+    "resolve_image_shape",
+    "row_contiguous",
+    "usable_scaling",
+]
 
 ImageShape = tuple[int, int, int]
 
@@ -164,6 +173,23 @@ def fit_scaling(
     ValueError
         If values are so large that mean, deviation or range are not finite, or above `limit`.
     """
+    return usable_scaling(*measure_scaling(kind, rows, image_shape, index, weight, limit))
+
+
+def usable_scaling(offset: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What `measure_scaling` found, fit to divide by: a channel without spread has scale 1."""
+    return offset, np.where(scale == 0, 1.0, scale)
+
+
+def measure_scaling(
+    kind: str | None,
+    rows: np.ndarray,
+    image_shape: ImageShape,
+    index: np.ndarray,
+    weight: np.ndarray | None = None,
+    limit: float = inf,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `fit_scaling`, but a channel without spread has scale 0; for `merge_scaling`."""
     channels = image_shape[2]
     offset, scale = np.zeros(channels), np.ones(channels)
     if kind == "standardize":
@@ -183,8 +209,31 @@ def fit_scaling(
             raise ValueError(f"X has values up to {largest:.3g}, too large for the network's dtype without scaling")
     if not (np.isfinite(offset).all() and np.isfinite(scale).all()):
         raise ValueError(f'X has values too large for scale="{kind}": their mean, deviation or range is not finite')
-    scale[scale == 0] = 1
     return offset, scale
+
+
+def merge_scaling(
+    kind: str | None, parts: Sequence[tuple[np.ndarray, np.ndarray]], weights: Sequence[float], is_uint8: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `measure_scaling` would find in all images together, from what it found in parts of them.
+
+    Parameters
+    ----------
+    kind : as for `fit_scaling`
+    parts : sequence of (offset, scale), at least one
+    weights : sequence of float
+        How much each part weighs: its images, or the sum of their weights.
+    is_uint8 : bool
+        Whether the pixels are.
+    """
+    if len(parts) == 1 or kind is None or (kind == "unit" and is_uint8):
+        return parts[0]
+    offsets, scales = (np.array(values) for values in zip(*parts, strict=True))
+    if kind == "unit":
+        low = offsets.min(axis=0)
+        return low, (offsets + scales).max(axis=0) - low
+    offset = np.average(offsets, axis=0, weights=weights)
+    return offset, np.sqrt(np.average(scales**2 + (offsets - offset) ** 2, axis=0, weights=weights))
 
 
 def _weighted_mean_std(

@@ -27,7 +27,8 @@ PAGES = [
         if not path.startswith(GENERATED)
     ),
 ]
-OF_OTHERS = {"python3", "pip", "."}  # programs that pages name
+OF_OTHERS = {"python3", ".venv/bin/python", "pip", "."}  # programs that pages name
+OWN_TEST = {"docs/cluster.md"}
 
 
 def text_of(page):
@@ -106,7 +107,9 @@ def test_readme_examples(small_data):
     assert "conv2d+bias+relu+maxpool2d" in printed
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/") and blocks(page, "python")])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.startswith("docs/") and page not in OWN_TEST and blocks(page, "python")]
+)
 def test_blocks_of_pages(page, monkeypatch, tmp_path):
     plt = pytest.importorskip("matplotlib.pyplot")
     plt.switch_backend("Agg")
@@ -150,6 +153,18 @@ def test_convolution_page():
     assert results.attempted > 20
     assert not results.failed, out.getvalue()
     assert "[[4 3 4]\n [2 4 3]\n [2 3 4]]" in text
+
+
+@pytest.mark.timeout(300)
+def test_cluster_page(tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.chdir(tmp_path)
+    names, printed = run("\n".join(blocks("docs/cluster.md", "python")))
+    names["client"].close()
+    names["cluster"].close()
+    assert set(names["search"].best_params_) == {"conv_channels", "dropout"}
+    assert names["clf"].n_rounds_ == 6 and "[" in printed
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 @pytest.mark.small
@@ -242,7 +257,10 @@ def test_commands_exist(page):
     lines = "".join(blocks(page, "sh")).splitlines()
     inline = re.findall(r"`((?:make|fastcnn) [a-z][^`]*)`", (ROOT / page).read_text("utf-8"))
     for line in [*lines, *inline]:
-        program, *arguments = shlex.split(line, comments=True)
+        words = shlex.split(line, comments=True)
+        while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # a variable of the environment
+            words.pop(0)
+        program, *arguments = words
         if program == "make":
             assert arguments[0] in targets, line
         elif program == "fastcnn" and arguments != ["COMMAND", "--help"]:

@@ -18,6 +18,7 @@ _PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "bench/RESULTS.md": "benchmarks.md",
+    "SECURITY.md": "security.md",
     "examples/README.md": "gallery/index.md",
 }
 
@@ -25,7 +26,9 @@ _PAGES = {
 def _of_page(app: Any, page: str, source: list[str]) -> None:
     """Paths as seen from docs/, and only pages that exist."""
     for file, shown_on in _PAGES.items():
-        source[0] = re.sub(rf"\]\((?:\.\./)+{re.escape(file)}(#|\))", rf"]({_up(page)}{shown_on}\1", source[0])
+        link = rf"\[([^]]*)\]\((?:\.\./)+{re.escape(file)}(#[^)]*)?\)"
+        shown = rf"[\1]({_up(page)}{shown_on}\2)" if Path(app.srcdir, shown_on).is_file() else r"\1"
+        source[0] = re.sub(link, shown, source[0])
 
     here = Path(app.env.doc2path(page)).parent
 

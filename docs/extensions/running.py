@@ -137,7 +137,7 @@ def _fold(code: nodes.Node) -> list[nodes.Node]:
 
 
 def _fences(app: Any, page: str, source: list[str]) -> None:
-    if app.env.doc2path(page).suffix == ".md":
+    if app.env.doc2path(page).suffix == ".md" and page not in app.config.pages_not_run:
         source[0] = re.sub(r"^```python( folded)?$", r"```{run}\1", source[0], flags=re.MULTILINE)
         source[0] = re.sub(r"^```sh run$", "```{run-shell}", source[0], flags=re.MULTILINE)
 
@@ -145,6 +145,7 @@ def _fences(app: Any, page: str, source: list[str]) -> None:
 def setup(app: Any) -> dict[str, Any]:
     """Sphinx calls this."""
     use_style()
+    app.add_config_value("pages_not_run", [], "env", list)
     app.add_directive("run", Run)
     app.add_directive("run-shell", RunShell)
     app.connect("source-read", _fences)

@@ -235,7 +235,13 @@ class Network:
             self._params[name][...] = value
 
     def training_state(self) -> TrainingState:
-        """Copies of what training goes on from, beside `params`."""
+        """Copies of what training goes on from, beside `params`.
+
+        Returns
+        -------
+        TrainingState
+            The optimiser's step and moments, by the names of the parameters, and the counters of dropout.
+        """
         with self._lock:
             state = self.optimizer.state_dict()
             step = state.pop("t")
@@ -244,7 +250,12 @@ class Network:
             )
 
     def load_training_state(self, state: TrainingState) -> None:
-        """Go on from `state`, of a network with the same layers and the same kind of optimiser.
+        """Go on from another network's state.
+
+        Parameters
+        ----------
+        state : TrainingState
+            What its `training_state` gave; with the same layers and the same kind of optimiser.
 
         Raises
         ------

@@ -284,13 +284,14 @@ class BatchLoader:
             return self.rows
         return self.rows[random_stream((self.seed, epoch, 0), _SHUFFLE).permutation(len(self.rows))]
 
-    def epoch(self, epoch: int) -> Generator[Batch, None, None]:
-        """Go through epoch number ``epoch`` (from 0) once.
+    def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Generator[Batch, None, None]:
+        """Go through epoch number ``epoch`` (from 0) once, or through its batches ``start`` to ``stop``.
 
         An exception while a batch is built is raised where that batch is asked for. The thread is gone when
         the loop ends, is left early or raises.
         """
-        if len(self) == 0:
+        numbers = range(len(self))[start:stop]
+        if not numbers:
             return
         order = self.order(epoch)
         size = min(self.batch_size, len(order))
@@ -309,16 +310,16 @@ class BatchLoader:
             return Batch(rows, x, y, weight, Mix(y[mix.partner], mix.share))
 
         if buffers[0].size < _THREAD_PAYS:
-            yield from map(build, range(len(self)))
+            yield from map(build, numbers)
             return
         with ThreadPoolExecutor(1, thread_name_prefix="fastcnn-batches") as pool:
             try:
-                upcoming = pool.submit(build, 0)
+                upcoming = pool.submit(build, start)
             except RuntimeError:  # the system gives no more threads
-                yield from map(build, range(len(self)))
+                yield from map(build, numbers)
                 return
-            for number in range(len(self)):
+            for number in numbers:
                 batch = upcoming.result()
-                if number + 1 < len(self):
+                if number + 1 in numbers:
                     upcoming = pool.submit(build, number + 1)
                 yield batch

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from fastcnn.training.averaging import ParameterAverage
 from fastcnn.training.callbacks import BatchInfo, EpochInfo, FitInfo
 
-__all__ = ["History", "Progress", "train"]
+__all__ = ["History", "Progress", "Step", "TrainedBatch", "train", "train_batches"]
 
 _TICK = 0.1  # seconds between two calls of on_batch_end
 
@@ -126,6 +126,7 @@ def train(
     history: History | None = None,
     keep: Callable[[Progress], None] | None = None,
     progress: Progress | None = None,
+    run_epoch: Callable[[Step, int], Generator[TrainedBatch, None, None]] | None = None,
 ) -> History:
     """Train `network` for up to `max_iter` epochs.
 
@@ -167,6 +168,8 @@ def train(
     progress : Progress or None
         Where an earlier call with the same arguments stood, whose optimiser and dropout `network` has: this one ends
         with the same bits as that one would have. Its history takes the place of `history`.
+    run_epoch : callable or None
+        ``run_epoch(step, epoch)`` trains an epoch's batches; None: those of `loader` with `train_batches`.
 
     Returns
     -------
@@ -184,7 +187,7 @@ def train(
     callbacks = tuple(callbacks)
     patience = _Patience(tol, n_iter_no_change)
     average = None if ema_decay is None else ParameterAverage(network, ema_decay)
-    step = _Step(network, schedule, label_smoothing, micro_batch_size, average)
+    step = Step(network, schedule, label_smoothing, micro_batch_size, average)
     epochs = range(start_epoch, start_epoch + max_iter)
     end = epochs.stop
     if progress is None:
@@ -205,7 +208,11 @@ def train(
         for epoch in epochs:
             _call(callbacks, "on_epoch_begin", epoch + 1)
             seen = history.t
-            info = _train_epoch(step, loader, epoch, end, callbacks, history)
+            if run_epoch is None:
+                trained = train_batches(step, loader.epoch(epoch), epoch * len(loader))
+            else:
+                trained = run_epoch(step, epoch)
+            info = _train_epoch(step, loader, trained, epoch, end, callbacks, history)
             if info is None:
                 history.reason = "diverged"
                 good = good if history.t > seen else proven
@@ -258,8 +265,8 @@ def train(
 
 
 @dataclass
-class _Step:
-    """One mini-batch's training."""
+class Step:
+    """One mini-batch's training; the schedule is asked for the learning rate of step `number`."""
 
     network: Any
     schedule: Callable[[int], float]
@@ -282,22 +289,42 @@ class _Step:
         return loss
 
 
+class TrainedBatch(NamedTuple):
+    """What is known of a mini-batch once it is trained."""
+
+    loss: float  # the sum over its images, each times its weight
+    weight: float  # the sum of the images' weights
+    samples: int
+
+
+def train_batches(step: Step, batches: Generator[Any, None, None], first: int) -> Generator[TrainedBatch, None, None]:
+    """Train on one batch after another; `first` is the number of the first step."""
+    with closing(batches):
+        for number, batch in enumerate(batches, first):
+            loss, m = step(batch, number), len(batch.x)
+            weight = m if batch.sample_weight is None else float(batch.sample_weight.sum())
+            yield TrainedBatch(loss * weight, weight, m)
+
+
 def _train_epoch(
-    step: _Step, loader: Any, epoch: int, end: int, callbacks: tuple[Any, ...], history: History
+    step: Step,
+    loader: Any,
+    trained: Generator[TrainedBatch, None, None],
+    epoch: int,
+    end: int,
+    callbacks: tuple[Any, ...],
+    history: History,
 ) -> EpochInfo | None:
-    """Go through the batches once; None if the loss or a parameter is not finite any more."""
+    """See the batches trained; None if the loss or a parameter is not finite any more."""
     loss_sum = weight_sum = 0.0
     n_samples = 0
     start = perf_counter()
     next_tick = start + _TICK
-    with closing(loader.epoch(epoch)) as batches:
-        for number, batch in enumerate(batches):
-            loss = step(batch, epoch * len(loader) + number)
+    with closing(trained):
+        for number, (loss, weight, m) in enumerate(trained):
             if not isfinite(loss):
                 return None
-            m = len(batch.x)
-            weight = m if batch.sample_weight is None else float(batch.sample_weight.sum())
-            loss_sum += loss * weight
+            loss_sum += loss
             weight_sum += weight
             n_samples += m
             history.t += m

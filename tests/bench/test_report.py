@@ -146,3 +146,28 @@ def test_features(tmp_path):
     assert "| `fast` | the recipe | 2 | 0.9350 |  | 0.2550 |  |" in lines
     differences = ("-0.70 (-1.00 to -0.40)", "+0.0150 (+0.0100 to +0.0200)")
     assert "| `fast` | without flips | 2 | 0.9280 | {} | 0.2700 | {} |".format(*differences) in lines
+
+
+def test_cluster(tmp_path):
+    """The goals are those of the fewest averages; the model is set against what was measured."""
+    fits = []
+    for seed in range(3):
+        fits.append({"side": "one process", "seed": seed, "epochs": 12, "images": 1000, "images_per_second": 1e4})
+        fits[-1] |= {"accuracy": 0.92}
+        for sync_every, times, accuracy in ((118, 1.8, 0.91), (16, 1.5, 0.919)):
+            fits.append(fits[0] | {"side": "two workers", "seed": seed, "sync_every": sync_every, "rounds": 24})
+            fits[-1] |= {"learning_rate": 0.006, "images_per_second": 1e4 * times, "accuracy": accuracy}
+    per_round = {str(k): 0.01 * k + 0.04 for k in (1, 16, 128)}
+    rounds = {"steps_per_round": [1, 16, 128], "batch": 128, "state_bytes": 5e6}
+    constants = {"bytes_per_second": 1e9, "latency": 0.01, "seconds_per_task": 1e-3, "average_seconds_per_byte": 1e-9}
+    rounds["seconds_per_round"] = {"1": per_round, "2": per_round}
+    lines = report(tmp_path, cluster={"fits": fits, "rounds": rounds, "constants": constants})
+    assert verdict(lines, "2 workers of Dask, times") == "reached"
+    assert verdict(lines, "2 workers of Dask, test accuracy") == "**not reached**"
+    assert "Median ratio **1.50**; mean accuracy -0.10 points." in lines
+    (row,) = [line for line in lines if line.startswith("| 128 | 1320 | 1320 |")]
+    step = 1.32 / 128
+    modelled = 128 * step + (0.01 + 5e-3 + 2 * 5e-3) + (0.01 + 5e-3) + 4e-3
+    assert float(row.split("|")[4]) == round(modelled * 1e3)
+    least = [int(line.split("|")[-2].replace(",", "")) for line in lines if line.startswith(("| 4 | ", "| 1024 | "))]
+    assert len(least) == 4 and least[0] < least[1] < least[3] and least[0] < least[2]

@@ -40,18 +40,18 @@ def _full(seed: int) -> Tally:
 
 
 SOAKS: dict[str, Callable[[int], Tally]] = {
-    "fuzz-model": lambda seed: fuzz_in_children("model file", seed, 40_000),
+    "fuzz-model": lambda seed: fuzz_in_children("model file", seed, 30_000),
     "fuzz-idx": lambda seed: fuzz_in_children("IDX file", seed, 30_000),
     "fuzz-idx-gzip": lambda seed: fuzz_in_children("IDX file, gzip", seed, 30_000),
     "fuzz-images": lambda seed: fuzz_in_children("image folder", seed, 30_000),
     "kill-fits": _child("kills", "fits", 200, "SEED"),
     "kill-saves": _child("kills", "saves", 200, "SEED"),
-    "interrupts": _child("interrupts", "warm", 500, "SEED"),
-    "interrupts-cold": _child("interrupts", "cold", 10, "SEED"),
+    "interrupts": _child("interrupts", "warm", 150, "SEED"),
+    "interrupts-cold": _child("interrupts", "cold", 2, "SEED"),
     "threads": _child("threads", 200),
     "threads-omp": _child("threads", 200, NUMBA_THREADING_LAYER="omp"),
     "threads-workqueue": _child("threads", 200, NUMBA_THREADING_LAYER="workqueue"),
-    "forks": _child("forks", 100),
+    "forks": _child("forks", 50),
     "pools": _child("forks", "pools"),
     "memory": _child("limits", "memory", 100, "SEED"),
     "disk": _child("limits", "disk", 300, "SEED"),

@@ -14,6 +14,7 @@ import hashlib
 import multiprocessing
 import os
 import stat
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -40,16 +41,29 @@ _state = threading.local()
 
 def max_threads(asked: int | None = None) -> int:
     """Threads a call may use: `asked` (None or -1: all), bounded by what Numba was given (joblib's loky workers
-    lower it). Not asked, a worker of a `multiprocessing` pool, which knows nothing of the others, takes one.
+    lower it) and, in a task of Dask, by the threads of its worker. Not asked, a worker of a `multiprocessing` pool,
+    which knows nothing of the others, takes one.
     """
     limit = int(numba.config.NUMBA_NUM_THREADS)
+    given = _given_by_dask()
+    if given is not None:
+        limit = min(limit, given)
+    elif asked is None and multiprocessing.current_process().daemon:
+        return 1
     if asked is None:
-        return 1 if multiprocessing.current_process().daemon else limit
+        return limit
     if asked == -1:
         return limit
     if asked < 1:
         raise ValueError(f"n_jobs must be a positive int, -1 or None, got {asked}")
     return min(asked, limit)
+
+
+def _given_by_dask() -> int | None:
+    """The threads of the Dask worker whose task this thread runs; None outside of one."""
+    worker = sys.modules.get("distributed.worker")  # a task runs where it is imported
+    state = getattr(getattr(worker, "thread_state", None), "execution_state", None)
+    return None if state is None else int(state["worker"].state.nthreads)
 
 
 @contextmanager

@@ -1,0 +1,216 @@
+"""A round of data-parallel training, as functions of their arguments alone: Dask may run any of them again.
+
+A round begins with one state. Every partition takes some steps from it on its own images; the states that come out are
+averaged, each weighing as much as the images it saw. With plain or momentum SGD and one step a round this is the step
+that all these images together would have made: the update is linear in the gradient.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from math import isfinite
+from typing import NamedTuple
+
+import numpy as np
+
+from fastcnn.engine.network import Network, TrainingState
+from fastcnn.layers import Layer
+from fastcnn.training.augment import Augmentation
+from fastcnn.training.averaging import ParameterAverage
+from fastcnn.training.batches import BatchBuilder, BatchLoader
+from fastcnn.training.loop import Step, train_batches
+from fastcnn.training.optimizers import Optimizer
+
+__all__ = ["Images", "Job", "Part", "State", "average_parts", "load_state", "losses_of", "read_state", "train_part"]
+
+_KEPT_NETWORKS = 4  # idle ones, of a process
+_GOLDEN = 0x9E3779B97F4A7C15  # an odd number: its multiples are all different modulo 2^64
+
+
+class Images(NamedTuple):
+    """Checked images of one chunk."""
+
+    rows: np.ndarray  # (n, H*W*C)
+    labels: np.ndarray  # (n,), from 0
+    weight: np.ndarray | None  # (n,)
+
+
+class State(NamedTuple):
+    """Everything that training goes on from."""
+
+    arrays: dict[str, np.ndarray]  # parameters, moments, the moving average
+    step: int
+    average_steps: int
+    dropout: list[list[int]]  # of each such layer: seed, masks drawn
+
+
+class Part(NamedTuple):
+    """What came out of a round, of one partition or averaged."""
+
+    state: State
+    losses: np.ndarray  # (steps, 2): sum of the losses times their weights, sum of the weights
+    samples: np.ndarray  # (steps,): images
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is the same in all rounds of a fit, and small."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    image_shape: tuple[int, int, int]
+    dtype: str
+    device: str
+    n_jobs: int | None
+    optimizer: Optimizer  # not bound to a network
+    offset: np.ndarray
+    scale: np.ndarray
+    augment: tuple[Augmentation, ...]
+    batch_size: int
+    shuffle: bool
+    seed: int
+    label_smoothing: float
+    micro_batch_size: int | None
+    ema_decay: float | None
+
+    def loader(self, images: Images, chunk: int) -> BatchLoader:
+        """The batches of a chunk; each chunk draws its own random numbers, the first one those of one machine."""
+        builder = BatchBuilder(
+            images.rows, self.image_shape, self.offset, 1 / self.scale, self.augment, np.dtype(self.dtype)
+        )
+        seed = self.seed + (chunk << 32)
+        return BatchLoader(builder, images.labels, images.weight, self.batch_size, self.shuffle, seed)
+
+
+def train_part(
+    common: Part, images: Images, job: Job, chunk: int, epoch: int, first: int, rates: Sequence[float]
+) -> Part:
+    """From the state that all have in common, the steps of one round on one chunk.
+
+    Parameters
+    ----------
+    common : Part
+        The result of the round before.
+    images : Images
+    job : Job
+    chunk : int
+        Its number, for its random numbers.
+    epoch : int
+        From 0.
+    first : int
+        The number, in this epoch of the chunk, of the round's first batch.
+    rates : sequence of float
+        The learning rate of each step; fewer steps are done where the chunk ends.
+    """
+    losses, samples = np.zeros((len(rates), 2)), np.zeros(len(rates), np.int64)
+    with _network_of(job) as network:
+        average = None if job.ema_decay is None else ParameterAverage(network, job.ema_decay)
+        load_state(network, average, common.state, chunk)
+        step = Step(network, rates.__getitem__, job.label_smoothing, job.micro_batch_size, average)
+        batches = job.loader(images, chunk).epoch(epoch, first, first + len(rates))
+        for number, trained in enumerate(train_batches(step, batches, 0)):
+            losses[number], samples[number] = trained[:2], trained.samples
+            if not isfinite(trained.loss):
+                break
+        return Part(read_state(network, average, chunk), losses, samples)
+
+
+def average_parts(*parts: Part) -> Part:
+    """One of several: states weigh as much as the images they have seen; of one, that one itself.
+
+    Parts whose images weigh nothing count only where all are like that.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    weights = np.array([part.losses[:, 1].sum() for part in parts])
+    if not weights.any():
+        weights = np.array([part.samples.sum() for part in parts])
+    shares = weights / weights.sum()
+    states = [part.state for part in parts]
+    arrays = {}
+    for name, first in states[0].arrays.items():
+        mean = first * first.dtype.type(shares[0])
+        for state, share in zip(states[1:], shares[1:], strict=True):
+            mean += state.arrays[name] * first.dtype.type(share)
+        arrays[name] = mean
+    state = State(
+        arrays,
+        max(state.step for state in states),
+        max(state.average_steps for state in states),
+        max(state.dropout for state in states),
+    )
+    return Part(state, sum(part.losses for part in parts), sum(part.samples for part in parts))  # type: ignore[arg-type]
+
+
+def losses_of(part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """What the client wants to know of a round: small."""
+    return part.losses, part.samples
+
+
+# ------------------------------------------------------------------------------------------------------------- states
+
+
+def read_state(network: Network, average: ParameterAverage | None, chunk: int = 0) -> State:
+    """A copy of the state of `network` and of its moving average; `chunk` as `load_state` was told."""
+    training = network.training_state()
+    arrays = {f"params.{name}": value.copy() for name, value in network.params.items()}
+    for vector, views in training.moments.items():
+        arrays |= {f"moments.{vector}.{name}": value for name, value in views.items()}
+    if average is not None:
+        arrays |= {f"average.{name}": value.copy() for name, value in average.values.items()}
+    dropout = _shifted(training.dropout, -chunk)
+    return State(arrays, training.step, 0 if average is None else average.steps, dropout)
+
+
+def load_state(network: Network, average: ParameterAverage | None, state: State, chunk: int = 0) -> None:
+    """Make `state` that of `network`; dropout draws masks of its own for each chunk."""
+
+    def of(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): a for name, a in state.arrays.items() if name.startswith(prefix)}
+
+    moments: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in of("moments.").items():
+        vector, _, param = name.partition(".")
+        moments.setdefault(vector, {})[param] = value
+    network.load_params(of("params."))
+    network.load_training_state(TrainingState(state.step, moments, _shifted(state.dropout, chunk)))
+    if average is not None:
+        average.resume(of("average."), state.average_steps)
+
+
+def _shifted(dropout: Sequence[Sequence[int]], chunk: int) -> list[list[int]]:
+    return [[(seed + chunk * _GOLDEN) % 2**64, drawn] for seed, drawn in dropout]
+
+
+_idle: list[tuple[str, Network]] = []
+_idle_lock = threading.Lock()
+
+
+@contextmanager
+def _network_of(job: Job) -> Iterator[Network]:
+    """A network for one task, which sets its state; kept for the next one, since plans take a while to make."""
+    with _idle_lock:
+        found = next((item for item in _idle if item[0] == job.name), None)
+        if found is not None:
+            _idle.remove(found)
+    network = _new_network(job) if found is None else found[1]
+    yield network
+    with _idle_lock:
+        _idle.append((job.name, network))
+        del _idle[:-_KEPT_NETWORKS]
+
+
+def _new_network(job: Job) -> Network:
+    return Network(
+        job.layers,
+        job.image_shape,
+        dtype=job.dtype,
+        device=job.device,
+        random_state=0,
+        n_jobs=job.n_jobs,
+        optimizer=deepcopy(job.optimizer),
+    )
