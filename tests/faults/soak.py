@@ -43,7 +43,7 @@ SOAKS: dict[str, Callable[[int], Tally]] = {
     "fuzz-model": lambda seed: fuzz_in_children("model file", seed, 30_000),
     "fuzz-idx": lambda seed: fuzz_in_children("IDX file", seed, 30_000),
     "fuzz-idx-gzip": lambda seed: fuzz_in_children("IDX file, gzip", seed, 30_000),
-    "fuzz-images": lambda seed: fuzz_in_children("image folder", seed, 30_000),
+    "fuzz-images": lambda seed: fuzz_in_children("image folder", seed, 20_000),
     "kill-fits": _child("kills", "fits", 200, "SEED"),
     "kill-saves": _child("kills", "saves", 200, "SEED"),
     "interrupts": _child("interrupts", "warm", 150, "SEED"),
