@@ -636,8 +636,9 @@ def device_at_hand(device: str) -> str:
     """`device`, or with a warning "cpu" if this machine does not have it: where a model was trained is not always where
     it is used.
     """
+    device = choose_device(device)
     try:
-        get_backend("cpu" if device == "auto" else device)
+        get_backend(device)
     except (ValueError, ImportError, RuntimeError, OSError) as error:
         warnings.warn(f"device {device!r} is not to be had here, the CPU takes its place: {error}", stacklevel=3)
         return "cpu"
