@@ -4,9 +4,10 @@ is hot.
 A lane (thread) pads one image at a time into its scratch, where the micro-kernel reads windows in place. Forward
 cuts the images into bands of output rows, the work that lanes share: convolve all panels of channels, then
 bias, activation and pooling over the band. Backward is cut by images. It rebuilds the
-pre-pool gradient dz of an image from dy, y and argmax, adds its share, or that of a few small images together, to the
-weight gradient and convolves it with the flipped weights for the input gradient. Weight gradients are summed over a fixed number of chunks
-of images, then over the chunks in order, so they do not depend on the number of lanes.
+pre-pool gradient dz of an image from dy, y and argmax, adds its share, or that of a few small images
+together, to the weight gradient and convolves it with the flipped weights for the input gradient. Weight
+gradients are summed over a fixed number of chunks of images, then over the chunks in order, so they do not
+depend on the number of lanes.
 """
 
 from __future__ import annotations
