@@ -500,8 +500,7 @@ class Network:
         """A batch cut into equal parts whose images stay in the CPU's cache from step to step; at least one."""
         if self.device == "cuda":
             return [slice(0, n)]
-        largest = max((prod(group.in_shape) + prod(group.out_shape) for group in self._inference_groups), default=1)
-        count = -(-n // max(_LEAST_PART, _PART_BYTES // (largest * self.dtype.itemsize)))
+        count = -(-n // self._largest_part)
         size = -(-n // max(1, count))
         return [slice(start, start + size) for start in range(0, n, size)] if n else [slice(0, 0)]
 
@@ -595,6 +594,8 @@ class Network:
         self._placed_dropout = self._kernels.place(self._dropout)
         self._dropout_states = {layer: self._placed_dropout[i] for i, layer in enumerate(layers)}
         self._groups, self._inference_groups = self._make_groups(False), self._make_groups(True)
+        largest = max((prod(group.in_shape) + prod(group.out_shape) for group in self._inference_groups), default=1)
+        self._largest_part = max(_LEAST_PART, _PART_BYTES // (largest * self.dtype.itemsize))
 
     def _make_groups(self, inference: bool) -> tuple[Group, ...]:
         if not self.fuse:
