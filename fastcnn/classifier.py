@@ -262,6 +262,10 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     loss_curve_ : list of float
         Training loss of each epoch.
 
+    training_scores_ : list of float
+        Accuracy on each epoch's mini-batches as they came: before the update that each was for, with augmentation and
+        dropout. Below what `score` would give of the same images then.
+
     validation_scores_, validation_loss_curve_ : list of float
         Of each epoch; empty without validation data.
 
@@ -615,6 +619,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         self.n_iter_, self.best_iter_, self.t_ = history.n_iter, history.best_iter, history.t
         self.loss_ = history.loss_curve[-1] if history.loss_curve else nan
         self.best_loss_, self.loss_curve_ = history.best_loss, history.loss_curve
+        self.training_scores_ = history.training_scores
         self.validation_scores_ = history.validation_scores
         self.validation_loss_curve_ = history.validation_loss_curve
         self.learning_rates_ = history.learning_rates

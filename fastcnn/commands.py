@@ -1,6 +1,6 @@
 """What the commands `fastcnn train`, `evaluate`, `predict`, `info` and `report` do; `cli` reads the command line.
 
-Slow imports wait until they are needed: `info` reads a file and needs no compiler.
+Slow imports wait until they are needed.
 """
 
 from __future__ import annotations
@@ -335,6 +335,7 @@ def predict(args: argparse.Namespace) -> int:
 
 def info(args: argparse.Namespace) -> int:
     """What a model file holds."""
+    from fastcnn.engine.network import Network
     from fastcnn.inspection import summarize
     from fastcnn.persistence import read_model
 
@@ -362,7 +363,8 @@ def info(args: argparse.Namespace) -> int:
     _say("settings", ", ".join(f"{name}={settings[name]}" for name in names if name in settings))
     _say("numbers", model.dtype)
     print()
-    _print_summary(summarize(model.layers, model.image_shape, dtype=model.dtype))
+    network = Network(model.layers, model.image_shape, dtype=model.dtype)  # how this machine would run it
+    _print_summary(summarize(model.layers, model.image_shape, dtype=model.dtype, kernels=network.kernels()))
     return 0
 
 

@@ -518,7 +518,7 @@ def test_early_stopping_restores_the_best(digits):
     clf = small(early_stopping=True, n_iter_no_change=2, tol=0.05, max_iter=20)
     clf.fit(X_train, y_train, X_val=X_test, y_val=y_test)
     assert 2 < clf.n_iter_ < 20
-    assert len(clf.validation_scores_) == len(clf.validation_loss_curve_) == clf.n_iter_
+    assert len(clf.training_scores_) == len(clf.validation_scores_) == len(clf.validation_loss_curve_) == clf.n_iter_
     assert clf.best_iter_ == 1 + int(np.argmax(clf.validation_scores_))
     assert clf.score(X_test, y_test) == pytest.approx(max(clf.validation_scores_))
 

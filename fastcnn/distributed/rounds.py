@@ -52,7 +52,7 @@ class Part(NamedTuple):
     """What came out of a round, of one partition or averaged."""
 
     state: State
-    losses: np.ndarray  # (steps, 2): sum of the losses times their weights, sum of the weights
+    losses: np.ndarray  # (steps, 3): sums of the losses times their weights, of the weights, and of those of hits
     samples: np.ndarray  # (steps,): images
 
 
@@ -106,14 +106,14 @@ def train_part(
     rates : sequence of float
         The learning rate of each step; fewer steps are done where the chunk ends.
     """
-    losses, samples = np.zeros((len(rates), 2)), np.zeros(len(rates), np.int64)
+    losses, samples = np.zeros((len(rates), 3)), np.zeros(len(rates), np.int64)
     with _network_of(job) as network:
         average = None if job.ema_decay is None else ParameterAverage(network, job.ema_decay)
         load_state(network, average, common.state, chunk)
         step = Step(network, rates.__getitem__, job.label_smoothing, job.micro_batch_size, average)
         batches = job.loader(images, chunk).epoch(epoch, first, first + len(rates))
         for number, trained in enumerate(train_batches(step, batches, 0)):
-            losses[number], samples[number] = trained[:2], trained.samples
+            losses[number], samples[number] = trained[:3], trained.samples
             if not isfinite(trained.loss):
                 break
         return Part(read_state(network, average, chunk), losses, samples)

@@ -76,6 +76,9 @@ class Network:
     plan : Plan
         The plan last run (before the first batch: an inference plan for one sample).
     output_shape : tuple of int
+    accuracy : float
+        Weighted share of the last `train_step`'s samples whose largest output was their label's, before the update; of
+        blends, as much as the label's share. 0 before the first.
     n_params : int
         Trainable parameters.
 
@@ -413,7 +416,9 @@ class Network:
         if sample_weight is None and mix is None and (micro_batch_size or n) >= n > 0:
             labels = self._checked_labels(n, labels)
             with self._lock, self._kernels.threads(self.n_jobs):
-                losses = self._ready(x, "training").train(labels, label_smoothing)
+                plan = self._ready(x, "training")
+                losses = plan.train(labels, label_smoothing)
+                self.accuracy = np.count_nonzero(np.asarray(plan.output).argmax(axis=1) == labels) / n
                 self.optimizer.update(self._kernels, self._flat, self._flat_grads)
                 return float(losses.sum(dtype=np.float64)) / n
         labels, weights = self._checked_targets(n, labels, sample_weight)
@@ -423,11 +428,12 @@ class Network:
         size = n if micro_batch_size is None else max(1, micro_batch_size)
         parts = [slice(start, start + size) for start in range(0, n, size)] if n > size else [slice(0, n)]
         added = self._zeros(self._flat_grads.size) if len(parts) > 1 else None
-        loss = 0.0
+        loss = right = 0.0
         with self._lock:
             for part in parts:
                 other = None if mix is None else (mix[0][part], mix[1][part])
-                loss += self._add_gradients(x[part], labels[part], weights[part], label_smoothing, other, total)
+                sums = self._add_gradients(x[part], labels[part], weights[part], label_smoothing, other, total)
+                loss, right = loss + sums[0], right + sums[1]
                 if added is not None:
                     with self._kernels.threads(self.n_jobs):
                         self._kernels.add_forward(added, self._flat_grads, IDENTITY, added)
@@ -435,6 +441,7 @@ class Network:
                 self._flat_grads[...] = added
             with self._kernels.threads(self.n_jobs):
                 self.optimizer.update(self._kernels, self._flat, self._flat_grads)
+            self.accuracy = right / total if total else 0.0
         return loss / total if total else 0.0
 
     def _add_gradients(
@@ -445,21 +452,24 @@ class Network:
         smoothing: float,
         mix: tuple[np.ndarray, np.ndarray] | None,
         total: float,
-    ) -> float:
-        """Fill `grads` with the gradient of the sum of losses / `total`; that sum."""
+    ) -> tuple[float, float]:
+        """Fill `grads` with the gradient of the sum of losses / `total`; that sum, and that of the weights of hits."""
         place = self._kernels.place
         placed = place(np.empty(len(x), self.dtype))
         plan = self._run_forward(x, "training")
         with self._kernels.threads(self.n_jobs):
             args = plan.output, place(labels), place(weights), smoothing, placed, plan.output_grad
             self._kernels.softmax_cross_entropy(*args)
-            losses, dlogits = np.asarray(placed), np.asarray(plan.output_grad)
+            losses, logits, dlogits = map(np.asarray, (placed, plan.output, plan.output_grad))
+            found = logits.argmax(axis=1)
+            hits = (found == labels).astype(np.float64)
             here = float(weights.sum(dtype=np.float64))
             if here != total:  # a part of a batch: its gradient is of its own mean loss
                 dlogits *= here / total if total else 0.0
             if mix is not None:
                 # Cross-entropy is linear in the target: a share of it goes from one label to the other.
-                rows, (others, shares), logits = np.arange(len(x)), mix, np.asarray(plan.output)
+                rows, (others, shares) = np.arange(len(x)), mix
+                hits = shares * hits + (1 - shares) * (found == others)
                 moved = weights * (1 - shares) * (1 - smoothing)
                 losses += moved * (logits[rows, labels] - logits[rows, others])
                 dlogits[rows, labels] += moved / total if total else 0
@@ -467,7 +477,7 @@ class Network:
             if dlogits is not plan.output_grad:  # copies of what is on a GPU
                 plan.output_grad[...] = dlogits  # type: ignore[index]
             plan.backward()
-        return float(losses.sum(dtype=np.float64))
+        return float(losses.sum(dtype=np.float64)), float(weights @ hits)
 
     def predict_proba(self, x: Any) -> np.ndarray:
         """Softmax of the outputs.
@@ -590,6 +600,7 @@ class Network:
         self._plans: dict[tuple[int, str], Plan] = {}
         self._kept_memory = None
         self._last_plan = None
+        self.accuracy = 0.0
         layers = [op.layer for op in self.ops if op.kind.endswith("dropout")]
         self._placed_dropout = self._kernels.place(self._dropout)
         self._dropout_states = {layer: self._placed_dropout[i] for i, layer in enumerate(layers)}

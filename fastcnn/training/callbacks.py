@@ -74,6 +74,8 @@ class EpochInfo(NamedTuple):
         Images that were trained on.
     loss : float
         Weighted mean over the epoch's mini-batches.
+    training_score : float
+        Weighted accuracy on them as they came: before the update that each was for, with augmentation and dropout.
     validation_score, validation_loss : float or None
         None without validation data.
     learning_rate : float
@@ -88,6 +90,7 @@ class EpochInfo(NamedTuple):
     max_iter: int
     n_samples: int
     loss: float
+    training_score: float
     validation_score: float | None
     validation_loss: float | None
     learning_rate: float
@@ -300,7 +303,7 @@ class LiveProgress(Callback):
 
 
 def _epoch_line(info: EpochInfo, left: str) -> str:
-    parts = [_epoch_label(info.epoch, info.max_iter), f"loss {info.loss:.4f}"]
+    parts = [_epoch_label(info.epoch, info.max_iter), f"loss {info.loss:.4f}", f"acc {info.training_score:.4f}"]
     if info.validation_loss is not None:
         parts.append(f"val loss {info.validation_loss:.4f}")
     if info.validation_score is not None:

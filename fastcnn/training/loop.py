@@ -30,6 +30,9 @@ class History:
     ----------
     loss_curve : list of float
         Weighted mean training loss of each epoch (of its mini-batches as they came).
+    training_scores : list of float
+        Weighted accuracy on each epoch's mini-batches as they came: before the update that each was for, with
+        augmentation and dropout.
     validation_scores, validation_loss_curve : list of float
         At the end of each epoch that was validated.
     epoch_seconds : list of float
@@ -51,6 +54,7 @@ class History:
     """
 
     loss_curve: list[float] = field(default_factory=list)
+    training_scores: list[float] = field(default_factory=list)
     validation_scores: list[float] = field(default_factory=list)
     validation_loss_curve: list[float] = field(default_factory=list)
     epoch_seconds: list[float] = field(default_factory=list)
@@ -294,6 +298,7 @@ class TrainedBatch(NamedTuple):
 
     loss: float  # the sum over its images, each times its weight
     weight: float  # the sum of the images' weights
+    right: float  # the sum of the weights of those that the network was right about
     samples: int
 
 
@@ -303,7 +308,7 @@ def train_batches(step: Step, batches: Generator[Any, None, None], first: int) -
         for number, batch in enumerate(batches, first):
             loss, m = step(batch, number), len(batch.x)
             weight = m if batch.sample_weight is None else float(batch.sample_weight.sum())
-            yield TrainedBatch(loss * weight, weight, m)
+            yield TrainedBatch(loss * weight, weight, step.network.accuracy * weight, m)
 
 
 def _train_epoch(
@@ -316,16 +321,17 @@ def _train_epoch(
     history: History,
 ) -> EpochInfo | None:
     """See the batches trained; None if the loss or a parameter is not finite any more."""
-    loss_sum = weight_sum = 0.0
+    loss_sum = weight_sum = right_sum = 0.0
     n_samples = 0
     start = perf_counter()
     next_tick = start + _TICK
     with closing(trained):
-        for number, (loss, weight, m) in enumerate(trained):
+        for number, (loss, weight, right, m) in enumerate(trained):
             if not isfinite(loss):
                 return None
             loss_sum += loss
             weight_sum += weight
+            right_sum += right
             n_samples += m
             history.t += m
             now = perf_counter()
@@ -345,6 +351,7 @@ def _train_epoch(
         max_iter=end,
         n_samples=n_samples,
         loss=loss_sum / weight_sum if weight_sum else 0.0,
+        training_score=right_sum / weight_sum if weight_sum else 0.0,
         validation_score=None,
         validation_loss=None,
         learning_rate=step.network.optimizer.learning_rate,
@@ -372,6 +379,7 @@ class _Patience:
 def _record(history: History, info: EpochInfo, by_score: bool) -> bool:
     """Append `info`; True if its epoch is the best so far (by validation score or by training loss)."""
     history.loss_curve.append(info.loss)
+    history.training_scores.append(info.training_score)
     history.epoch_seconds.append(info.seconds)
     history.learning_rates.append(info.learning_rate)
     lower = info.loss < history.best_loss

@@ -47,12 +47,12 @@ def network(of):
 
 
 def begin(net, average=None):
-    return Part(read_state(net, average), np.zeros((0, 2)), np.zeros(0, np.int64))
+    return Part(read_state(net, average), np.zeros((0, 3)), np.zeros(0, np.int64))
 
 
 def part(value, weight, samples, step=1):
     state = State({"x": np.array([value], np.float32)}, step, 0, [[5, step]])
-    return Part(state, np.array([[weight * 2.0, weight]]), np.array([samples]))
+    return Part(state, np.array([[weight * 2.0, weight, weight / 2]]), np.array([samples]))
 
 
 @pytest.mark.small
@@ -60,7 +60,7 @@ def test_states_weigh_as_much_as_their_images():
     mean = average_parts(part(1.0, 3.0, 3, step=7), part(5.0, 1.0, 1, step=2), part(100.0, 0.0, 8, step=2))
     assert mean.state.arrays["x"] == 2.0 and mean.state.arrays["x"].dtype == np.float32
     assert mean.state.step == 7 and mean.state.dropout == [[5, 7]]
-    np.testing.assert_array_equal(mean.losses, [[8.0, 4.0]])
+    np.testing.assert_array_equal(mean.losses, [[8.0, 4.0, 2.0]])
     assert mean.samples == [12]
 
 
@@ -96,7 +96,9 @@ def test_one_step_a_round_is_a_step_on_all_images(weighted):
         weight = np.concatenate([p.weight[cut] for p in parts]) if weighted else None
         labels = np.concatenate([p.labels[cut] for p in parts])
         loss = together.train_step(rows.reshape(-1, 4, 4, 1), labels, weight, 0.1)
-        assert common.losses[:, 0].sum() / common.losses[:, 1].sum() == pytest.approx(loss)
+        loss_sum, weight_sum, right = common.losses.sum(axis=0)
+        assert loss_sum / weight_sum == pytest.approx(loss)
+        assert right / weight_sum == pytest.approx(together.accuracy)
     for name, value in together.params.items():
         np.testing.assert_allclose(common.state.arrays[f"params.{name}"], value, rtol=0, atol=1e-5)
         velocity = common.state.arrays.get(f"moments.velocity.{name}")

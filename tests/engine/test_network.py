@@ -412,8 +412,11 @@ def test_parts_of_a_batch_add_up(device):
         Network(layers, (8, 8, 2), dtype="float64", device=device, random_state=0, optimizer=SGD(0.1)) for _ in range(2)
     )
     for _ in range(3):
+        right = whole.forward(x).argmax(axis=1) == labels
         loss = whole.train_step(x, labels, weights, 0.1)
+        assert whole.accuracy == pytest.approx(weights @ right / weights.sum())
         assert parts.train_step(x, labels, weights, 0.1, micro_batch_size=4) == pytest.approx(loss, rel=1e-12)
+        assert parts.accuracy == pytest.approx(whole.accuracy)
     for name, value in whole.params.items():
         np.testing.assert_allclose(parts.params[name], value, rtol=1e-10, atol=1e-12)
 
@@ -426,11 +429,15 @@ def test_a_blend_of_labels_is_a_blend_of_losses(device, micro_batch_size):
     shares, weights = np.linspace(0, 1, 7), np.linspace(1, 2, 7)
     kept = {"dtype": "float64", "device": device, "random_state": 0}
     mixed = Network(layers, (5, 5, 1), **kept, optimizer=SGD(0.1))
+    found = mixed.forward(x).argmax(axis=1)
     loss = mixed.train_step(x, labels, weights, 0.1, mix=(others, shares), micro_batch_size=micro_batch_size)
     # Each image twice, once with each label, weighted by its share.
     twice = Network(layers, (5, 5, 1), **kept, optimizer=SGD(0.1))
     both = np.concatenate([labels, others]), np.concatenate([weights * shares, weights * (1 - shares)])
     assert twice.train_step(np.concatenate([x, x]), *both, 0.1) == pytest.approx(loss, rel=1e-12)
+    assert mixed.accuracy == pytest.approx(twice.accuracy) == pytest.approx(
+        weights @ (shares * (found == labels) + (1 - shares) * (found == others)) / weights.sum()
+    )
     for name, value in twice.params.items():
         np.testing.assert_allclose(mixed.params[name], value, rtol=1e-9, atol=1e-12)
     with pytest.raises(ValueError, match="label 9 is out of range"):

@@ -59,6 +59,7 @@ def test_learning_curves_of_a_classifier():
     curves = {
         "training loss": clf.loss_curve_,
         "validation loss": clf.validation_loss_curve_,
+        "training score": clf.training_scores_,
         "validation score": clf.validation_scores_,
         "learning rate": clf.learning_rates_,
     }
@@ -66,12 +67,14 @@ def test_learning_curves_of_a_classifier():
     for name, values in curves.items():
         np.testing.assert_array_equal(display.lines_[name].get_xdata(), [1, 2, 3])
         np.testing.assert_array_equal(display.lines_[name].get_ydata(), values)
-    assert display.lines_["training loss"].get_linestyle() != display.lines_["validation loss"].get_linestyle()
+    for one in "loss", "score":
+        styles = {display.lines_[f"{which} {one}"].get_linestyle() for which in ("training", "validation")}
+        assert len(styles) == 2
 
 
 def test_learning_curves_where_validation_came_later():
     _, axes = plt.subplots(1, 2)
-    display = LearningCurvesDisplay([3.0, 2.0, 1.0], [2.5], [0.5]).plot(ax=axes)
+    display = LearningCurvesDisplay([3.0, 2.0, 1.0], [2.5], validation_scores=[0.5]).plot(ax=axes)
     assert list(display.axes_) == list(axes)
     np.testing.assert_array_equal(display.lines_["validation loss"].get_xdata(), [3])
     only = LearningCurvesDisplay([1.0]).plot()

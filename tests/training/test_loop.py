@@ -31,6 +31,7 @@ class SoftmaxRegression:
     def __init__(self, n_in=4, n_classes=3, losses=None):
         self.params = {"0.weight": np.zeros((n_in, n_classes)), "0.bias": np.zeros(n_classes)}
         self.optimizer = PlainSGD()
+        self.accuracy = 0.0
         self.losses = losses or {}
         self.rates = []
         self.smoothing = set()
@@ -49,6 +50,7 @@ class SoftmaxRegression:
         proba = np.exp(self.logits(x))
         proba /= proba.sum(axis=1, keepdims=True)
         loss = weights @ -np.log(proba[np.arange(len(x)), labels]) / weights.sum()
+        self.accuracy = weights @ (proba.argmax(axis=1) == labels) / weights.sum()
         dlogits = (proba - np.eye(proba.shape[1])[labels]) * weights[:, None] / weights.sum()
         self.params["0.weight"] -= self.optimizer.learning_rate * x.reshape(len(x), -1).T @ dlogits
         self.params["0.bias"] -= self.optimizer.learning_rate * dlogits.sum(axis=0)
@@ -139,6 +141,7 @@ def test_the_loss_goes_down_and_the_history_says_so():
     assert [info[1:] for info in seen.begun] == [(0, 6, 6)]
     assert [info.epoch for info in seen.epochs] == [1, 2, 3, 4, 5, 6]
     assert [info.loss for info in seen.epochs] == history.loss_curve
+    assert [info.training_score for info in seen.epochs] == history.training_scores
     assert {(info.max_iter, info.n_samples, info.learning_rate) for info in seen.epochs} == {(6, 42, 0.5)}
     assert all(info.images_per_second == pytest.approx(42 / info.seconds) for info in seen.epochs)
     assert all(info.validation_score is None for info in seen.epochs)

@@ -9,17 +9,22 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastcnn.inspection.displays.drawing import axes_grid
 
-__all__ = ["LearningCurvesDisplay"]
+__all__ = ["LearningCurvesDisplay", "training_scores"]
+
+
+def training_scores(clf: Any) -> list[float]:
+    """The training scores of a fitted classifier if they can be set beside its validation scores, else none."""
+    return clf.training_scores_ if clf.scoring in (None, "accuracy") else []
 
 
 class LearningCurvesDisplay:
-    """Loss in training and validation, validation score and learning rate, epoch by epoch.
+    """Loss and score in training and validation, and the learning rate, epoch by epoch.
 
     Parameters
     ----------
     loss_curve : sequence of float
         Training loss.
-    validation_loss_curve, validation_scores, learning_rates : sequence of float, default=()
+    validation_loss_curve, training_scores, validation_scores, learning_rates : sequence of float, default=()
         Shown where they are not empty. Where they are shorter than `loss_curve`, they are of the last epochs.
     best_iter : int or None, default=None
         An epoch to mark, from 1.
@@ -30,7 +35,7 @@ class LearningCurvesDisplay:
     axes_ : array of matplotlib Axes
         For loss, score and learning rate, as far as there are such.
     lines_ : dict of str to matplotlib Line2D
-        "training loss", "validation loss", "validation score", "learning rate".
+        "training loss", "validation loss", "training score", "validation score", "learning rate".
 
     Examples
     --------
@@ -42,12 +47,14 @@ class LearningCurvesDisplay:
         self,
         loss_curve: Sequence[float],
         validation_loss_curve: Sequence[float] = (),
+        training_scores: Sequence[float] = (),
         validation_scores: Sequence[float] = (),
         learning_rates: Sequence[float] = (),
         best_iter: int | None = None,
     ) -> None:
         self.loss_curve = list(loss_curve)
         self.validation_loss_curve = list(validation_loss_curve)
+        self.training_scores = list(training_scores)
         self.validation_scores = list(validation_scores)
         self.learning_rates = list(learning_rates)
         self.best_iter = best_iter
@@ -55,6 +62,8 @@ class LearningCurvesDisplay:
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: Any = None) -> Self:
         """Draw the curves of a fitted classifier.
+
+        The training score is the accuracy on mini-batches as they came, and is left out where `scoring` is another one.
 
         Parameters
         ----------
@@ -71,6 +80,7 @@ class LearningCurvesDisplay:
         display = cls(
             estimator.loss_curve_,
             estimator.validation_loss_curve_,
+            training_scores(estimator),
             estimator.validation_scores_,
             estimator.learning_rates_,
             estimator.best_iter_ if estimator.validation_scores_ else None,
@@ -93,7 +103,7 @@ class LearningCurvesDisplay:
         """
         panels: list[tuple[str, dict[str, list[float]]]] = [
             ("loss", {"training loss": self.loss_curve, "validation loss": self.validation_loss_curve}),
-            ("score", {"validation score": self.validation_scores}),
+            ("score", {"training score": self.training_scores, "validation score": self.validation_scores}),
             ("learning rate", {"learning rate": self.learning_rates}),
         ]
         panels = [(title, lines) for title, lines in panels if any(lines.values())] or panels[:1]

@@ -14,6 +14,7 @@ import sklearn
 
 from fastcnn import __version__
 from fastcnn.inspection.diagram import draw
+from fastcnn.inspection.displays.curves import training_scores
 from fastcnn.inspection.displays.maps import convolutions, kind_at
 from fastcnn.inspection.report.charts import Line, line_chart
 from fastcnn.inspection.report.evidence import Evidence
@@ -118,10 +119,11 @@ def learning(clf: Any) -> str:
     if clf.validation_loss_curve_:
         loss.append(Line("validation", clf.validation_loss_curve_, "validation"))
     charts = [line_chart("Loss", loss, epochs, best)]
+    score = [Line("training", scores, "training")] if (scores := training_scores(clf)) else []
     if clf.validation_scores_:
-        charts.append(
-            line_chart("Validation score", [Line("validation", clf.validation_scores_, "validation")], epochs, best)
-        )
+        score.append(Line("validation", clf.validation_scores_, "validation"))
+    if score:
+        charts.append(line_chart("Score", score, epochs, best))
     if clf.learning_rates_:
         charts.append(
             line_chart("Learning rate", [Line("last step of the epoch", clf.learning_rates_, "training")], epochs)
