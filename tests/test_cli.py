@@ -529,7 +529,9 @@ def test_info(trained):
 
 
 def test_info_has_the_summarys_kernels(tmp_path):
-    clf = CNNClassifier(layers=[Conv2D(32), ReLU(), Conv2D(32), Conv2D(8, stride=2)], max_iter=1, n_iter_no_change=np.inf)
+    clf = CNNClassifier(
+        layers=[Conv2D(32), ReLU(), Conv2D(32), Conv2D(8, stride=2)], max_iter=1, n_iter_no_change=np.inf
+    )
     clf.fit(np.zeros((20, 12, 12, 1), np.uint8), np.arange(20) % 2).save(tmp_path / "model")
     code, out = run("info", tmp_path / "model")
     assert code == 0 and str(clf.summary()) in out and "winograd F(" in out

@@ -139,7 +139,10 @@ def test_a_live_bar_on_a_terminal(monkeypatch):
     callback = progress(1)
     show(callback, BatchInfo(3, 5, 0.3456, 14_599.7), EPOCH)
     shown = terminal.getvalue()
-    assert "epoch  3/20  loss 0.2711  acc 0.9013  val loss 0.2500  val 0.9123  lr 0.001  4.1 s  14,600 images/s  0:" in shown
+    assert (
+        "epoch  3/20  loss 0.2711  acc 0.9013  val loss 0.2500  val 0.9123  lr 0.001  4.1 s  14,600 images/s  0:"
+        in shown
+    )
     assert "batch  5/10  loss 0.3456  14,600 images/s" in shown
     assert "12 %" in shown  # batch 5 of epoch 3: 25 of 200
     assert callback._bar is None

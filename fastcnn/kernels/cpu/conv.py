@@ -41,6 +41,8 @@ from fastcnn.kernels.cpu.winograd import (
 )
 
 CHUNKS = 16  # at most; of images, each with a weight gradient of its own
+# A chunk of fewer output pixels costs more to add up than it spares; some there are for the threads all the same.
+CHUNK_PIXELS, FEW_CHUNKS = 1024, 4
 CHUNK_BYTES = 1 << 26  # that all of them together may take
 BAND_PIXELS = 192  # about how many output pixels a band has: few calls, and it stays in cache
 
@@ -79,9 +81,16 @@ def _band_rows(g: Any, pool: Any) -> int:
     return int(max(1, BAND_PIXELS // g.q))
 
 
+def _images_together(g: Any) -> int:
+    """Whose weight gradient is one product."""
+    return 1 if is_depthwise(g) else weight_tables(g).images
+
+
 def _chunks(n: int, g: Any, itemsize: int) -> int:
     partial = max(1, (g.r * g.s * (g.c // g.groups) * g.k + g.k) * itemsize)
-    return max(1, min(n, CHUNKS, CHUNK_BYTES // partial))
+    many = min(CHUNKS, CHUNK_BYTES // partial, max(FEW_CHUNKS, n * g.p * g.q // CHUNK_PIXELS))
+    products = -(-n // _images_together(g))
+    return max(1, -(-products // -(-products // max(1, many)))) if n else 1
 
 
 def conv2d_algorithm(geometry: Any, n: int, dtype: Any) -> int:
@@ -305,7 +314,9 @@ def _backward_chunks(start, stop, lane, args):
     fill_zero(scratch, image0, panel0)
     for chunk in range(start, stop):
         partial = packed_size + chunk * partial_size
-        first, last = n_images * chunk // chunks, n_images * (chunk + 1) // chunks
+        products = (n_images + wt.images - 1) // wt.images
+        first = products * chunk // chunks * wt.images
+        last = min(n_images, products * (chunk + 1) // chunks * wt.images)
         fill_zero(scratch, partial + (dw_size if first < last else 0), partial + partial_size)
         for n0 in range(first, last, wt.images):
             count = min(wt.images, last - n0)
