@@ -26,7 +26,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m "small and not cuda"
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -m "cuda and small" tests/kernels tests/engine
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -m "cuda and small" tests/kernels tests/engine tests/training
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest tests/test_classifier.py tests/test_sklearn.py tests/test_preprocessing.py \

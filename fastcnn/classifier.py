@@ -33,7 +33,7 @@ from fastcnn.model_files import ModelFiles
 from fastcnn.persistence import Checkpoint, SavedModel
 from fastcnn.sklearn_callbacks import CallbackSupport, FitTask
 from fastcnn.training.augment import check_augment
-from fastcnn.training.batches import BatchBuilder, BatchLoader
+from fastcnn.training.batches import BatchBuilder, BatchLoader, builder_for
 from fastcnn.training.callbacks import progress as show_progress
 from fastcnn.training.initializers import KINDS
 from fastcnn.training.loop import History, train
@@ -41,6 +41,9 @@ from fastcnn.training.optimizers import SGD, Adam, AdamW, Muon, Optimizer
 from fastcnn.training.schedules import SCHEDULES, make_schedule
 
 __all__ = ["CNNClassifier"]
+
+OfBatch = Callable[[Any], np.ndarray]
+Merge = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of the results for images and their mirror images
 
 # In inference: images together, and fewer of large ones.
 _BATCH_IMAGES, _BATCH_VALUES = 256, 2**22
@@ -675,6 +678,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         self, X: Any, y: Any, sample_weight: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Rows, labels and weights; `n_features_in_` and `image_shape_` are set, or checked if there."""
+        X, y, sample_weight = map(_on_host, (X, y, sample_weight))
         rows, y = self._check_images(X, y, reset=not hasattr(self, "image_shape_"))
         check_labels(y)
         if sample_weight is not None:
@@ -801,7 +805,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         return BatchLoader(builder, data.labels, weight, self.batch_size, self.shuffle, seed, rows=index)
 
     def _builder(self, rows: np.ndarray, augment: Any = None) -> BatchBuilder:
-        return BatchBuilder(
+        return builder_for(
+            self.network_.batch_kernels,
             rows,
             self.image_shape_,
             self.channel_offset_,
@@ -871,9 +876,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             In the order of `classes_`.
         """
         flips, rows, proba = self._flips(tta), self._rows(X), self.network_.predict_proba
-        if not flips:
-            return self._predict(proba, rows)
-        return self._predict(lambda x: (proba(x) + proba(x[:, :, ::-1])) / 2, rows)
+        return self._predict(proba, rows, (lambda a, b: (a + b) / 2) if flips else None)
 
     def predict_log_proba(self, X: Any, tta: str | bool | None = None) -> np.ndarray:
         """The logarithm of each class's probability, finite where the probability is rounded to 0.
@@ -895,13 +898,26 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         def log_proba(x: np.ndarray) -> np.ndarray:
             return _log_softmax(self.network_.forward(x))
 
-        if not flips:
-            return self._predict(log_proba, rows)
-        return self._predict(lambda x: np.logaddexp(log_proba(x), log_proba(x[:, :, ::-1])) - log(2), rows)
+        return self._predict(log_proba, rows, (lambda a, b: np.logaddexp(a, b) - log(2)) if flips else None)
 
-    def _rows(self, X: Any) -> np.ndarray:
+    def _rows(self, X: Any) -> Any:
         check_is_fitted(self)
+        if hasattr(X, "__cuda_array_interface__"):
+            X = self._rows_on_device(X)
+            if not isinstance(X, np.ndarray):
+                return X
         return row_contiguous(self._check_images(X))
+
+    def _rows_on_device(self, X: Any) -> Any:
+        """Images on the GPU as rows that stay there; or a copy on the host, if that is what it takes."""
+        kernels = self.network_.batch_kernels
+        if kernels is None:
+            return _on_host(X)
+        placed, shape = kernels.place(X), self.image_shape_
+        forms = [shape, (self.n_features_in_,), *([shape[:2]] if shape[2] == 1 else [])]
+        if placed.shape[1:] not in forms or placed.dtype not in (np.uint8, self.network_.dtype):
+            return np.asarray(placed)
+        return placed.reshape(len(placed), self.n_features_in_)
 
     def _flips(self, tta: str | bool | None) -> bool:
         """Whether mirror images count, for what a call says."""
@@ -922,32 +938,37 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         -------
         ndarray of shape (n, H, W, C), of the network's dtype
         """
-        rows = self._rows(X)
+        rows = np.asarray(self._rows(X))
         x = np.empty((len(rows), *self.image_shape_), self.network_.dtype)
-        self._builder(rows).build(np.arange(len(rows)), x)
+        args = self.channel_offset_, 1 / self.channel_scale_, None, x.dtype
+        BatchBuilder(rows, self.image_shape_, *args).build(np.arange(len(rows)), x)
         return x
 
-    def _predict(self, of_batch: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
+    def _predict(self, of_batch: OfBatch, rows: np.ndarray, merge: Merge | None = None) -> np.ndarray:
         """`_run`, if its result is finite."""
-        result = self._run(of_batch, rows)
+        result = self._run(of_batch, rows, merge)
         if not np.isfinite(result).all():
             image = int(np.nonzero(~np.isfinite(result).all(axis=1))[0][0])
+            pixels = np.asarray(rows[image])
             raise ValueError(
-                f"the network's output is not finite for image {image} of X: its pixels (from {rows[image].min():.3g} "
-                f"to {rows[image].max():.3g}) are too large for {self.network_.dtype}, or the parameters are"
+                f"the network's output is not finite for image {image} of X: its pixels (from {pixels.min():.3g} "
+                f"to {pixels.max():.3g}) are too large for {self.network_.dtype}, or the parameters are"
             )
         return result
 
-    def _run(self, of_batch: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
-        """`of_batch` of all images, a few at a time."""
+    def _run(self, of_batch: OfBatch, rows: np.ndarray, merge: Merge | None = None) -> np.ndarray:
+        """`of_batch` of all images, a few at a time; with `merge` it is merged with that of their mirror images."""
         size = max(1, min(len(rows), _BATCH_IMAGES, _BATCH_VALUES // rows.shape[1]))
         builder = self._builder(rows)
-        x = np.empty((size, *self.image_shape_), self.network_.dtype)
+        x = builder.empty(size)
         y = np.empty((len(rows), len(self.classes_)), self.network_.dtype)
         for part in chunks(len(rows), size):
             index = np.arange(part.start, part.stop)
             builder.build(index, x[: len(index)])
             y[part] = of_batch(x[: len(index)])
+            if merge is not None:
+                builder.build(index, x[: len(index)], mirrored=True)
+                y[part] = merge(y[part], of_batch(x[: len(index)]))
         return y
 
     # ---------------------------------------------------------------------------------------- files
@@ -1036,6 +1057,13 @@ def _layers_html(summary: Summary) -> str:
 
 def _draw_seed(random_state: Any) -> int:
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def _on_host(values: Any) -> Any:
+    """`values`, or a copy of them if they lie on a GPU."""
+    if not hasattr(values, "__cuda_array_interface__"):
+        return values
+    return np.asarray(get_backend("cuda").place(values))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

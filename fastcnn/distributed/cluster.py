@@ -235,8 +235,8 @@ class Rounds:
         self._under_way.popleft()
         self.rounds += 1
         self._rounds_replayable += 1
-        for sums, m in zip(losses.tolist(), samples.tolist(), strict=True):
-            yield TrainedBatch(*sums, m)
+        for (loss, weight, right), m in zip(losses.tolist(), samples.tolist(), strict=True):
+            yield TrainedBatch(loss, weight, right, m)
 
     def _submit_round(self, one: Round) -> Any:
         parts = [

@@ -284,6 +284,11 @@ class Network:
     # ------------------------------------------------------------------------------------------------------------- runs
 
     @property
+    def batch_kernels(self) -> Any:
+        """The backend if it builds mini-batches where its arrays lie, else None."""
+        return self._kernels if hasattr(self._kernels, "gather_images") else None
+
+    @property
     def plan(self) -> Plan:
         """The plan last run; ``plan.describe()`` tells what was fused and which kernels run."""
         with self._lock:
@@ -312,7 +317,7 @@ class Network:
             described.append((group, how))
         return described
 
-    def forward(self, x: Any, training: bool = False) -> np.ndarray:
+    def forward(self, x: Any, training: bool = False, *, to_numpy: bool = True) -> Any:
         """The last layer's output.
 
         Parameters
@@ -321,6 +326,8 @@ class Network:
             Samples of the shape `input_shape`.
         training : bool, default=False
             Whether dropout and batch statistics are on, so that `backward` can follow.
+        to_numpy : bool, default=True
+            False: where the network computes on a GPU, an array that stays there.
 
         Returns
         -------
@@ -334,8 +341,9 @@ class Network:
         """
         x = self._checked_input(x)
         with self._lock:
-            if training:
-                return np.array(self._run_forward(x, "training_dx").output)
+            if training or not to_numpy:
+                output = self._run_forward(x, "training_dx" if training else "inference").output
+                return np.array(output) if to_numpy else output.copy()  # type: ignore[union-attr]
             y = np.empty((len(x), *self.output_shape), self.dtype)
             for part in self._parts(len(x)):
                 y[part] = np.asarray(self._run_forward(x[part], "inference").output)
@@ -418,7 +426,7 @@ class Network:
             with self._lock, self._kernels.threads(self.n_jobs):
                 plan = self._ready(x, "training")
                 losses = plan.train(labels, label_smoothing)
-                self.accuracy = np.count_nonzero(np.asarray(plan.output).argmax(axis=1) == labels) / n
+                self.accuracy = int(np.count_nonzero(np.asarray(plan.output).argmax(axis=1) == labels)) / n
                 self.optimizer.update(self._kernels, self._flat, self._flat_grads)
                 return float(losses.sum(dtype=np.float64)) / n
         labels, weights = self._checked_targets(n, labels, sample_weight)
@@ -479,13 +487,15 @@ class Network:
             plan.backward()
         return float(losses.sum(dtype=np.float64)), float(weights @ hits)
 
-    def predict_proba(self, x: Any) -> np.ndarray:
+    def predict_proba(self, x: Any, *, to_numpy: bool = True) -> Any:
         """Softmax of the outputs.
 
         Parameters
         ----------
         x : array-like of shape (N, ...)
             Samples of the shape `input_shape`.
+        to_numpy : bool, default=True
+            False: where the network computes on a GPU, an array that stays there.
 
         Returns
         -------
@@ -504,7 +514,7 @@ class Network:
                 plan = self._run_forward(x[part], "inference")
                 with self._kernels.threads(self.n_jobs):
                     self._kernels.softmax(plan.output, proba[part])
-        return np.asarray(proba)
+        return np.asarray(proba) if to_numpy else proba
 
     def _parts(self, n: int) -> list[slice]:
         """A batch cut into equal parts whose images stay in the CPU's cache from step to step; at least one."""
@@ -526,8 +536,8 @@ class Network:
         return plan
 
     def _run_forward(self, x: np.ndarray, mode: str) -> Plan:
-        plan = self._ready(x, mode)
         with self._kernels.threads(self.n_jobs):
+            plan = self._ready(x, mode)
             plan.forward()
         return plan
 
@@ -561,7 +571,11 @@ class Network:
 
     def _checked_input(self, x: Any) -> Any:
         on_gpu = self.device == "cuda" and hasattr(x, "__cuda_array_interface__")
-        x = self._kernels.place(x) if on_gpu else np.asarray(x)
+        if on_gpu:
+            with self._kernels.threads(self.n_jobs):  # nobody records a graph meanwhile
+                x = self._kernels.place(x)
+        else:
+            x = np.asarray(x)
         if x.ndim == 0 or x.shape[1:] != self.input_shape:
             expected = ", ".join(map(str, self.input_shape))
             raise ValueError(f"x has shape {x.shape}, expected (n, {expected})")

@@ -17,6 +17,10 @@ A backend says where its arrays lie: `empty(n_bytes)` is memory for it (a vector
 arrays with what the engine needs of NumPy's: shape and dtype, slices of a vector, `view`, `reshape`, ``a[...] =
 values``, and ``np.asarray(a)``, which is a copy on the host.
 
+Where images lie on a device, `gather_images`, `relight_images` and `blend_images` build mini-batches of them there
+(`kernels/cuda/batches.py`), and `has_room(n_bytes)` says whether a set of images should be there. An array there with
+a twin on the host, for batches that the host builds, is `staged(shape, dtype)`. Other backends have none of these.
+
 Alphabet: N batch, H W input, C channels in, K channels out, R S window, P Q output; gradients are dx dw db
 dy. `activation` is an `Activation` (code: 0 identity, 1 relu, 2 elu, 3 tanh, 4 leaky relu; alpha), and its gradient
 is taken from its *output* y: relu y > 0; elu y > 0 ? 1 : y + alpha; tanh 1 - y^2; leaky relu y > 0 ? 1 : alpha.

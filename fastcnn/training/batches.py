@@ -17,16 +17,30 @@ from fastcnn.training.augment import (
     RandomAffine,
     RandomBrightness,
     RandomContrast,
+    RandomHorizontalFlip,
     check_augment,
     draw,
 )
 
-__all__ = ["Batch", "BatchBuilder", "BatchLoader", "Mix", "RngKey", "random_stream"]
+__all__ = [
+    "Batch",
+    "BatchBuilder",
+    "BatchLoader",
+    "DeviceBatchBuilder",
+    "Mix",
+    "RngKey",
+    "StagedBatchBuilder",
+    "builder_for",
+    "random_stream",
+]
 
+Augmentations = tuple[Augmentation, ...]
 RngKey = tuple[int, int, int]  # seed, epoch, number of the batch in its epoch
 
 # A batch of fewer values is built sooner than it is handed to a thread (some 100 microseconds).
 _THREAD_PAYS = 2**16
+
+_PLACED_VALUES = 2**24  # that go to a device at once
 
 _SHUFFLE, _AUGMENT = 0, 1  # what a stream is for; one seed gives each its own numbers
 
@@ -90,7 +104,7 @@ class BatchBuilder:
         if len(image_shape) != 3:
             raise ValueError(f"image_shape must be (H, W, C), got {tuple(image_shape)}")
         height, width, channels = (int(size) for size in image_shape)
-        images = np.asarray(images)
+        images = self._as_array(images)
         fitting = [(height * width * channels,), (height, width, channels)]
         if channels == 1:
             fitting.append((height, width))
@@ -109,14 +123,22 @@ class BatchBuilder:
         self.n_images = len(images)
         self._images = images
         self._source_dtype = _kernel_dtype(images.dtype)
-        self._in_place = (
+        self._in_place = self._can_be_read(images)
+        if self._in_place:
+            self._images = images.reshape(self.n_images, height * width * channels)
+
+    @staticmethod
+    def _as_array(images: Any) -> Any:
+        return np.asarray(images)
+
+    def _can_be_read(self, images: Any) -> bool:
+        """Whether the images can be used where they lie."""
+        return (
             images.dtype == self._source_dtype
             and images.dtype.isnative
             and images.flags.aligned
             and images[:1].flags.c_contiguous
         )
-        if self._in_place:
-            self._images = images.reshape(self.n_images, height * width * channels)
 
     def _per_channel(self, name: str, value: ArrayLike) -> NDArray[np.float64]:
         values = np.asarray(value, dtype=np.float64)
@@ -124,11 +146,15 @@ class BatchBuilder:
             raise ValueError(f"{name} must be one number or one for each of {self.image_shape[2]} channels")
         return np.ascontiguousarray(np.broadcast_to(values, self.image_shape[2:]))
 
-    def build(self, index: ArrayLike, out: NDArray[Any], rng_key: RngKey | None = None) -> Mix | None:
+    def empty(self, size: int) -> Any:
+        """An array for batches of up to ``size`` images."""
+        return np.empty((size, *self.image_shape), self.dtype)
+
+    def build(self, index: ArrayLike, out: Any, rng_key: RngKey | None = None, *, mirrored: bool = False) -> Mix | None:
         """Write the images of ``index`` (m,) into ``out``, C-contiguous (m, H, W, C) of the builder's dtype.
 
         With ``rng_key`` (seed, epoch, batch number) the images are augmented; the same key changes them the
-        same way. May be called from several threads at once.
+        same way. Without it they may be ``mirrored`` left to right. May be called from several threads at once.
 
         Returns
         -------
@@ -148,58 +174,226 @@ class BatchBuilder:
         rows = np.ascontiguousarray(rows, dtype=np.int64)
         m = len(rows)
         shape = (m, *self.image_shape)
-        if out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+        contiguous = not isinstance(out, np.ndarray) or out.flags.c_contiguous
+        if out.shape != shape or out.dtype != self.dtype or not contiguous:
             raise ValueError(
                 f"out must be a C-contiguous {self.dtype} array of shape {shape}, got {out.dtype} of shape {out.shape}"
             )
+        augment = self.augment if rng_key is not None else (RandomHorizontalFlip(1.0),) if mirrored else ()
+        if not augment:
+            self._write(rows, augment, None, out)
+            return None
+        draws = draw(augment, random_stream(rng_key or (0, 0, 0), _AUGMENT), m, *self.image_shape[:2])
+        self._write(rows, augment, draws, out)
+        return Mix(draws.partner, draws.share.astype(self.dtype)) if _has(augment, MixUp) else None
+
+    def _write(self, rows: NDArray[np.int64], augment: Augmentations, draws: Draws | None, out: Any) -> None:
+        """The images of ``rows``, changed as drawn."""
+        m, (height, width, _) = len(rows), self.image_shape
         target = out.reshape(m, self._values_per_image)
         if self._in_place:
             source = self._images
         else:
-            outside = (rows < 0) | (rows >= self.n_images)  # indexing would take -1 for the last image
-            if outside.any():
-                raise IndexError(f"index {rows[outside][0]} is not one of {self.n_images} images")
+            self._check_rows(rows)  # indexing would take -1 for the last image
             source = self._images[rows].astype(self._source_dtype, order="C").reshape(m, self._values_per_image)
             rows = np.arange(m)
-        if not self.augment or rng_key is None:
+        if draws is None:
             _batches.build_batch(source, rows, self.mean, self.inv_std, target)
-            return None
-        height, width, _ = self.image_shape
-        draws = draw(self.augment, random_stream(rng_key, _AUGMENT), m, height, width)
-        if self._has(RandomAffine):
+            return
+        if _has(augment, RandomAffine):
             matrix = _source_places(draws, height, width)
             _batches.warp_batch(source, height, width, rows, self.mean, self.inv_std, matrix, draws.erase, target)
         else:
             moves = draws.flip, draws.shift, draws.erase
             _batches.augment_batch(source, height, width, rows, self.mean, self.inv_std, *moves, target)
-        if self._has(RandomContrast, RandomBrightness):
+        if _has(augment, RandomContrast, RandomBrightness):
             self._relight(out, draws)
-        if not self._has(MixUp):
-            return None
-        share = draws.share.astype(self.dtype)
-        mixed = out[draws.partner]
-        mixed -= out
-        mixed *= (1 - share).reshape(-1, 1, 1, 1)
-        out += mixed
-        return Mix(draws.partner, share)
+        if _has(augment, MixUp):
+            mixed = out[draws.partner]
+            mixed -= out
+            mixed *= (1 - draws.share.astype(self.dtype)).reshape(-1, 1, 1, 1)
+            out += mixed
 
-    def _has(self, *kinds: type[Augmentation]) -> bool:
-        return any(isinstance(item, kinds) for item in self.augment)
+    def _check_rows(self, rows: NDArray[np.int64]) -> None:
+        outside = (rows < 0) | (rows >= self.n_images)
+        if outside.any():
+            raise IndexError(f"index {rows[outside][0]} is not one of {self.n_images} images")
 
     def _relight(self, x: NDArray[Any], draws: Draws) -> None:
         """Contrast about the mean of each channel, and brightness, of scaled images in place."""
-        value_range = 255 if self._source_dtype is np.uint8 else 1
         shape = (len(x), 1, 1, 1)
         level = x.mean(axis=(1, 2), keepdims=True)
-        change = (draws.brightness.reshape(shape) * value_range * self.inv_std).astype(self.dtype)
+        change = (draws.brightness.reshape(shape) * self._value_range * self.inv_std).astype(self.dtype)
         x -= level
         x *= draws.contrast.reshape(shape).astype(self.dtype)
         x += level + change
 
     @property
+    def _value_range(self) -> int:
+        return 255 if self._source_dtype is np.uint8 else 1
+
+    @property
     def _values_per_image(self) -> int:
         height, width, channels = self.image_shape
         return height * width * channels
+
+
+class DeviceBatchBuilder(BatchBuilder):
+    """A builder whose images lie on a device, as bytes if they are bytes, and which builds batches there.
+
+    Random numbers are drawn on the host, and are those of `BatchBuilder`. Arithmetic is in the batch's dtype.
+
+    Parameters
+    ----------
+    kernels : module
+        A backend with `gather_images`.
+    images, image_shape, mean, inv_std, augment, dtype
+        As for `BatchBuilder`. Images that are on the device already stay where they are.
+
+    Raises
+    ------
+    MemoryError
+        If the device has no room for the images.
+    ValueError
+        As `BatchBuilder`.
+    """
+
+    def __init__(self, kernels: Any, images: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(images, *args, **kwargs)
+        self._kernels = kernels
+        high = self.mean.astype(self.dtype)
+        scaling = np.stack([high, (self.mean - high).astype(self.dtype), self.inv_std.astype(self.dtype)], axis=1)
+        self._scaling = kernels.place(scaling)
+        self._images = self._placed()
+        self._unmixed: Any = None
+
+    @staticmethod
+    def _as_array(images: Any) -> Any:
+        return images if hasattr(images, "__cuda_array_interface__") else np.asarray(images)
+
+    def _can_be_read(self, images: Any) -> bool:
+        return not isinstance(images, np.ndarray) or super()._can_be_read(images)
+
+    @staticmethod
+    def stored(images: NDArray[Any], dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+        """The dtype in which images lie on the device, for batches of ``dtype``; None if it would lose digits."""
+        source = np.dtype(_kernel_dtype(images.dtype))
+        return source if source == np.uint8 else dtype if np.can_cast(source, dtype) else None
+
+    def _placed(self) -> Any:
+        dtype = self.stored(self._images, self.dtype)
+        if dtype is None:
+            raise ValueError(f"images of {self._images.dtype} on a device would lose digits in {self.dtype}")
+        shape = self.n_images, self._values_per_image
+        if not isinstance(self._images, np.ndarray) and self._images.dtype == dtype:
+            return self._images.reshape(shape)
+        placed = self._kernels.empty(self.n_images * shape[1] * dtype.itemsize).view(dtype).reshape(shape)
+        each = max(1, _PLACED_VALUES // max(shape[1], 1))
+        for start in range(0, self.n_images, each):
+            part = np.asarray(self._images[start : start + each])
+            placed[start : start + each] = part.reshape(len(part), shape[1])
+        return placed
+
+    def empty(self, size: int) -> Any:
+        """An array on the device for batches of up to ``size`` images."""
+        n_bytes = size * self._values_per_image * self.dtype.itemsize
+        return self._kernels.empty(n_bytes).view(self.dtype).reshape(size, *self.image_shape)
+
+    def _write(self, rows: NDArray[np.int64], augment: Augmentations, draws: Draws | None, out: Any) -> None:
+        self._check_rows(rows)
+        m, (height, width, _), kernels = len(rows), self.image_shape, self._kernels
+        moves, matrix = np.zeros((m, 8), np.int64), np.empty((0, 6), self.dtype)
+        moves[:, 0] = rows
+        if draws is not None:
+            moves[:, 1], moves[:, 2:4], moves[:, 4:] = draws.flip, draws.shift, draws.erase
+            if _has(augment, RandomAffine):
+                matrix = _source_places(draws, height, width).astype(self.dtype)
+        mixes = _has(augment, MixUp)
+        with kernels.threads(None):
+            if mixes and (self._unmixed is None or len(self._unmixed) < m):
+                self._unmixed = self.empty(m)
+            target = self._unmixed[:m] if mixes else out
+            kernels.gather_images(self._images, kernels.place(moves), kernels.place(matrix), self._scaling, target)
+            if draws is None:
+                return
+            if _has(augment, RandomContrast, RandomBrightness):
+                light = np.stack([draws.contrast, draws.brightness * self._value_range], axis=1).astype(self.dtype)
+                kernels.relight_images(target, kernels.place(light), self._scaling)
+            if mixes:
+                share = draws.share.astype(self.dtype)
+                kernels.blend_images(target, kernels.place(draws.partner), kernels.place(share), out)
+
+
+class StagedBatchBuilder(BatchBuilder):
+    """A builder on the host whose batches go to a device while it computes.
+
+    Parameters
+    ----------
+    kernels : module
+        A backend with `staged`.
+    images, image_shape, mean, inv_std, augment, dtype
+        As for `BatchBuilder`.
+
+    Raises
+    ------
+    ValueError
+        As `BatchBuilder`.
+    """
+
+    def __init__(self, kernels: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._kernels = kernels
+
+    def empty(self, size: int) -> Any:
+        """An array on the device, with a twin on the host, for batches of up to ``size`` images."""
+        return self._kernels.staged((size, *self.image_shape), self.dtype)
+
+    def _write(self, rows: NDArray[np.int64], augment: Augmentations, draws: Draws | None, out: Any) -> None:
+        out.settle()
+        super()._write(rows, augment, draws, out.host)
+        out.upload()
+
+
+def builder_for(
+    kernels: Any, images: Any, image_shape: tuple[int, int, int], *args: Any, **kwargs: Any
+) -> BatchBuilder:
+    """The builder for networks of a backend.
+
+    Where the backend builds batches on its device, the images lie there if they have room, else batches of theirs are
+    built on the host and sent there.
+
+    Parameters
+    ----------
+    kernels : module or None
+        `Network.batch_kernels`.
+    images, image_shape, mean, inv_std, augment, dtype
+        As for `BatchBuilder`.
+
+    Returns
+    -------
+    BatchBuilder
+
+    Raises
+    ------
+    ValueError
+        As `BatchBuilder`.
+    """
+    if kernels is not None and hasattr(images, "__cuda_array_interface__"):
+        return DeviceBatchBuilder(kernels, kernels.place(images), image_shape, *args, **kwargs)
+    builder = BatchBuilder(images, image_shape, *args, **kwargs)
+    if kernels is None:
+        return builder
+    stored = DeviceBatchBuilder.stored(builder._images, builder.dtype)
+    if stored is not None and kernels.has_room(builder.n_images * builder._values_per_image * stored.itemsize):
+        try:
+            return DeviceBatchBuilder(kernels, images, image_shape, *args, **kwargs)
+        except MemoryError:  # others were faster
+            pass
+    return StagedBatchBuilder(kernels, images, image_shape, *args, **kwargs)
+
+
+def _has(augment: Augmentations, *kinds: type[Augmentation]) -> bool:
+    return any(isinstance(item, kinds) for item in augment)
 
 
 def _source_places(draws: Draws, height: int, width: int) -> NDArray[np.float64]:
@@ -295,7 +489,7 @@ class BatchLoader:
             return
         order = self.order(epoch)
         size = min(self.batch_size, len(order))
-        buffers = [np.empty((size, *self.builder.image_shape), self.builder.dtype) for _ in range(2)]
+        buffers = [self.builder.empty(size) for _ in range(2)]
 
         def build(number: int) -> Batch:
             rows = order[number * size : (number + 1) * size]

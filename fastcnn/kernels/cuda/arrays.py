@@ -13,15 +13,18 @@ from fastcnn.kernels.cuda.driver import (
     DeviceMemoryError,
     KernelError,
     cuda,
+    event,
     free_memory,
     is_out_of_memory,
     of_driver,
+    pinned,
     reported,
     require_device,
     stream,
+    uploads,
 )
 
-__all__ = ["DeviceArray", "empty", "none", "place", "workspace"]
+__all__ = ["DeviceArray", "StagedArray", "empty", "none", "place", "staged", "workspace"]
 
 
 class DeviceArray:
@@ -139,6 +142,60 @@ class DeviceArray:
         }  # fmt: skip
 
 
+class StagedArray(DeviceArray):
+    """An array with a twin on the host, whose values are copied to it beside what the GPU computes.
+
+    `settle`, write into `host`, `upload`; `place` gives the array to kernels, which then wait for the copy.
+
+    Attributes
+    ----------
+    host : ndarray
+        The twin, in memory that the GPU reads by itself.
+    """
+
+    __slots__ = ("_arrived", "host")
+
+    def __init__(self, memory: Any, offset: int, host: np.ndarray, arrived: Any) -> None:
+        super().__init__(memory, offset, host.shape, host.dtype)
+        self.host, self._arrived = host, arrived
+
+    def __getitem__(self, key: Any) -> StagedArray:
+        part = super().__getitem__(key)
+        return StagedArray(part._memory, part._offset, self.host[key], self._arrived)
+
+    def settle(self) -> None:
+        """Wait until the last copy is done: the twin may then be written."""
+        with reported("a copy to the GPU"):
+            self._arrived.synchronize()
+
+    def upload(self) -> None:
+        """Begin to copy the twin's values."""
+        if self.size:
+            with reported("a copy to the GPU"):
+                self.flat.copy_to_device(self.host.reshape(-1), stream=uploads())
+                self._arrived.record(uploads())
+
+    def arrived(self) -> DeviceArray:
+        """The array, for what is launched from now on: the GPU waits for the copy, this thread does not."""
+        with reported("a copy to the GPU"):
+            self._arrived.wait(stream())
+        return DeviceArray(self._memory, self._offset, self.shape, self.dtype)
+
+
+def staged(shape: tuple[int, ...], dtype: Any) -> StagedArray:
+    """A `StagedArray`, its values undefined.
+
+    Raises
+    ------
+    DeviceMemoryError
+        If the GPU has no room.
+    """
+    host = pinned(shape, dtype)
+    memory = empty(host.nbytes)
+    stream().synchronize()  # memory is handed out in the order of that stream; the copies have another one
+    return StagedArray(memory._memory, memory._offset, host, event())
+
+
 def empty(n_bytes: int) -> DeviceArray:
     """`n_bytes` (uint8) of the GPU's memory, from a multiple of 256 bytes on.
 
@@ -160,6 +217,8 @@ def empty(n_bytes: int) -> DeviceArray:
 
 def place(values: Any) -> DeviceArray:
     """`values` as an array that kernels can read: what is on the GPU already stays where it is, else a copy."""
+    if isinstance(values, StagedArray):
+        return values.arrived()
     if isinstance(values, DeviceArray):
         return values
     if hasattr(values, "__cuda_array_interface__"):

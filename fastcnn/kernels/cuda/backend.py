@@ -1,6 +1,7 @@
 """All kernels of the GPU, under the names of `fastcnn.kernels.contract`."""
 
-from fastcnn.kernels.cuda.arrays import empty, place
+from fastcnn.kernels.cuda.arrays import empty, place, staged
+from fastcnn.kernels.cuda.batches import blend_images, gather_images, relight_images
 from fastcnn.kernels.cuda.conv import (
     conv2d_algorithm,
     conv2d_backward_input,
@@ -17,7 +18,7 @@ from fastcnn.kernels.cuda.dense import (
     dense_forward,
     dense_forward_scratch,
 )
-from fastcnn.kernels.cuda.driver import max_threads, require_device, threads
+from fastcnn.kernels.cuda.driver import has_room, max_threads, require_device, threads
 from fastcnn.kernels.cuda.elementwise import (
     activation_backward,
     activation_forward,
@@ -62,6 +63,7 @@ __all__ = [
     "batchnorm_pool_forward",
     "bias_backward",
     "bias_forward",
+    "blend_images",
     "conv2d_algorithm",
     "conv2d_backward_input",
     "conv2d_backward_scratch",
@@ -77,6 +79,8 @@ __all__ = [
     "dropout_backward",
     "dropout_forward",
     "empty",
+    "gather_images",
+    "has_room",
     "max_threads",
     "maxpool2d_backward",
     "maxpool2d_forward",
@@ -84,12 +88,14 @@ __all__ = [
     "muon_update",
     "place",
     "record",
+    "relight_images",
     "require_device",
     "sgd_update",
     "softmax",
     "softmax_cross_entropy",
     "spatial_dropout_backward",
     "spatial_dropout_forward",
+    "staged",
     "sum_squares",
     "threads",
 ]

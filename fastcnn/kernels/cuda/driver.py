@@ -34,7 +34,9 @@ __all__ = [
     "cuda",
     "device_function",
     "device_names",
+    "event",
     "free_memory",
+    "has_room",
     "intrinsic",
     "is_out_of_memory",
     "kernel",
@@ -42,6 +44,7 @@ __all__ = [
     "linear",
     "max_threads",
     "of_driver",
+    "pinned",
     "recording",
     "reported",
     "require_device",
@@ -50,6 +53,7 @@ __all__ = [
     "synchronize",
     "threads",
     "types",
+    "uploads",
     "why_unavailable",
 ]
 
@@ -169,6 +173,12 @@ def free_memory() -> int | None:
         return int(cuda.current_context().get_memory_info().free)
     except Exception:
         return None
+
+
+def has_room(n_bytes: int) -> bool:
+    """Whether so much would leave half of what is free for others; where that is not known, yes."""
+    free = free_memory()
+    return free is None or 2 * n_bytes <= free
 
 
 @contextmanager
@@ -385,6 +395,27 @@ def run(calls: Sequence[Call]) -> None:
 def stream() -> Any:
     """The one stream."""
     return cuda.stream()
+
+
+@cache
+def uploads() -> Any:
+    """The stream of copies to the GPU beside what it computes."""
+    return cuda.stream()
+
+
+def event() -> Any:
+    """What one stream tells another, or a thread, when it gets there."""
+    return cuda.event()
+
+
+def pinned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array on the host that the GPU can read by itself; an ordinary one where the system gives no such memory."""
+    try:
+        return cuda.pinned_array(shape, dtype)
+    except Exception as error:
+        if not (of_driver(error) or isinstance(error, MemoryError)):
+            raise
+        return np.empty(shape, dtype)
 
 
 def synchronize() -> None:

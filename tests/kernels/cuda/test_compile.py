@@ -31,7 +31,7 @@ if not all(importlib.util.find_spec(name) for name in ("numba_cuda", "cuda")):
 from numba import cuda
 from numba.cuda.cudadrv import nvvm
 
-from fastcnn.kernels.cuda import elementwise, losses, norm, optimizers, pool, product, sums, tiles
+from fastcnn.kernels.cuda import batches, elementwise, losses, norm, optimizers, pool, product, sums, tiles
 
 if not nvvm.is_available():
     pytest.skip("NVVM, the compiler, is not installed", allow_module_level=True)
@@ -46,7 +46,7 @@ def simple_kernels(real):
         pool.max_backward_kernel(real), pool.average_forward_kernel(real), pool.average_backward_kernel(real),
         elementwise.bias_kernel, *elementwise.activation_kernels(real), *elementwise.dropout_kernels(real),
         *norm.norm_kernels(real), *losses.loss_kernels(real), *optimizers.step_kernels(real),
-        *optimizers.muon_kernels(real), optimizers.square_parts, optimizers.add_squares,
+        *batches.batch_kernels(real), *optimizers.muon_kernels(real), optimizers.square_parts, optimizers.add_squares,
     ]  # fmt: skip
 
 
