@@ -7,6 +7,8 @@ W workers train a partition each. A round of k steps takes, in seconds,
     + waves * (latency + min(W - 1, 10) * S / B)           the mean goes to all: each holder serves ten at a time
     + tasks * t                                            the scheduler sees each task's end before the next can begin
 
+Up to four workers get each other's states and average them before they train: one level, and nothing is spread.
+
 with S the bytes of a state (parameters and moments), B a network's bytes a second, t the scheduler's seconds a task and
 a the seconds a byte takes to be averaged. Efficiency is k * step over that. The constants come from
 bench/results/cluster.json (`python -m bench.cluster`): B as measured between two processes, and 10 and 1 Gbit/s for
@@ -48,6 +50,8 @@ class Constants:
         fan_in = min(FAN_IN, workers)
         sending = self.state / self.bandwidth
         tree = levels * (self.latency + (fan_in - 1) * sending + fan_in * self.state * self.averaging)
+        if workers <= FAN_IN:
+            return tree + 2 * workers * self.task  # training, and what the client wants to know of it
         waves = ceil(log(workers, SERVED + 1) - 1e-9)
         spread = waves * (self.latency + min(workers - 1, SERVED) * sending)
         tasks, left = workers + 1, workers

@@ -20,7 +20,7 @@ from fastcnn.training.loop import Step, TrainedBatch
 
 __all__ = ["Rounds", "find_client", "results", "submit_value"]
 
-FAN_IN = 4  # states averaged by one task
+FAN_IN = 4  # states averaged by one task; so many partitions need no tasks for it
 AFRESH = 100  # rounds before an epoch starts from a state that is sent
 AHEAD = 2  # rounds submitted before the losses of the first are there
 POLL = 2.0  # seconds between two looks at whether anybody still works
@@ -112,7 +112,7 @@ def submit_value(client: Any, make: Callable[[Any], Any], value: Any, name: str)
 
 def _begun(state: State) -> Part:
     """As if a round without steps had led to `state`."""
-    return Part(state, np.zeros((0, 2)), np.zeros(0, np.int64))
+    return Part(state, np.zeros((0, 3)), np.zeros(0, np.int64))
 
 
 class Round(NamedTuple):
@@ -161,9 +161,9 @@ class Rounds:
         self._end = end
         self._turns = max(len(part) for part in self._partitions)
         self._held: dict[int, Any] = {}
-        self._common: Any = None  # the state after the last round that was submitted
+        self._common: list[Any] = []  # whose average is the state after the last round that was submitted
         # Rounds submitted: their states are held with their losses, so that replays reach no further back.
-        self._under_way: deque[tuple[Any, Any]] = deque()
+        self._under_way: deque[tuple[list[Any], list[Any]]] = deque()
         self._rounds_replayable = 0
         self.rounds = 0
 
@@ -204,9 +204,9 @@ class Rounds:
         ConnectionError
             See `results`.
         """
-        if self._common is None or (self._rounds_replayable >= AFRESH and not self._under_way):
+        if not self._common or (self._rounds_replayable >= AFRESH and not self._under_way):
             state = read_state(step.network, step.average)
-            self._common, self._rounds_replayable = submit_value(self._client, _begun, state, "fastcnn-state"), 0
+            self._common, self._rounds_replayable = [submit_value(self._client, _begun, state, "fastcnn-state")], 0
         rounds = self.plan(epoch, step.schedule)
         for one in rounds[len(self._under_way) :]:
             self._begin(one)
@@ -219,26 +219,28 @@ class Rounds:
                 self._begin(one)
         for _ in range(more):
             yield from self._finish()
-        (part,) = results(self._client, [end])
+        (part,) = results(self._client, [self._average(end)])
         load_state(step.network, step.average, part.state)
         step.network.optimizer.learning_rate = rounds[-1].rates[-1]
 
     def _begin(self, one: Round) -> None:
         self._hold(one)
         self._common = self._submit_round(one)
-        losses = self._client.submit(losses_of, self._common, key=self._key("fastcnn-loss"))
+        losses = [self._client.submit(losses_of, part, key=self._key("fastcnn-loss")) for part in self._common]
         self._under_way.append((self._common, losses))
 
     def _finish(self) -> Iterator[TrainedBatch]:
         """What the oldest round under way has done."""
-        ((losses, samples),) = results(self._client, [self._under_way[0][1]])
+        found = results(self._client, self._under_way[0][1])
+        losses, samples = (np.sum(values, axis=0) for values in zip(*found, strict=True))
         self._under_way.popleft()
         self.rounds += 1
         self._rounds_replayable += 1
         for (loss, weight, right), m in zip(losses.tolist(), samples.tolist(), strict=True):
             yield TrainedBatch(loss, weight, right, m)
 
-    def _submit_round(self, one: Round) -> Any:
+    def _submit_round(self, one: Round) -> list[Any]:
+        """The futures of few partitions as they are: who trains next averages them. Of many, that of their average."""
         parts = [
             self._client.submit(
                 train_part, self._common, self._held[chunk], self._job, chunk, one.epoch, one.first, one.rates,
@@ -247,15 +249,16 @@ class Rounds:
             for chunk in one.chunks
             if self._steps[chunk] > one.first
         ]  # fmt: skip
+        if len(parts) <= FAN_IN:
+            return parts
         while len(parts) > 1:
-            groups = [parts[start : start + FAN_IN] for start in range(0, len(parts), FAN_IN)]
-            parts = [
-                self._client.submit(average_parts, *group, key=self._key("fastcnn-average"))
-                if len(group) > 1
-                else group[0]
-                for group in groups
-            ]
-        return parts[0]
+            parts = [self._average(parts[start : start + FAN_IN]) for start in range(0, len(parts), FAN_IN)]
+        return parts
+
+    def _average(self, parts: Sequence[Any]) -> Any:
+        if len(parts) == 1:
+            return parts[0]
+        return self._client.submit(average_parts, *parts, key=self._key("fastcnn-average"))
 
     def _hold(self, one: Round) -> None:
         """Have the chunks of this turn and of the next one in the cluster's memory, and no others."""

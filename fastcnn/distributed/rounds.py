@@ -87,14 +87,14 @@ class Job:
 
 
 def train_part(
-    common: Part, images: Images, job: Job, chunk: int, epoch: int, first: int, rates: Sequence[float]
+    before: Sequence[Part], images: Images, job: Job, chunk: int, epoch: int, first: int, rates: Sequence[float]
 ) -> Part:
     """From the state that all have in common, the steps of one round on one chunk.
 
     Parameters
     ----------
-    common : Part
-        The result of the round before.
+    before : sequence of Part
+        What came out of the round before; of few partitions each one's, and they are averaged here.
     images : Images
     job : Job
     chunk : int
@@ -109,7 +109,7 @@ def train_part(
     losses, samples = np.zeros((len(rates), 3)), np.zeros(len(rates), np.int64)
     with _network_of(job) as network:
         average = None if job.ema_decay is None else ParameterAverage(network, job.ema_decay)
-        load_state(network, average, common.state, chunk)
+        load_state(network, average, average_parts(*before).state, chunk)
         step = Step(network, rates.__getitem__, job.label_smoothing, job.micro_batch_size, average)
         batches = job.loader(images, chunk).epoch(epoch, first, first + len(rates))
         for number, trained in enumerate(train_batches(step, batches, 0)):

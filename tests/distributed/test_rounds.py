@@ -86,7 +86,7 @@ def test_one_step_a_round_is_a_step_on_all_images(weighted):
     for step in range(50):
         epoch, number = divmod(step, max(sizes))
         done = [
-            train_part(common, part, these, chunk, epoch, number, [0.05])
+            train_part([common], part, these, chunk, epoch, number, [0.05])
             for chunk, part in enumerate(parts)
             if sizes[chunk] > number
         ]
@@ -112,7 +112,7 @@ def test_statistics_and_moments_are_averaged():
     )  # fmt: skip
     net = network(these)
     common = begin(net, ParameterAverage(net, 0.9))
-    one, other = (train_part(common, images(16), these, chunk, 0, 0, [0.01] * 2) for chunk in (0, 1))
+    one, other = (train_part([common], images(16), these, chunk, 0, 0, [0.01] * 2) for chunk in (0, 1))
     mean = average_parts(one, other).state
     names = set(mean.arrays)
     assert {"params.1.running_mean", "moments.m.0.weight", "moments.v.0.weight", "average.0.weight"} <= names
@@ -127,10 +127,10 @@ def test_a_round_is_a_function_of_its_arguments():
     these = job(name="with dropout", layers=(Conv2D(3), ReLU(), Flatten(), Dropout(0.5), Dense(4)), shuffle=True)
     common, some = begin(network(these)), images(24)
     before = {name: value.copy() for name, value in common.state.arrays.items()}
-    first = train_part(common, some, these, 1, 0, 1, [0.05] * 2)
-    train_part(first, some, these, 0, 1, 0, [0.05])  # the network that is kept has another state now
-    again = train_part(common, some, these, 1, 0, 1, [0.05] * 2)
-    other = train_part(common, some, these, 2, 0, 1, [0.05] * 2)  # another chunk: other masks, another order
+    first = train_part([common], some, these, 1, 0, 1, [0.05] * 2)
+    train_part([first], some, these, 0, 1, 0, [0.05])  # the network that is kept has another state now
+    again = train_part([common], some, these, 1, 0, 1, [0.05] * 2)
+    other = train_part([common], some, these, 2, 0, 1, [0.05] * 2)  # another chunk: other masks, another order
     for name, value in first.state.arrays.items():
         np.testing.assert_array_equal(common.state.arrays[name], before[name])
         np.testing.assert_array_equal(again.state.arrays[name], value)
