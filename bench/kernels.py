@@ -1,8 +1,9 @@
 """Every kernel over the layers of real networks: time, GFLOP/s, share of the multiply-add peak, and GB/s.
 
-One thread, timed by its own CPU time, in turn with the peak loop of `bench.peak`: a share is the median over such
-pairs. GFLOP/s count the multiplications and additions of the mathematical operation, whatever the algorithm does; GB/s
-count each array that goes in or out once. Each result is compared with the NumPy reference before it is timed.
+Recorded as a plan does it, so that no Python is timed. One thread, timed by its own CPU time, in turn with the peak
+loop of `bench.peak`: a share is the median over such pairs. GFLOP/s count the multiplications and additions of the
+mathematical operation, whatever the algorithm does; GB/s count each array that goes in or out once. Each result is
+compared with the NumPy reference before it is timed.
 `python -m bench.kernels [--match TEXT] [--save]`, or `python -m pytest bench/kernels.py --benchmark-only`.
 """
 
@@ -211,10 +212,7 @@ def _arrays(**shapes: tuple[int, ...]) -> Arrays:
 
 
 def _prepared(call: Callable[..., None], a: Arrays, outputs: tuple[str, ...], scratch: Any, flops: int) -> Prepared:
-    """`call(kernels, arrays, scratch)` makes the one call."""
-
-    def run() -> None:
-        call(CPU, a, scratch)
+    """`call(kernels, arrays, scratch)` makes the one call. It runs as in a network: recorded, without Python."""
 
     def check() -> None:
         n = len(a["x"] if "x" in a else a["dy"])
@@ -227,7 +225,7 @@ def _prepared(call: Callable[..., None], a: Arrays, outputs: tuple[str, ...], sc
             given["dy"][chosen] = a["dy"][chosen]
         for name in outputs:
             a[name][...] = 85  # nothing that was there before may pass for a result
-        call(CPU, given, scratch)
+        CPU.record([(call, (CPU, given, scratch))])()
         expected = {
             name: array[chosen] if name in PER_IMAGE and array.size else array.copy() for name, array in a.items()
         }
@@ -238,7 +236,7 @@ def _prepared(call: Callable[..., None], a: Arrays, outputs: tuple[str, ...], sc
             ok = difference.size == 0 or difference.max() <= TOLERANCE * np.abs(expected[name]).max()
             assert ok, f"{name} differs from the reference by {difference.max()}"
 
-    return Prepared(run, check, sum(array.nbytes for array in a.values()))
+    return Prepared(CPU.record([(call, (CPU, a, scratch))]), check, sum(array.nbytes for array in a.values()))
 
 
 # ------------------------------------------------------------------------------------------------------------ timing

@@ -159,7 +159,8 @@ def kernels(r: dict[str, Any]) -> list[str]:
         "## Kernels",
         "",
         *about(r),
-        f"One thread. Multiply-add peak {r['peak_gflops']:.0f} GFLOP/s, measured in turn with each kernel; GB/s: "
+        "One thread, each kernel recorded as a network runs it. Multiply-add peak "
+        f"{r['peak_gflops']:.0f} GFLOP/s, measured in turn with each kernel; GB/s: "
         f"{caches}. Operations are those of the direct algorithm, whatever the kernel does, so Winograd's share may "
         "exceed 100 %. Milliseconds and the share of the peak:",
         "",
@@ -192,6 +193,23 @@ def kernels(r: dict[str, Any]) -> list[str]:
     ]
     lines += table(["layer", "kernel", "ms", "share of peak", "GB/s"], others) if others else []
     return lines
+
+
+def hotspots(r: dict[str, Any]) -> list[str]:
+    rows = []
+    for row in r["rows"]:
+        shares = list(row["shares"].items())
+        first, others = shares[0], [f"`{name}` {share:.0%}" for name, share in shares[1:] if share >= 0.01]
+        rows.append([row["layer"], row["what"], row["algorithm"], f"`{first[0]}` {first[1]:.0%}", ", ".join(others)])
+    return [
+        "## Where a convolution's time goes",
+        "",
+        *about(r),
+        "Shares of the samples of a clock, one thread. `multiply_rows` is the micro-kernel, the rest copies, pads, "
+        "packs, transforms and adds up.",
+        "",
+        *table(["layer", "kernel", "algorithm", "most", "others from 1 % on"], rows),
+    ]
 
 
 def memory(r: dict[str, Any]) -> list[str]:
@@ -301,8 +319,8 @@ def _leaves(value: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
-    "accuracy": accuracy, "peers": peers, "estimators": estimators, "kernels": kernels, "memory": memory,
-    "coldstart": coldstart, "scaling": scaling, "one_image": one_image,
+    "accuracy": accuracy, "peers": peers, "estimators": estimators, "kernels": kernels, "hotspots": hotspots,
+    "memory": memory, "coldstart": coldstart, "scaling": scaling, "one_image": one_image,
     "recipes": lambda r: report_recipes.lines(r, about(r)),
     "features": lambda r: report_recipes.features(r, about(r)),
     "cluster": lambda r: report_cluster.lines(r, about(r), table),
