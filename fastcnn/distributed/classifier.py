@@ -60,6 +60,10 @@ class DaskCNNClassifier(CNNClassifier):
         to so many, which train on one of theirs at a time: no more than two chunks of each partition are in memory,
         unless X was persisted.
 
+    checkpoint_every : int or None, default=None
+        Rounds after which `checkpoint` is written within an epoch too; the state then comes to the client each time.
+        None: at the end of each epoch alone.
+
     **parameters
         Those of `CNNClassifier`. `batch_size` is each partition's. `n_jobs` counts within a worker's threads.
 
@@ -83,13 +87,15 @@ class DaskCNNClassifier(CNNClassifier):
         "client": "no_validation",  # type: ignore[dict-item]
         "sync_every": [Interval(Integral, 1, None, closed="left"), None],
         "n_partitions": [Interval(Integral, 1, None, closed="left"), None],
+        "checkpoint_every": [Interval(Integral, 1, None, closed="left"), None],
     }
 
-    def __init__(self, *, client=None, sync_every=16, n_partitions=None, **parameters):
+    def __init__(self, *, client=None, sync_every=16, n_partitions=None, checkpoint_every=None, **parameters):
         super().__init__(**parameters)
         self.client = client
         self.sync_every = sync_every
         self.n_partitions = n_partitions
+        self.checkpoint_every = checkpoint_every
 
     # ---------------------------------------------------------------------------------- copies
 
@@ -269,6 +275,7 @@ class DaskCNNClassifier(CNNClassifier):
             self.n_partitions or len(sizes),
             self.sync_every,
             data.end,
+            None if self.checkpoint is None else self.checkpoint_every,
         )
         return self._rounds
 

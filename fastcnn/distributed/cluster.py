@@ -16,7 +16,7 @@ import numpy as np
 
 from fastcnn.distributed.rounds import Job, Part, State, average_parts, load_state, losses_of, read_state, train_part
 from fastcnn.training.batches import random_stream
-from fastcnn.training.loop import Step, TrainedBatch
+from fastcnn.training.loop import Pause, Step, TrainedBatch
 
 __all__ = ["Rounds", "find_client", "results", "submit_value"]
 
@@ -142,6 +142,8 @@ class Rounds:
         Steps in a round; None: as many as a chunk has.
     end : int
         The number of the epoch that is the first not to be trained.
+    pause_every : int or None
+        Rounds between two pauses within an epoch; None: there are none.
     """
 
     def __init__(
@@ -153,7 +155,9 @@ class Rounds:
         n_partitions: int,
         sync_every: int | None,
         end: int,
+        pause_every: int | None = None,
     ) -> None:
+        self._pause_every = pause_every
         self._client, self._job, self._chunks, self._sync_every = client, job, chunks, sync_every
         self._steps = [-(-size // job.batch_size) for size in sizes]
         numbers = np.arange(len(chunks))
@@ -194,8 +198,9 @@ class Rounds:
                 rounds.append(Round(chunks, soon, epoch, first, rates))
         return rounds
 
-    def run_epoch(self, step: Step, epoch: int) -> Generator[TrainedBatch, None, None]:
-        """Train an epoch from the state of ``step.network``, which has the new one at the end.
+    def run_epoch(self, step: Step, epoch: int, done: int) -> Generator[TrainedBatch | Pause, None, None]:
+        """Train an epoch, but for its first `done` rounds, from the state of ``step.network``, which has the new one at
+        the end, and at pauses what the rounds before have led to.
 
         The first rounds of the next epoch are then under way: whatever is done between epochs keeps no worker waiting.
 
@@ -208,20 +213,25 @@ class Rounds:
             state = read_state(step.network, step.average)
             self._common, self._rounds_replayable = [submit_value(self._client, _begun, state, "fastcnn-state")], 0
         rounds = self.plan(epoch, step.schedule)
-        for one in rounds[len(self._under_way) :]:
+        for one in rounds[done + len(self._under_way) :]:
             self._begin(one)
             if len(self._under_way) > AHEAD:
-                yield from self._finish()
+                done += 1
+                yield from self._finish(step, done)
         end = self._common
         more = len(self._under_way)
         if epoch + 1 < self._end and self._rounds_replayable < AFRESH:
             for one in self.plan(epoch + 1, step.schedule)[:AHEAD]:
                 self._begin(one)
         for _ in range(more):
-            yield from self._finish()
-        (part,) = results(self._client, [self._average(end)])
-        load_state(step.network, step.average, part.state)
+            done += 1
+            yield from self._finish(step, done, last=done == len(rounds))
+        self._fetch(end, step)
         step.network.optimizer.learning_rate = rounds[-1].rates[-1]
+
+    def _fetch(self, common: Sequence[Any], step: Step) -> None:
+        (part,) = results(self._client, [self._average(common)])
+        load_state(step.network, step.average, part.state)
 
     def _begin(self, one: Round) -> None:
         self._hold(one)
@@ -229,15 +239,19 @@ class Rounds:
         losses = [self._client.submit(losses_of, part, key=self._key("fastcnn-loss")) for part in self._common]
         self._under_way.append((self._common, losses))
 
-    def _finish(self) -> Iterator[TrainedBatch]:
-        """What the oldest round under way has done."""
-        found = results(self._client, self._under_way[0][1])
+    def _finish(self, step: Step, done: int, last: bool = False) -> Iterator[TrainedBatch | Pause]:
+        """What the oldest round under way has done, and a pause after it if it is its turn; it is number `done`."""
+        common, sums = self._under_way[0]
+        found = results(self._client, sums)
         losses, samples = (np.sum(values, axis=0) for values in zip(*found, strict=True))
         self._under_way.popleft()
         self.rounds += 1
         self._rounds_replayable += 1
         for (loss, weight, right), m in zip(losses.tolist(), samples.tolist(), strict=True):
             yield TrainedBatch(loss, weight, right, m)
+        if self._pause_every and done % self._pause_every == 0 and not last:
+            self._fetch(common, step)
+            yield Pause(done)
 
     def _submit_round(self, one: Round) -> list[Any]:
         """The futures of few partitions as they are: who trains next averages them. Of many, that of their average."""

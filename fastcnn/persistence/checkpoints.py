@@ -27,7 +27,9 @@ from fastcnn.training.loop import Progress
 __all__ = ["FREE_PARAMETERS", "Checkpoint", "fingerprint"]
 
 # What may differ between the fit that was interrupted and the one that goes on: the network becomes the same.
-FREE_PARAMETERS = frozenset({"callbacks", "checkpoint", "client", "n_jobs", "tta", "verbose", "warm_start"})
+FREE_PARAMETERS = frozenset(
+    {"callbacks", "checkpoint", "checkpoint_every", "client", "n_jobs", "tta", "verbose", "warm_start"}
+)
 
 _PIECE = 1 << 22  # bytes hashed together
 _SHOWN = 5  # differences in a message

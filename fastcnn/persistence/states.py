@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from fastcnn.engine.network import RUNNING_STATISTICS, TrainingState
+from fastcnn.persistence.safetensors import shown
 from fastcnn.persistence.values import decode, encode
-from fastcnn.training.loop import History, Progress
+from fastcnn.training.loop import EpochPart, History, Progress
 from fastcnn.training.optimizers import SGD, Adam, AdamW, Muon, Optimizer
 
 __all__ = ["Part", "Run", "Training", "run_from_json", "training_from_json"]
@@ -140,6 +141,7 @@ class Run:
             "waited": p.waited,
             "result": is_result[0],
             "copies": list(self._copies()),
+            "within": None if p.within is None else {k: encode(v) for k, v in asdict(p.within).items()},
         }
 
     def tensors(self) -> Arrays:
@@ -177,9 +179,21 @@ def run_from_json(stored: Any, history: History) -> Run | None:
     if result not in ("best", *_COPIES) or not isinstance(copies, list) or not set(copies) <= set(_COPIES) - {result}:
         raise ValueError(f"run has the parameters {result!r} and {copies!r}")
     progress = Progress(
-        counts["epoch"], history, stored["finished"], {}, None, counts["average_steps"], None, to_beat, counts["waited"]
-    )
+        counts["epoch"], history, stored["finished"], {}, None, counts["average_steps"], None, to_beat,
+        counts["waited"], _part_from_json(stored.get("within")),
+    )  # fmt: skip
     return Run(stored["parameters"], stored["data"], counts["seed"], progress, tuple(copies), result)
+
+
+def _part_from_json(stored: Any) -> EpochPart | None:
+    if stored is None:
+        return None
+    part = EpochPart(**{name: decode(value) for name, value in stored.items()})
+    for name, default in vars(EpochPart()).items():
+        value = getattr(part, name)
+        if not (_is_count(value, 2**63) if isinstance(default, int) else isinstance(value, float)):
+            raise ValueError(f"run has {shown(value)} for {name} of an epoch")
+    return part
 
 
 def _of_prefix(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf, isfinite
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 from fastcnn.training.averaging import ParameterAverage
 from fastcnn.training.callbacks import BatchInfo, EpochInfo, FitInfo
 
-__all__ = ["History", "Progress", "Step", "TrainedBatch", "train", "train_batches"]
+__all__ = ["EpochPart", "History", "Pause", "Progress", "Step", "TrainedBatch", "train", "train_batches"]
 
 _TICK = 0.1  # seconds between two calls of on_batch_end
 
@@ -72,8 +73,43 @@ class History:
 
 
 @dataclass
+class EpochPart:
+    """What of an epoch is done, and its sums.
+
+    Attributes
+    ----------
+    done : int
+        What `run_epoch` goes on from.
+    batches, samples : int
+    loss, weight, right : float
+        Sums as `TrainedBatch` has them.
+    seconds : float
+        Of training.
+    """
+
+    done: int = 0
+    batches: int = 0
+    samples: int = 0
+    loss: float = 0.0
+    weight: float = 0.0
+    right: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, batch: TrainedBatch) -> None:
+        self.batches += 1
+        self.samples += batch.samples
+        self.loss += batch.loss
+        self.weight += batch.weight
+        self.right += batch.right
+
+    def mean(self, total: float) -> float:
+        """Of one of the sums."""
+        return total / self.weight if self.weight else 0.0
+
+
+@dataclass
 class Progress:
-    """Where a call of `train` stands after an epoch: with the network's own state, what it takes to go on from there.
+    """Where a call of `train` stands, as a rule after an epoch: with the network's own state, what it takes to go on.
 
     Arrays are views, good until the next step.
 
@@ -94,6 +130,8 @@ class Progress:
         Of the best validation score, with `early_stopping`.
     to_beat, waited : float, int
         The best value so far that `tol` counts from, and the epochs since then.
+    within : EpochPart or None
+        What is done of that epoch already.
     """
 
     epoch: int
@@ -105,6 +143,7 @@ class Progress:
     best: Params | None
     to_beat: float
     waited: int
+    within: EpochPart | None = None
 
     @property
     def result(self) -> Params:
@@ -130,7 +169,7 @@ def train(
     history: History | None = None,
     keep: Callable[[Progress], None] | None = None,
     progress: Progress | None = None,
-    run_epoch: Callable[[Step, int], Generator[TrainedBatch, None, None]] | None = None,
+    run_epoch: Callable[[Step, int, int], Generator[TrainedBatch | Pause, None, None]] | None = None,
 ) -> History:
     """Train `network` for up to `max_iter` epochs.
 
@@ -168,12 +207,14 @@ def train(
     history : History or None
         What to append to; None: a new one.
     keep : callable or None
-        ``keep(progress)`` after each epoch, whatever is said of its end. What it raises ends training.
+        ``keep(progress)`` after each epoch, whatever is said of its end, and at each pause. What it raises ends
+        training.
     progress : Progress or None
         Where an earlier call with the same arguments stood, whose optimiser and dropout `network` has: this one ends
         with the same bits as that one would have. Its history takes the place of `history`.
     run_epoch : callable or None
-        ``run_epoch(step, epoch)`` trains an epoch's batches; None: those of `loader` with `train_batches`.
+        ``run_epoch(step, epoch, done)`` trains an epoch's batches, or what is left where `done` counts what was done
+        before; it yields a `Pause` where training may go on from. None: the batches of `loader` with `train_batches`.
 
     Returns
     -------
@@ -182,12 +223,16 @@ def train(
     Raises
     ------
     ValueError
-        If there is nothing to train on, or `early_stopping` has no `validate`.
+        If there is nothing to train on, `early_stopping` has no `validate`, or `progress` stands within an epoch and
+        there is no `run_epoch`.
     """
     if early_stopping and validate is None:
         raise ValueError("early_stopping=True needs validate")
     if len(loader) == 0:
         raise ValueError("there are no batches to train on")
+    within = None if progress is None else progress.within
+    if within is not None and run_epoch is None:
+        raise ValueError("progress stands within an epoch, which run_epoch alone can go on with")
     callbacks = tuple(callbacks)
     patience = _Patience(tol, n_iter_no_change)
     average = None if ema_decay is None else ParameterAverage(network, ema_decay)
@@ -207,16 +252,37 @@ def train(
         good = _copies(progress.average or progress.params)
         epochs = range(end if progress.finished else progress.epoch, end)
     proven = good  # a finite loss was computed with these
+
+    def report(epoch: int, finished: bool, part: EpochPart | None = None) -> None:
+        if keep is not None:
+            keep(
+                Progress(
+                    epoch=epoch,
+                    history=history,
+                    finished=finished,
+                    params=network.params,
+                    average=None if average is None else average.values,
+                    average_steps=0 if average is None else average.steps,
+                    best=best,
+                    to_beat=patience.best,
+                    waited=patience.waited,
+                    within=part,
+                )
+            )
+
     try:
         _call(callbacks, "on_fit_begin", FitInfo(network, epochs.start, end, len(loader)))
         for epoch in epochs:
             _call(callbacks, "on_epoch_begin", epoch + 1)
             seen = history.t
+            trained: Generator[TrainedBatch | Pause, None, None]
             if run_epoch is None:
                 trained = train_batches(step, loader.epoch(epoch), epoch * len(loader))
             else:
-                trained = run_epoch(step, epoch)
-            info = _train_epoch(step, loader, trained, epoch, end, callbacks, history)
+                trained = run_epoch(step, epoch, 0 if within is None else within.done)
+            pause = partial(report, epoch, False)
+            info = _train_epoch(step, trained, epoch, end, callbacks, history, within or EpochPart(), pause)
+            within = None
             if info is None:
                 history.reason = "diverged"
                 good = good if history.t > seen else proven
@@ -238,20 +304,7 @@ def train(
             if patience.exhausted or stop:
                 history.reason = "tol" if patience.exhausted else "callback"
             finished = patience.exhausted or stop or epoch + 1 == end
-            if keep is not None:
-                keep(
-                    Progress(
-                        epoch=epoch + 1,
-                        history=history,
-                        finished=finished,
-                        params=network.params,
-                        average=None if average is None else average.values,
-                        average_steps=0 if average is None else average.steps,
-                        best=best,
-                        to_beat=patience.best,
-                        waited=patience.waited,
-                    )
-                )
+            report(epoch + 1, finished)
             if finished:
                 break
     except KeyboardInterrupt:
@@ -302,6 +355,12 @@ class TrainedBatch(NamedTuple):
     samples: int
 
 
+class Pause(NamedTuple):
+    """Between two batches: the network is as those before have left it, and training can go on from here."""
+
+    done: int  # what `run_epoch` goes on from
+
+
 def train_batches(step: Step, batches: Generator[Any, None, None], first: int) -> Generator[TrainedBatch, None, None]:
     """Train on one batch after another; `first` is the number of the first step."""
     with closing(batches):
@@ -313,50 +372,46 @@ def train_batches(step: Step, batches: Generator[Any, None, None], first: int) -
 
 def _train_epoch(
     step: Step,
-    loader: Any,
-    trained: Generator[TrainedBatch, None, None],
+    trained: Generator[TrainedBatch | Pause, None, None],
     epoch: int,
     end: int,
     callbacks: tuple[Any, ...],
     history: History,
+    part: EpochPart,
+    pause: Callable[[EpochPart], None],
 ) -> EpochInfo | None:
-    """See the batches trained; None if the loss or a parameter is not finite any more."""
-    loss_sum = weight_sum = right_sum = 0.0
-    n_samples = 0
-    start = perf_counter()
-    next_tick = start + _TICK
+    """See the batches trained, beyond `part`; None if the loss or a parameter is not finite any more."""
+    now = perf_counter()
+    start, next_tick = now - part.seconds, now + _TICK
     with closing(trained):
-        for number, (loss, weight, right, m) in enumerate(trained):
-            if not isfinite(loss):
+        for batch in trained:
+            if isinstance(batch, Pause):
+                part.done, part.seconds = batch.done, perf_counter() - start
+                pause(part)
+                continue
+            if not isfinite(batch.loss):
                 return None
-            loss_sum += loss
-            weight_sum += weight
-            right_sum += right
-            n_samples += m
-            history.t += m
+            part.add(batch)
+            history.t += batch.samples
             now = perf_counter()
             if now >= next_tick:
                 next_tick = now + _TICK
-                mean = loss_sum / weight_sum if weight_sum else 0.0
-                _call(
-                    callbacks,
-                    "on_batch_end",
-                    BatchInfo(epoch + 1, number + 1, mean, n_samples / (now - start)),
-                )
+                speed = part.samples / (now - start)
+                _call(callbacks, "on_batch_end", BatchInfo(epoch + 1, part.batches, part.mean(part.loss), speed))
     seconds = perf_counter() - start
     if not _is_finite(step.network):  # the last update's loss is never computed
         return None
     return EpochInfo(
         epoch=epoch + 1,
         max_iter=end,
-        n_samples=n_samples,
-        loss=loss_sum / weight_sum if weight_sum else 0.0,
-        training_score=right_sum / weight_sum if weight_sum else 0.0,
+        n_samples=part.samples,
+        loss=part.mean(part.loss),
+        training_score=part.mean(part.right),
         validation_score=None,
         validation_loss=None,
         learning_rate=step.network.optimizer.learning_rate,
         seconds=seconds,
-        images_per_second=n_samples / seconds,
+        images_per_second=part.samples / seconds,
     )
 
 

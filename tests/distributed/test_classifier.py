@@ -11,6 +11,7 @@ from sklearn.base import clone
 from fastcnn import CNNClassifier
 from fastcnn.distributed import DaskCNNClassifier, cluster
 from fastcnn.kernels.cpu import runtime
+from fastcnn.persistence.checkpoints import Checkpoint
 from fastcnn.training.augment import RandomShift
 
 da = pytest.importorskip("dask.array")
@@ -213,6 +214,33 @@ def test_a_fit_goes_on_from_its_checkpoint(client, digits, tmp_path):
         new(**parameters, checkpoint=path).fit(chunked(X + 1, 100, 50), y)
     with pytest.raises(ValueError, match="sync_every was 2 and is 5"):
         new(**parameters | {"sync_every": 5}, checkpoint=path).fit(*data)
+
+
+@pytest.mark.parametrize("after", [1, 3, 5, 6])
+def test_a_fit_goes_on_within_an_epoch(client, digits, tmp_path, monkeypatch, after):
+    X, y = digits[0][:150], digits[1][:150]
+    data, path, kept = (chunked(X, 100, 50), y), tmp_path / "run.safetensors", []
+    # Four rounds an epoch: three pauses, and the epoch's end.
+    parameters = {"max_iter": 3, "batch_norm": True, "ema_decay": 0.9, "sync_every": 2, "dropout": 0.3}
+    save = Checkpoint.save
+
+    def and_die(self, model, progress):
+        save(self, model, progress)
+        kept.append((progress.epoch, progress.within and progress.within.done))
+        if len(kept) == after:
+            raise RuntimeError("the client dies")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", and_die)
+        with pytest.raises(RuntimeError, match="the client dies"):
+            new(**parameters, checkpoint=path, checkpoint_every=1).fit(*data)
+    assert kept == [(0, 1), (0, 2), (0, 3), (1, None), (1, 1), (1, 2)][:after]
+    assert CNNClassifier.load(path).n_iter_ == kept[-1][0]
+    rounds = new(**parameters).fit(*data)
+    gone_on = new(**parameters, checkpoint=path, checkpoint_every=2).fit(*data)
+    assert_same_bits(rounds, gone_on)
+    assert gone_on.training_scores_ == rounds.training_scores_ and gone_on.t_ == rounds.t_
+    assert gone_on.n_rounds_ == 12 - 4 * kept[-1][0] - (kept[-1][1] or 0)
 
 
 def test_warm_start(client, digits):

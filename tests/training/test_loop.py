@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from fastcnn.training import loop
 from fastcnn.training.batches import BatchBuilder, BatchLoader
 from fastcnn.training.callbacks import Callback
-from fastcnn.training.loop import History, train
+from fastcnn.training.loop import EpochPart, History, Progress, train
 
 pytestmark = pytest.mark.small
 
@@ -480,6 +480,12 @@ def test_early_stopping_needs_validation():
 def test_nothing_to_train_on():
     with pytest.raises(ValueError, match="no batches"):
         fit(loader=Loader(0))
+
+
+def test_within_an_epoch_somebody_must_know_how_to_go_on():
+    progress = Progress(0, History(), False, {}, None, 0, None, -inf, 0, EpochPart(done=1))
+    with pytest.raises(ValueError, match="run_epoch alone"):
+        fit(progress=progress)
 
 
 def test_no_epochs():
