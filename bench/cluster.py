@@ -6,9 +6,11 @@ alternate, seed by seed. Kernels come from the cache and a short fit goes before
 not timed. Each side trains the same number of epochs on the training images; the test images are used once, after
 training.
 
-`fits`: rates and accuracies. `rounds`: what a round takes for several `sync_every`. `constants`: what
-`bench.cluster_model` is calibrated with. Results are added to what bench/results/cluster.json has.
-`python -m bench.cluster [--parts fits rounds constants] [--seeds 0 1 2] [--epochs 12] [--images 60000]`
+`rates`: the accuracy of two workers on 5,000 training images set aside, for several learning rates, seed 0; the best
+one is what `fits` should be given. `fits`: speeds and accuracies. `rounds`: what a round takes for several
+`sync_every`. `constants`: what `bench.cluster_model` is calibrated with. Results are added to what
+bench/results/cluster.json has.
+`python -m bench.cluster [--parts rates fits rounds constants] [--seeds 0 1 2] [--epochs 12] [--images 60000]`
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ from typing import Any
 import numpy as np
 
 from bench.machine import RESULTS, save, versions
+from bench.recipes import Data, load
 from fastcnn import CNNClassifier
 from fastcnn.datasets import fetch_fashion_mnist
 
-WORKERS, BATCH, SYNC_EVERY = 2, 128, 118  # the last: twice an epoch, with 60,000 images
-# On the cluster an epoch has half as many steps, which want to be longer. Tried with seed 0: 0.003 to 0.012.
-LEARNING_RATE, CLUSTER_LEARNING_RATE = 0.003, 0.009
+WORKERS, BATCH, SYNC_EVERY = 2, 128, 32
+# On the cluster an epoch has half as many steps, which want to be longer.
+LEARNING_RATE, CLUSTER_LEARNING_RATE = 0.003, 0.006
+RATES = (0.003, 0.0045, 0.006, 0.009)
 KEYS = ("side", "seed", "epochs", "images", "sync_every", "learning_rate")  # what tells fits apart
 SWEEP = (1, 4, 16, 64, 128)
 SWEEP_STEPS = 128  # of each worker, in one run of the sweep
@@ -87,7 +91,7 @@ def on_disk(X: np.ndarray, folder: str, n_chunks: int) -> Any:
 
 def one_process(seed: int, epochs: int, images: int, **unused: Any) -> dict[str, Any]:
     """Fit with one thread, here."""
-    X, y = fetch_fashion_mnist("train")
+    (X, y), judge = load(split=False)
     CNNClassifier(n_jobs=1, batch_size=BATCH, max_iter=1, random_state=0).fit(X[: 2 * BATCH], y[: 2 * BATCH])
     clf = CNNClassifier(
         n_jobs=1,
@@ -97,14 +101,16 @@ def one_process(seed: int, epochs: int, images: int, **unused: Any) -> dict[str,
         learning_rate_init=LEARNING_RATE,
         callbacks=[Clock()],
     )
-    return _fitted(clf, X[:images], y[:images])
+    return _fitted(clf, X[:images], y[:images], judge)
 
 
-def two_workers(seed: int, epochs: int, images: int, sync_every: int, learning_rate: float) -> dict[str, Any]:
+def two_workers(
+    seed: int, epochs: int, images: int, sync_every: int, learning_rate: float, split: bool = False
+) -> dict[str, Any]:
     """Fit on two workers with one thread each."""
     from fastcnn.distributed import DaskCNNClassifier
 
-    X, y = fetch_fashion_mnist("train")
+    (X, y), judge = load(split)
     with cluster() as client, tempfile.TemporaryDirectory() as folder:
         client.wait_for_workers(WORKERS)
         some = 4 * BATCH
@@ -119,25 +125,42 @@ def two_workers(seed: int, epochs: int, images: int, sync_every: int, learning_r
             learning_rate_init=learning_rate,
             callbacks=[Clock()],
         )
-        found = _fitted(clf, on_disk(X[:images], folder, WORKERS), y[:images])
+        found = _fitted(clf, on_disk(X[:images], folder, WORKERS), y[:images], judge)
         return found | {"rounds": clf.n_rounds_}
 
 
-def _fitted(clf: Any, X: Any, y: np.ndarray) -> dict[str, Any]:
+def _fitted(clf: Any, X: Any, y: np.ndarray, judge: Data) -> dict[str, Any]:
     start = time.perf_counter()
     clf.fit(X, y)
     fit_seconds = time.perf_counter() - start
     seconds = clf.callbacks_[0].seconds
-    X_test, y_test = fetch_fashion_mnist("test")
     return {
         "images_per_second": len(y) * len(seconds) / sum(seconds),
         "epoch_seconds": seconds,
         "fit_seconds": fit_seconds,
-        "accuracy": float(np.mean(clf.predict(X_test) == y_test)),
+        "accuracy": float(np.mean(clf.predict(judge[0]) == judge[1])),
     }
 
 
 SIDES: dict[str, Callable[..., dict[str, Any]]] = {"one process": one_process, "two workers": two_workers}
+
+
+def run(side: str, key: dict[str, Any]) -> dict[str, Any]:
+    """A fit in a process of its own."""
+    command = [sys.executable, "-m", "bench.cluster", "--worker", side, json.dumps(key)]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(answer.splitlines()[-1])
+
+
+def rates(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Accuracies on images set aside."""
+    runs = []
+    for rate in RATES:
+        key = {"sync_every": args.sync_every, "learning_rate": rate}
+        found = run("two workers", {"seed": 0, "epochs": args.epochs, "images": args.images, "split": True, **key})
+        runs.append({**key, "accuracy": found["accuracy"]})
+        print(f"sync_every={args.sync_every}, learning rate {rate}: {found['accuracy']:.4f} set aside", flush=True)
+    return runs
 
 
 def fits(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -148,9 +171,7 @@ def fits(args: argparse.Namespace) -> list[dict[str, Any]]:
             key = {"seed": seed, "epochs": args.epochs, "images": args.images}
             if side == "two workers":
                 key |= {"sync_every": args.sync_every, "learning_rate": args.learning_rate}
-            command = [sys.executable, "-m", "bench.cluster", "--worker", side, json.dumps(key)]
-            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            runs.append({"side": side, **key, **json.loads(answer.splitlines()[-1])})
+            runs.append({"side": side, **key, **run(side, key)})
             r = runs[-1]
             print(f"{side}, seed {seed}: {r['images_per_second']:,.0f} images/s, {r['accuracy']:.4f}", flush=True)
     return runs
@@ -235,7 +256,12 @@ def _key(run: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(run.get(name, 0) for name in KEYS)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {"fits": fits, "rounds": rounds, "constants": constants}
+PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "rates": rates,
+    "fits": fits,
+    "rounds": rounds,
+    "constants": constants,
+}
 
 
 def main() -> None:
@@ -260,6 +286,9 @@ def main() -> None:
         if part == "fits":
             known = {_key(run): run for run in found.get("fits", [])} | {_key(run): run for run in measured}
             measured = [known[key] for key in sorted(known)]
+        if part == "rates":
+            others = [one for one in found.get("rates", []) if one["sync_every"] != args.sync_every]
+            measured = sorted([*others, *measured], key=lambda one: (one["sync_every"], one["learning_rate"]))
         found[part] = measured
         save("cluster", {**found, "versions": versions(*PACKAGES)})
     print(f"written: {path}")
