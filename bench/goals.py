@@ -108,12 +108,12 @@ def _cluster(results: Results) -> Iterator[Goal]:
 
 
 def _the_rest(results: Results) -> Iterator[Goal]:
-    what, asked = "2 threads, times as fast as 1, training", f"{TWO_THREADS}"
+    what, asked = "2 threads, times as fast as 1, training `seed` at batch 128", f"{TWO_THREADS}"
     threads = results.get("scaling", {}).get("threads", {})
     twice = {net: found["speed_up"]["2"]["median"] for net, found in threads.items() if "2" in found["speed_up"]}
     if twice:
         measured = ", ".join(f"{net} {value:.2f}" for net, value in twice.items())
-        yield _goal(what, asked, measured, min(twice.values()) >= TWO_THREADS)
+        yield _goal(what, asked, measured, twice.get("seed", 0.0) >= TWO_THREADS)
     else:
         yield _missing(what, asked)
 

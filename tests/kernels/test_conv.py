@@ -343,3 +343,20 @@ def test_every_element_of_the_gradients_of_a_tiny_block(backend, pool):
     harness.elementwise_gradient_check(lambda v: loss(x=v), x, dx)
     harness.elementwise_gradient_check(lambda v: loss(weight=v), weight, dw)
     harness.elementwise_gradient_check(lambda v: loss(bias=v), bias, db)
+
+
+@pytest.mark.small
+@pytest.mark.parametrize(
+    ("n", "side", "channels", "chunks"),
+    [
+        (128, 14, 32, 16),  # no more than 16
+        (32, 8, 256, 4),  # 2,048 pixels: few chunks, of two products of four images
+        (128, 8, 256, 8),  # 1,024 pixels in each
+        (3, 8, 64, 1),  # one product
+        (0, 8, 64, 1),
+    ],
+)
+def test_chunks_of_weight_gradients(n, side, channels, chunks):
+    from fastcnn.kernels.cpu import conv
+
+    assert conv._chunks(n, conv_geometry((side, side, channels), channels, 3, 1, "same"), 4) == chunks
