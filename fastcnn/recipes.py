@@ -12,7 +12,7 @@ All are trained with Muon, a learning rate that rises and falls once, and smooth
 to right, and prediction takes the mean over both (``tta="flip"``). That suits clothes, animals and most of what a
 camera sees, but not digits and letters: ``fast(augment=[RandomShift(1)])``. With an `augment` that has no
 `RandomHorizontalFlip`, prediction does without mirror images too. The two larger ones, which train for longer, erase
-parts of images as well.
+parts of images as well, and `best`, which trains for the longest, blends images with others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from fastcnn.classifier import CNNClassifier
 from fastcnn.layers import AdaptiveMaxPool2D, BatchNorm, Conv2D, Layer, MaxPool2D, ReLU, Residual
-from fastcnn.training.augment import RandomErasing, RandomHorizontalFlip, check_augment
+from fastcnn.training.augment import MixUp, RandomErasing, RandomHorizontalFlip, check_augment
 
 __all__ = ["RECIPES", "balanced", "best", "fast"]
 
@@ -100,7 +100,8 @@ def best(**parameters: Any) -> CNNClassifier:
     TypeError
         As `fast`.
     """
-    return _classifier(_residual_layers(48, 96, 192), {"max_iter": 20, "augment": _erasing()}, parameters)
+    recipe = {"max_iter": 36, "augment": [*_erasing(), MixUp(0.2)]}
+    return _classifier(_residual_layers(48, 96, 192), recipe, parameters)
 
 
 RECIPES: dict[str, Callable[..., CNNClassifier]] = {"fast": fast, "balanced": balanced, "best": best}
