@@ -1,8 +1,8 @@
 """PyTorch's side of `bench.recipes`: a recipe's network, augmentation and training, in PyTorch's best mode.
 
 The network starts from the same parameters, and learns by the same schedule from mini-batches of the same size, drawn
-by PyTorch's generator. Images stay bytes until their batch is put together, and are mirrored, erased and scaled a batch
-at a time.
+by PyTorch's generator. Images stay bytes until their batch is put together, and are mirrored, erased, scaled and
+blended a batch at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.machine import usable_cores
 from fastcnn import CNNClassifier, layers
 from fastcnn.engine.network import Network
 from fastcnn.kernels.contract import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
-from fastcnn.training.augment import RandomErasing, RandomHorizontalFlip, RandomShift, check_augment
+from fastcnn.training.augment import MixUp, RandomErasing, RandomHorizontalFlip, RandomShift, check_augment
 from fastcnn.training.schedules import make_schedule
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -49,7 +49,7 @@ class Torch:
             raise ValueError(f"not translated to PyTorch: solver={clf.solver!r}")
         self.clf, self.augment = clf, check_augment(clf.augment)
         if unknown := [
-            a for a in self.augment if not isinstance(a, RandomHorizontalFlip | RandomShift | RandomErasing)
+            a for a in self.augment if not isinstance(a, RandomHorizontalFlip | RandomShift | RandomErasing | MixUp)
         ]:
             raise ValueError(f"not translated to PyTorch: {unknown}")
         torch.set_flush_denormal(True)
@@ -136,8 +136,16 @@ class Torch:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
             net.zero_grad(set_to_none=True)
-            x = self._augmented(images).to(memory_format=self.memory_format)
-            loss = nn.functional.cross_entropy(called(x), labels, label_smoothing=smoothing)
+            x, partner, share = self._blended(self._augmented(images))
+            y = called(x.to(memory_format=self.memory_format))
+            if partner is None:
+                loss = nn.functional.cross_entropy(y, labels, label_smoothing=smoothing)
+            else:
+                own, other = (
+                    nn.functional.cross_entropy(y, of, label_smoothing=smoothing, reduction="none")
+                    for of in (labels, labels[partner])
+                )
+                loss = (share * own + (1 - share) * other).mean()
             loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
@@ -183,6 +191,14 @@ class Torch:
                     erased = y_in[:, None, :, None] & x_in[:, None, None, :]
                     x = x.masked_fill(erased & (torch.rand(n) < p)[:, None, None, None], 0.0)
         return (x - self.mean) / self.deviation
+
+    def _blended(self, x: Any) -> tuple[Any, Any, Any]:
+        """Images mixed with others of their batch, the others' places, and how much of the image itself there is."""
+        alpha = next((item.alpha for item in self.augment if isinstance(item, MixUp)), None)
+        if alpha is None:
+            return x, None, None
+        share, partner = torch.distributions.Beta(alpha, alpha).sample((len(x),)), torch.randperm(len(x))
+        return torch.lerp(x[partner], x, share[:, None, None, None]), partner, share
 
     # ---------------------------------------------------------------------------------------------- training
 
