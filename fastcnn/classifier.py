@@ -33,7 +33,8 @@ from fastcnn.model_files import ModelFiles
 from fastcnn.persistence import Checkpoint, SavedModel
 from fastcnn.sklearn_callbacks import CallbackSupport, FitTask
 from fastcnn.training.augment import check_augment
-from fastcnn.training.batches import BatchBuilder, BatchLoader, builder_for
+from fastcnn.training.batches import BatchLoader
+from fastcnn.training.builders import BatchBuilder, builder_for
 from fastcnn.training.callbacks import progress as show_progress
 from fastcnn.training.initializers import KINDS
 from fastcnn.training.loop import History, train

@@ -31,9 +31,9 @@ from fastcnn.layers import (
     SpatialDropout,
     Tanh,
 )
-from fastcnn.training import batches
+from fastcnn.training import builders
 from fastcnn.training.augment import MixUp, RandomAffine, RandomContrast, RandomHorizontalFlip, RandomShift
-from fastcnn.training.batches import BatchBuilder
+from fastcnn.training.builders import BatchBuilder
 
 SMALL = {
     "conv_channels": (8,),
@@ -204,7 +204,7 @@ def test_images_are_not_copied(shape, few, monkeypatch):
             seen.append(images)
             super().__init__(images, *args, **kwargs)
 
-    monkeypatch.setattr(batches, "BatchBuilder", Recorder)
+    monkeypatch.setattr(builders, "BatchBuilder", Recorder)
     X = few[0].reshape(shape)
     small(max_iter=1, early_stopping=True, scoring="loss").fit(X, few[1]).predict(X)
     assert seen

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastcnn.distributed.rounds import Job, Part, State, average_parts, load_state, losses_of, read_state, train_part
-from fastcnn.training.batches import random_stream
+from fastcnn.training.builders import random_stream
 from fastcnn.training.loop import Pause, Step, TrainedBatch
 
 __all__ = ["Rounds", "find_client", "results", "submit_value"]
@@ -27,7 +27,7 @@ POLL = 2.0  # seconds between two looks at whether anybody still works
 FETCHING = 600.0  # seconds that a value may take to come here
 PATIENCE = 60.0  # seconds without any worker before it is an error
 
-_SHUFFLE_CHUNKS = 2  # what a random stream is for; see training.batches
+_SHUFFLE_CHUNKS = 2  # what a random stream is for; see training.builders
 
 
 def find_client(client: Any) -> Any:

@@ -21,7 +21,8 @@ from fastcnn.engine.network import Network, TrainingState
 from fastcnn.layers import Layer
 from fastcnn.training.augment import Augmentation
 from fastcnn.training.averaging import ParameterAverage
-from fastcnn.training.batches import BatchBuilder, BatchLoader
+from fastcnn.training.batches import BatchLoader
+from fastcnn.training.builders import BatchBuilder
 from fastcnn.training.loop import Step, train_batches
 from fastcnn.training.optimizers import Optimizer
 

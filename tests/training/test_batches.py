@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from fastcnn.training import augment as augmentation
-from fastcnn.training import batches
+from fastcnn.training import batches, builders
 from fastcnn.training.augment import (
     MixUp,
     RandomAffine,
@@ -19,7 +19,8 @@ from fastcnn.training.augment import (
     RandomHorizontalFlip,
     RandomShift,
 )
-from fastcnn.training.batches import BatchBuilder, BatchLoader
+from fastcnn.training.batches import BatchLoader
+from fastcnn.training.builders import BatchBuilder
 
 pytestmark = pytest.mark.small
 
@@ -276,7 +277,7 @@ def warped(images, monkeypatch, augment=(), **values):
         draws = original(*args)
         return draws._replace(**{name: np.asarray(value, getattr(draws, name).dtype) for name, value in values.items()})
 
-    monkeypatch.setattr(batches, "draw", fixed)
+    monkeypatch.setattr(builders, "draw", fixed)
     builder = BatchBuilder(images, images.shape[1:], 0.0, 1.0, [RandomAffine(), *augment], dtype=np.float64)
     return built(builder, np.arange(len(images)), (0, 0, 0))
 
@@ -294,7 +295,7 @@ def test_a_warp_that_changes_nothing_is_the_plain_augmentation(monkeypatch):
     plain = BatchBuilder(images, (5, 4, 3), [1, 2, 3], [0.5, 0.3, 0.1], AUGMENT)
     still = BatchBuilder(images, (5, 4, 3), [1, 2, 3], [0.5, 0.3, 0.1], [*AUGMENT, RandomAffine(0, (1, 1))])
     original = augmentation.draw
-    monkeypatch.setattr(batches, "draw", lambda _, *args: original(plain.augment, *args))
+    monkeypatch.setattr(builders, "draw", lambda _, *args: original(plain.augment, *args))
     index = [3, 0, 11, 3, 5, 7]
     for batch in range(5):
         key = (1, 2, batch)

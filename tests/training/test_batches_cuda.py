@@ -6,7 +6,7 @@ import pytest
 from fastcnn import CNNClassifier
 from fastcnn.kernels import get_backend
 from fastcnn.layers import Conv2D, MaxPool2D, ReLU
-from fastcnn.training import batches
+from fastcnn.training import batches, builders
 from fastcnn.training.augment import (
     Cutout,
     MixUp,
@@ -17,13 +17,8 @@ from fastcnn.training.augment import (
     RandomHorizontalFlip,
     RandomShift,
 )
-from fastcnn.training.batches import (
-    BatchBuilder,
-    BatchLoader,
-    DeviceBatchBuilder,
-    StagedBatchBuilder,
-    builder_for,
-)
+from fastcnn.training.batches import BatchLoader
+from fastcnn.training.builders import BatchBuilder, DeviceBatchBuilder, StagedBatchBuilder, builder_for
 from tests.gpu import SIMULATED, unavailable
 
 pytestmark = [pytest.mark.cuda, pytest.mark.small]
@@ -107,7 +102,7 @@ def test_sets_of_every_form(form, tmp_path):
 
 
 def test_placed_a_part_at_a_time(monkeypatch):
-    monkeypatch.setattr(batches, "_PLACED_VALUES", 150)
+    monkeypatch.setattr(builders, "_PLACED_VALUES", 150)
     args = arguments()
     expected, _ = built(BatchBuilder(*args), range(9))
     np.testing.assert_allclose(built(builder_for(KERNELS, *args), range(9))[0], expected, rtol=0, atol=1e-5)

@@ -7,7 +7,8 @@ from sklearn.datasets import load_digits
 from fastcnn import Network
 from fastcnn.layers import Conv2D, Dense, MaxPool2D
 from fastcnn.training import find_learning_rate
-from fastcnn.training.batches import BatchBuilder, BatchLoader
+from fastcnn.training.batches import BatchLoader
+from fastcnn.training.builders import BatchBuilder
 from fastcnn.training.optimizers import SGD
 
 

@@ -10,7 +10,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from fastcnn.training import loop
-from fastcnn.training.batches import BatchBuilder, BatchLoader
+from fastcnn.training.batches import BatchLoader
+from fastcnn.training.builders import BatchBuilder
 from fastcnn.training.callbacks import Callback
 from fastcnn.training.loop import EpochPart, History, Progress, train
 
