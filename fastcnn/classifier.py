@@ -600,6 +600,37 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         self._warn(one_pass=True)
         return self
 
+    def begin_fit(self, X: Any, y: Any) -> tuple[Network, Any, float]:
+        """What `fit` would begin with: for `fastcnn.training.find_learning_rate`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
+            Images.
+        y : array-like of shape (n,)
+            Their labels.
+
+        Returns
+        -------
+        network : Network
+            New.
+        loader : BatchLoader
+            Its mini-batches.
+        label_smoothing : float
+            As the parameter of the estimator.
+
+        Raises
+        ------
+        ValueError
+            If the data or a parameter cannot be used.
+        """
+        self._validate_params()
+        trained = self._copy_to_train(goes_on=False)
+        data, seed = trained._take_in(X, y, None, False), _draw_seed(self.random_state)
+        index, _ = trained._hold_out(data, None, seed)
+        trained._renew_network(data, index, seed, False)
+        return trained.network_, trained._loader(data, index, seed), self.label_smoothing
+
     def _copy_to_train(self, goes_on: bool) -> Self:
         """What is trained in place of `self`, which so stays as it is if anything fails."""
         get_backend(choose_device(self.device))

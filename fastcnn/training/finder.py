@@ -11,6 +11,8 @@ import numpy as np
 
 __all__ = ["LearningRates", "find_learning_rate"]
 
+_NEIGHBOURS = 4  # on either side, whose losses a slope is of: neighbouring mini-batches differ by chance
+
 
 class LearningRates(NamedTuple):
     """What `find_learning_rate` saw.
@@ -18,8 +20,8 @@ class LearningRates(NamedTuple):
     Parameters
     ----------
     suggestion : float
-        The learning rate at which the loss fell fastest. A schedule that warms up, such as "onecycle", takes some
-        times as much as its highest.
+        The learning rate at which the loss fell fastest, beyond the first steps, whose average is of few losses. A
+        schedule that warms up, such as "onecycle", takes some times as much as its highest.
     learning_rates, losses : ndarray of shape (steps,)
         The losses are smoothed.
     """
@@ -30,8 +32,9 @@ class LearningRates(NamedTuple):
 
 
 def find_learning_rate(
-    network: Any,
-    loader: Any,
+    model: Any,
+    X: Any,
+    y: Any = None,
     *,
     lowest: float = 1e-6,
     highest: float = 1.0,
@@ -39,14 +42,17 @@ def find_learning_rate(
     smoothing: float = 0.9,
     too_much: float = 4.0,
 ) -> LearningRates:
-    """Train a copy of `network` with learning rates from `lowest` up to `highest`, and see how the loss falls [1]_.
+    """Train with learning rates from `lowest` up to `highest`, and see how the loss falls [1]_.
 
     Parameters
     ----------
-    network : Network
-        It stays as it is.
-    loader : BatchLoader
-        Its epochs are gone through, as often as `steps` asks for.
+    model : CNNClassifier or Network
+        It stays as it is. Of a classifier a network is made and trained as `fit` would, but for the rates.
+    X : array-like or BatchLoader
+        Images for the classifier. For a network what gives its mini-batches: epochs are gone through as often as
+        `steps` asks for.
+    y : array-like of shape (n,), default=None
+        The images' labels.
     lowest, highest : float
         The learning rate grows between them by the same factor in each step.
     steps : int >= 10
@@ -63,7 +69,10 @@ def find_learning_rate(
     Raises
     ------
     ValueError
-        If a value is out of its range, there are no batches, or the loss is no number from the start.
+        If a value is out of its range, the data cannot be used, there are no batches, or the loss is no number from the
+        start.
+    TypeError
+        If the model has no mini-batches of its own, as on a cluster.
 
     References
     ----------
@@ -73,16 +82,21 @@ def find_learning_rate(
         raise ValueError(f"expected 0 < lowest < highest, got {lowest!r} and {highest!r}")
     if steps < 10 or not 0 <= smoothing < 1 or not too_much > 1:
         raise ValueError("expected steps >= 10, smoothing in [0, 1) and too_much > 1")
+    if hasattr(model, "begin_fit"):
+        trained, loader, smoothed = model.begin_fit(X, y)
+    else:
+        trained, loader, smoothed = deepcopy(model), X, 0.0
+    if not hasattr(loader, "epoch"):
+        raise TypeError(f"{type(model).__name__} has no mini-batches to go through here: take a CNNClassifier")
     if len(loader) == 0:
         raise ValueError("there are no batches to train on")
-    trained = deepcopy(network)
     rates = np.geomspace(lowest, highest, steps)
     losses: list[float] = []
     average = 0.0
     batches = chain.from_iterable(map(loader.epoch, count()))
     for i, (rate, batch) in enumerate(zip(rates, batches, strict=False)):
         trained.optimizer.learning_rate = float(rate)
-        loss = trained.train_step(batch.x, batch.y, batch.sample_weight, mix=batch.mix)
+        loss = trained.train_step(batch.x, batch.y, batch.sample_weight, smoothed, mix=batch.mix)
         average = smoothing * average + (1 - smoothing) * loss
         level = average / (1 - smoothing ** (i + 1))
         if not isfinite(level) or (losses and level > too_much * min(losses)):
@@ -90,6 +104,14 @@ def find_learning_rate(
         losses.append(level)
     if len(losses) < 3:
         raise ValueError("the loss is no finite number, or grows, from the start: is the input scaled?")
-    seen = rates[: len(losses)]
-    fall = np.gradient(np.array(losses), np.log(seen))
-    return LearningRates(float(seen[int(np.argmin(fall))]), seen, np.array(losses))
+    seen, curve = rates[: len(losses)], np.array(losses)
+    first = min(round(1 / (1 - smoothing)), len(curve) // 3)
+    slopes = [_slope(np.log(seen), curve, i) for i in range(first, len(curve))]
+    return LearningRates(float(seen[first + int(np.argmin(slopes))]), seen, curve)
+
+
+def _slope(x: np.ndarray, y: np.ndarray, at: int) -> float:
+    """Of the line that is nearest to the points around number `at`."""
+    near = slice(max(0, at - _NEIGHBOURS), at + _NEIGHBOURS + 1)
+    dx, dy = x[near] - x[near].mean(), y[near] - y[near].mean()
+    return float(dx @ dy / (dx @ dx))

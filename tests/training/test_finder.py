@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from fastcnn import Network
+from fastcnn import CNNClassifier, Network
 from fastcnn.layers import Conv2D, Dense, MaxPool2D
 from fastcnn.training import find_learning_rate
+from fastcnn.training.augment import MixUp, RandomShift
 from fastcnn.training.batches import BatchLoader
 from fastcnn.training.builders import BatchBuilder
 from fastcnn.training.optimizers import SGD
@@ -39,6 +40,44 @@ def test_finds_where_the_loss_falls(loader):
 def test_wrong_values(wrong, loader):
     with pytest.raises(ValueError, match="expected"):
         find_learning_rate(network(), loader, **wrong)
+
+
+def test_of_a_classifier():
+    X, y = load_digits(return_X_y=True)
+    X, names = X[:500].astype(np.uint8), np.array([f"digit {label}" for label in y[:500]])
+    parameters = {"conv_channels": (8,), "dense_units": (), "dropout": 0.0, "batch_size": 32, "random_state": 0}
+    clf = CNNClassifier(**parameters, augment=[MixUp(), RandomShift(1)], label_smoothing=0.1, early_stopping=True)
+    before = vars(clf).copy()
+    found = find_learning_rate(clf, X, names)
+    assert vars(clf) == before
+    assert 1e-3 < found.suggestion < 0.2
+    again = find_learning_rate(clf, X, names)
+    np.testing.assert_array_equal(again.losses, found.losses)
+    network, loader, smoothing = clf.begin_fit(X, names)
+    assert smoothing == 0.1
+    assert len(loader.rows) == 450 and len(loader) == 15  # a tenth is set aside
+    np.testing.assert_array_equal(find_learning_rate(network, loader, steps=10).learning_rates[[0, -1]], [1e-6, 1.0])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        find_learning_rate(clf, X, names[:10])
+    with pytest.raises(ValueError, match="batch_size"):
+        find_learning_rate(CNNClassifier(batch_size=0), X, names)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_default_classifier(seed):
+    """Losses of single mini-batches go up and down by chance from the first step on; that is no fall."""
+    X, y = load_digits(return_X_y=True)
+    found = find_learning_rate(CNNClassifier(batch_size=32, random_state=seed), X[:500], y[:500])
+    assert 3e-4 < found.suggestion < 5e-3
+
+
+def test_what_has_no_batches():
+    class Cluster:
+        def begin_fit(self, X, y):
+            return None, object(), 0.0
+
+    with pytest.raises(TypeError, match="Cluster has no mini-batches"):
+        find_learning_rate(Cluster(), None, None)
 
 
 def test_no_loss(loader):
