@@ -14,19 +14,17 @@ import numpy as np
 
 from fastcnn.engine.emit import algorithm_name
 from fastcnn.engine.fusion import fuse_ops, single_ops
-from fastcnn.engine.memory import aligned
-from fastcnn.engine.ops import ACTIVATIONS, IDENTITY, Group, Op, Shape
+from fastcnn.engine.ops import IDENTITY, Group, Op, Shape
+from fastcnn.engine.parameters import Parameters
 from fastcnn.engine.plan import Plan, compile_plan
 from fastcnn.kernels import choose_device, get_backend
 from fastcnn.layers import Layer
-from fastcnn.training.initializers import initialize
-from fastcnn.training.optimizers import Adam, Matrix
+from fastcnn.training.optimizers import Adam
 
 _KEPT_PLANS = 4  # the full and the last mini-batch, in training and in inference
 # In inference: of what goes into and comes out of the largest step, so that the next step finds it in the cache.
 _PART_BYTES, _LEAST_PART = 1 << 23, 16
 _networks: weakref.WeakSet[Network] = weakref.WeakSet()
-RUNNING_STATISTICS = ("running_mean", "running_var")  # parameters that training moves but no gradient does
 
 
 class TrainingState(NamedTuple):
@@ -120,8 +118,8 @@ class Network:
         self.output_shape = self.ops[-1].out_shape if self.ops else self.input_shape
 
         rng = _generator(random_state)
-        self._allocate()
-        self._initialize(rng, weight_init)
+        self._parameters = Parameters(self.layers, self.input_shape, self.dtype, self._kernels)
+        self._parameters.initialize(self.ops, rng, weight_init)
         self._bind(Adam() if optimizer is None else optimizer)
         dropouts = [op for op in self.ops if op.kind.endswith("dropout")]
         seeds = rng.integers(0, 2**63, size=len(dropouts), dtype=np.uint64)
@@ -130,86 +128,25 @@ class Network:
 
     def _bind(self, optimizer: Any) -> None:
         self.optimizer = optimizer
-        optimizer.bind(self._flat.size, self._n_decay, self.dtype, self._hidden_matrices(), self._kernels.place)
+        p = self._parameters
+        optimizer.bind(p.flat.size, p.n_decay, self.dtype, p.hidden_matrices(self.ops), self._kernels.place)
 
     # ------------------------------------------------------------------------------------------------------- parameters
-
-    def _allocate(self) -> None:
-        """One flat vector for parameters and one for gradients: weights first (weight decay stops there),
-        then the rest.
-        """
-        shapes: dict[str, Shape] = {}
-        shape = self.input_shape
-        for i, layer in enumerate(self.layers):
-            shapes |= {f"{i}.{name}": s for name, s in layer.param_shapes(shape).items()}
-            shape = layer.output_shape(shape)
-        state = [name for name in shapes if name.endswith(RUNNING_STATISTICS)]
-        trained = [name for name in shapes if name not in state]
-        decayed = [name for name in trained if len(shapes[name]) > 1]
-        others = [name for name in trained if len(shapes[name]) == 1]
-
-        per_line = aligned(1) // self.dtype.itemsize
-        starts: dict[str, int] = {}
-        size = 0
-        for name in decayed + others:
-            starts[name] = size
-            size += -(-prod(shapes[name]) // per_line) * per_line
-        self._n_decay = size if not others else starts[others[0]]
-        self._flat, self._flat_grads = self._zeros(size), self._zeros(size)
-        self._places = {name: (starts[name], shapes[name]) for name in shapes if name in starts}
-
-        self._grads = self._views(self._flat_grads)
-        views = self._views(self._flat)
-        self._params = {
-            name: views[name] if name in views else self._zeros(prod(shapes[name])).reshape(shapes[name])
-            for name in shapes
-        }
-        self.n_params = sum(prod(shapes[name]) for name in trained)
-
-    def _views(self, flat: Any) -> dict[str, Any]:
-        """The parts of a flat vector by the names of the trained parameters."""
-        return {name: flat[start : start + prod(s)].reshape(s) for name, (start, s) in self._places.items()}
-
-    def _zeros(self, size: int) -> Any:
-        vector = self._kernels.empty(size * self.dtype.itemsize).view(self.dtype)
-        vector[...] = 0
-        return vector
 
     @property
     def params(self) -> dict[str, np.ndarray]:
         """The parameters by name, as views; on the GPU as read-only copies."""
-        return _on_host(self._params)
+        return _on_host(self._parameters.values)
 
     @property
     def grads(self) -> dict[str, np.ndarray]:
         """The gradients by the names of their parameters, as views; on the GPU as read-only copies."""
-        return _on_host(self._grads)
+        return _on_host(self._parameters.grads)
 
-    def _hidden_matrices(self) -> list[Matrix]:
-        """The weights of all layers but the last, one column for each filter or unit; not those of grouped
-        convolutions, whose filters see channels of their own.
-        """
-        weighty = [op for op in self.ops if op.kind in ("conv2d", "dense")][:-1]
-        found = []
-        for op in weighty:
-            if op.kind == "dense" or op.geometry.groups == 1:  # type: ignore[union-attr]
-                name = f"{op.layer}.weight"
-                *rows, columns = self._params[name].shape
-                found.append(Matrix(self._places[name][0], prod(rows), columns))
-        return found
-
-    def _initialize(self, rng: np.random.Generator, kind: str) -> None:
-        for i, op in enumerate(self.ops):
-            if op.kind in ("conv2d", "dense"):
-                weight = self._params[f"{op.layer}.weight"]
-                fan_in = prod(weight.shape[:-1])
-                groups = op.geometry.groups if op.kind == "conv2d" else 1  # type: ignore[union-attr]
-                fan_out = weight.shape[-1] // groups * prod(weight.shape[:-2])
-                name = _following_activation(self.ops[i + 1 :])
-                weight[...] = initialize(weight.shape, fan_in, fan_out, name, rng, self.dtype, kind)
-            elif op.kind == "batchnorm":
-                self._params[f"{op.layer}.weight"][...] = 1
-                self._params[f"{op.layer}.running_var"][...] = 1
+    @property
+    def n_params(self) -> int:
+        """Trainable parameters."""
+        return self._parameters.n_trained
 
     def load_params(self, params: Mapping[str, Any]) -> None:
         """Copy parameters in.
@@ -224,18 +161,7 @@ class Network:
         ValueError
             If a name is missing or unknown, or a shape differs; nothing is changed then.
         """
-        if missing := sorted(set(self._params) - set(params)):
-            raise ValueError(f"missing parameters: {', '.join(missing)}")
-        if unknown := sorted(set(params) - set(self._params)):
-            raise ValueError(f"unknown parameters: {', '.join(unknown)}; expected {', '.join(self._params)}")
-        arrays = {name: np.asarray(value) for name, value in params.items()}
-        for name, value in arrays.items():
-            if value.shape != self._params[name].shape:
-                raise ValueError(f"{name} has shape {value.shape}, expected {self._params[name].shape}")
-            if value.dtype.kind not in "fiu":
-                raise ValueError(f"{name} has dtype {value.dtype}, expected numbers")
-        for name, value in arrays.items():
-            self._params[name][...] = value
+        self._parameters.load(params)
 
     def training_state(self) -> TrainingState:
         """Copies of what training goes on from, beside `params`.
@@ -249,7 +175,7 @@ class Network:
             state = self.optimizer.state_dict()
             step = state.pop("t")
             return TrainingState(
-                step, {name: self._views(flat) for name, flat in state.items()}, self._dropout.tolist()
+                step, {name: self._parameters.views(flat) for name, flat in state.items()}, self._dropout.tolist()
             )
 
     def load_training_state(self, state: TrainingState) -> None:
@@ -268,15 +194,7 @@ class Network:
         dropout = np.asarray(state.dropout, np.uint64).reshape(-1, 2)
         if dropout.shape != self._dropout.shape:
             raise ValueError(f"the state of {len(dropout)} dropout layers, expected {len(self._dropout)}")
-        flats = {}
-        for name, arrays in state.moments.items():
-            if set(arrays) != set(self._places):
-                raise ValueError(f"{name} has {sorted(arrays)}, expected {sorted(self._places)}")
-            flats[name] = np.zeros(self._flat.size, self.dtype)
-            for place, view in self._views(flats[name]).items():
-                if arrays[place].shape != view.shape:
-                    raise ValueError(f"{name} of {place} has shape {arrays[place].shape}, expected {view.shape}")
-                view[...] = arrays[place]
+        flats = {name: self._parameters.flattened(name, arrays) for name, arrays in state.moments.items()}
         with self._lock:
             self.optimizer.load_state_dict({"t": state.step, **flats})
             self._dropout[...] = dropout
@@ -420,14 +338,14 @@ class Network:
             If shapes, labels or weights are wrong; nothing is changed then.
         """
         x = self._checked_input(x)
-        n = len(x)
+        n, flat, flat_grads = len(x), self._parameters.flat, self._parameters.flat_grads
         if sample_weight is None and mix is None and (micro_batch_size or n) >= n > 0:
             labels = self._checked_labels(n, labels)
             with self._lock, self._kernels.threads(self.n_jobs):
                 plan = self._ready(x, "training")
                 losses = plan.train(labels, label_smoothing)
                 self.accuracy = int(np.count_nonzero(np.asarray(plan.output).argmax(axis=1) == labels)) / n
-                self.optimizer.update(self._kernels, self._flat, self._flat_grads)
+                self.optimizer.update(self._kernels, flat, flat_grads)
                 return float(losses.sum(dtype=np.float64)) / n
         labels, weights = self._checked_targets(n, labels, sample_weight)
         if mix is not None:
@@ -435,7 +353,7 @@ class Network:
         total = float(weights.sum(dtype=np.float64))
         size = n if micro_batch_size is None else max(1, micro_batch_size)
         parts = [slice(start, start + size) for start in range(0, n, size)] if n > size else [slice(0, n)]
-        added = self._zeros(self._flat_grads.size) if len(parts) > 1 else None
+        added = self._parameters.zeros(flat_grads.size) if len(parts) > 1 else None
         loss = right = 0.0
         with self._lock:
             for part in parts:
@@ -444,11 +362,11 @@ class Network:
                 loss, right = loss + sums[0], right + sums[1]
                 if added is not None:
                     with self._kernels.threads(self.n_jobs):
-                        self._kernels.add_forward(added, self._flat_grads, IDENTITY, added)
+                        self._kernels.add_forward(added, flat_grads, IDENTITY, added)
             if added is not None:
-                self._flat_grads[...] = added
+                flat_grads[...] = added
             with self._kernels.threads(self.n_jobs):
-                self.optimizer.update(self._kernels, self._flat, self._flat_grads)
+                self.optimizer.update(self._kernels, flat, flat_grads)
             self.accuracy = right / total if total else 0.0
         return loss / total if total else 0.0
 
@@ -563,7 +481,7 @@ class Network:
         groups = self._inference_groups if mode == "inference" else self._groups
         return compile_plan(
             groups, self.input_shape, batch, self.dtype, self._kernels, mode,
-            lanes=self._kernels.max_threads(self.n_jobs), params=self._params, grads=self._grads,
+            lanes=self._kernels.max_threads(self.n_jobs), params=self._parameters.values, grads=self._parameters.grads,
             dropout_states=self._dropout_states, winograd=self.winograd, fuse=self.fuse, memory=self._kept_memory,
         )  # fmt: skip
 
@@ -636,7 +554,7 @@ class Network:
                 "layers": self.layers, "input_shape": self.input_shape, "dtype": self.dtype.name, "device": self.device,
                 "n_jobs": self.n_jobs, "fuse": self.fuse, "winograd": self.winograd,
             }  # fmt: skip
-            params = {name: np.array(value) for name, value in self._params.items()}
+            params = {name: np.array(value) for name, value in self._parameters.values.items()}
             return {
                 "config": config, "params": params, "dropout": self._dropout.copy(),
                 "optimizer": self.optimizer.unbound(), "optimizer_state": self.optimizer.state_dict(),
@@ -650,7 +568,7 @@ class Network:
         self._kernels = get_backend(self.device)
         self.ops = _lower(self.layers, self.input_shape)
         self.output_shape = self.ops[-1].out_shape if self.ops else self.input_shape
-        self._allocate()
+        self._parameters = Parameters(self.layers, self.input_shape, self.dtype, self._kernels)
         self.load_params(state["params"])
         self._bind(state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer_state"])
@@ -683,20 +601,6 @@ def _lower(layers: Sequence[Layer], shape: Shape) -> tuple[Op, ...]:
         ops += [op.at(i) for op in lowered]
         shape = layer.output_shape(shape)
     return tuple(ops)
-
-
-def _following_activation(ops: Sequence[Op]) -> str | None:
-    """The activation that a weight's output runs into, past bias, normalisation and pooling."""
-    skipped = 0  # joins until the weight's branch is back in the chain
-    for op in ops:
-        skipped += (op.kind == "swap") - (op.kind == "join" and skipped > 0)
-        if skipped:
-            continue
-        if op.kind.endswith("activation"):
-            return ACTIVATIONS[op.activation.code]
-        if op.kind in ("conv2d", "dense"):
-            return None
-    return None
 
 
 def _checked_shape(shape: Sequence[int]) -> Shape:

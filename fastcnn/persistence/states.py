@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastcnn.engine.network import RUNNING_STATISTICS, TrainingState
+from fastcnn.engine.network import TrainingState
+from fastcnn.engine.parameters import RUNNING_STATISTICS
 from fastcnn.persistence.safetensors import shown
 from fastcnn.persistence.values import decode, encode
 from fastcnn.training.loop import EpochPart, History, Progress

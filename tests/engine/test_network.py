@@ -160,33 +160,6 @@ def test_random_chains_fused_unfused_and_reference_agree(chain, n):
             np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-8)
 
 
-def test_hidden_weights_are_the_optimizers_matrices():
-    """One column for each filter or unit; not depthwise ones, not the last layer's."""
-    layers = [
-        Conv2D(4),
-        Residual([Conv2D(4, groups=4), Conv2D(4, 1)]),
-        BatchNorm(),
-        Flatten(),
-        Dense(6),
-        ReLU(),
-        Dense(3),
-    ]
-    bound = []
-
-    class Spy(SGD):
-        def bind(self, n_params, n_decay, dtype, matrices=(), place=np.asarray):
-            super().bind(n_params, n_decay, dtype, matrices, place)
-            bound.extend(matrices)
-
-    net = Network(layers, (5, 5, 2), random_state=0, optimizer=Spy(1.0, momentum=0.0))
-    assert [(m.rows, m.columns) for m in bound] == [(18, 4), (4, 4), (100, 6)]
-    weights = [net.params[name] for name in ("0.weight", "1.layers.1.weight", "4.weight")]
-    for (start, rows, columns), weight in zip(bound, weights, strict=True):
-        np.testing.assert_array_equal(
-            net._flat[start : start + rows * columns].reshape(rows, columns), weight.reshape(rows, -1)
-        )
-
-
 @pytest.mark.parametrize("optimizer", [Adam, AdamW, Muon, SGD])
 def test_same_bits_for_every_thread_count_and_run(optimizer):
     x, labels = batch((28, 28, 1), 96, dtype=np.float32), np.arange(96) % 10
