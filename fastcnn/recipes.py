@@ -79,7 +79,7 @@ def balanced(**parameters: Any) -> CNNClassifier:
     TypeError
         As `fast`.
     """
-    return _classifier(_residual_layers(32, 64, 128), {"max_iter": 12, "augment": _erasing()}, parameters)
+    return _classifier(_residual_layers(32, 64, 128), {"max_iter": 16, "augment": _erasing()}, parameters)
 
 
 def best(**parameters: Any) -> CNNClassifier:
@@ -100,7 +100,7 @@ def best(**parameters: Any) -> CNNClassifier:
     TypeError
         As `fast`.
     """
-    recipe = {"max_iter": 36, "augment": [*_erasing(), MixUp(0.2)]}
+    recipe = {"max_iter": 50, "augment": [*_erasing(), MixUp(0.2)]}
     return _classifier(_residual_layers(48, 96, 192), recipe, parameters)
 
 
