@@ -259,7 +259,7 @@ class Network:
         """
         x = self._checked_input(x)
         with self._lock:
-            if training or not to_numpy:
+            if training or (self.device == "cuda" and not to_numpy):
                 output = self._run_forward(x, "training_dx" if training else "inference").output
                 return np.array(output) if to_numpy else output.copy()  # type: ignore[union-attr]
             y = np.empty((len(x), *self.output_shape), self.dtype)
