@@ -147,6 +147,11 @@ WINOGRAD_CASES = (
     ConvCase("more filters than a pass", 2, (6, 6, 32), 416, 3, padding="same"),
     ConvCase("wide rows", 2, (5, 131, 32), 32, 3, padding="same"),
     ConvCase("one large image", 1, (75, 61, 32), 32, 3, padding="same"),
+    # 48 = 32 + 16: half a panel more, where panels are of 32.
+    ConvCase("half panels", 3, (7, 5, 48), 48, 3, padding="same", small=True),
+    ConvCase("half panels, more images than a block", 37, (12, 12, 48), 80, 3, padding="same"),
+    ConvCase("half panels, more channels than a pass", 2, (6, 6, 432), 48, 3, padding="same"),
+    ConvCase("half panels, more filters than a pass", 2, (6, 6, 48), 432, 3, padding="same"),
 )
 
 POOL_CASES = (

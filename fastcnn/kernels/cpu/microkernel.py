@@ -363,7 +363,11 @@ def multiply_rows(row0, row1, lane, args):
                        b_skip, valid, start)  # fmt: skip
                 i += left
     else:
-        count = left // 6
+        count = left // MAX_ROWS  # a tile of few rows and one vector has too few sums to hide their latency
+        _tiles(MAX_ROWS, 1, count, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step,
+               b_skip, valid, start)  # fmt: skip
+        i += MAX_ROWS * count
+        count = (row1 - i) // 6
         _tiles(6, 1, count, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step, b_skip,
                valid, start)  # fmt: skip
         i += 6 * count

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from fastcnn.kernels.cpu.epilogue import activate_address, pool_address, scatter_address
 from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.lowering import DEPTH, PIXELS, Pool, has_pool, offsets, panel_offsets
-from fastcnn.kernels.cpu.microkernel import ADD, ZERO, multiply_rows_address, panel_width
+from fastcnn.kernels.cpu.microkernel import ADD, MAX_ROWS, ZERO, multiply_rows_address, panel_width
 from fastcnn.kernels.cpu.packing import fill_zero, sum_parts
 from fastcnn.kernels.cpu.runtime import U, jit
 from fastcnn.kernels.cpu.transposition import transpose
@@ -34,6 +34,9 @@ TILES = 48  # about how many a lane takes through the forward pass at a time
 BLOCK_BYTES = 1 << 22  # of V and dM in one block of the backward pass
 MIN_CHANNELS = 32  # with fewer, the transforms cost more than they save
 MIN_TILES = {2: 32, 4: 8}
+HALF_PANELS = (
+    MAX_ROWS >= 12
+)  # whether the micro-kernel has tall tiles of one vector, for a last panel of half the width
 MAX_WEIGHTS = 1 << 17  # channels in times out: transforming more costs small batches more than it saves
 
 
@@ -42,13 +45,14 @@ def winograd_tile(geometry: Any, n: int, itemsize: int) -> int:
 
     For a window of 3x3, m is 4 or 2, whichever leaves fewer multiplications for the image's size (a tile that
     hangs over the edge is computed whole); for 5x5 it is 2. 0 where that is less than 1.7 times fewer, where
-    channels do not fill panels, for fewer than MIN_CHANNELS, for more than MAX_WEIGHTS, or where so few tiles
-    (MIN_TILES) do not repay the transform of the weights.
+    channels do not fill panels (or half of the last), for fewer than MIN_CHANNELS, for more than MAX_WEIGHTS, or where
+    so few tiles (MIN_TILES) do not repay the transform of the weights.
     """
     g, width = geometry, panel_width(itemsize)
     if g.r != g.s or g.r not in (3, 5) or (g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.groups) != (1,) * 5:
         return 0
-    if g.c % width or g.k % width or min(g.c, g.k) < MIN_CHANNELS or g.c * g.k > MAX_WEIGHTS:
+    unit = width // 2 if HALF_PANELS else width
+    if g.c % unit or g.k % unit or min(g.c, g.k) < MIN_CHANNELS or g.c * g.k > MAX_WEIGHTS:
         return 0
     saved = {
         m: g.r * g.s * g.p * g.q / (-(-g.p // m) * -(-g.q // m) * (m + g.r - 1) ** 2)
@@ -149,7 +153,7 @@ def _forward_sizes(g: Any, pool: Any, n: int, itemsize: int) -> ForwardSizes:
     z = m + points * m_point
     lane = z + by_image * _round(tile_rows * t.m * t.columns * t.m * g.k)
     return ForwardSizes(
-        tile_rows, unit, units * unit, g.k // t.width * points * u_point, u_point, v_point, m_point, v, m, z, lane
+        tile_rows, unit, units * unit, -(-g.k // t.width) * points * u_point, u_point, v_point, m_point, v, m, z, lane
     )  # fmt: skip
 
 
@@ -176,13 +180,14 @@ def _forward_blocks(start, stop, lane, args):
             source = (base, t.pitch * g.c, g.c, t.m * g.c, width)
             target = (v0 + i * t.columns * g.c, t.side * sizes.v_point, sizes.v_point, g.c, width)
             call(to_points, 0, t.columns, lane, (scratch, scratch, source, target, g.c, width))
-        for panel in range(g.k // width):
+        for panel in range((g.k + width - 1) // width):
+            filters = min(width, g.k - panel * width)
             for point in range(points):
                 for c0 in range(0, g.c, DEPTH):
                     tile = (
                         scratch, v0 + point * sizes.v_point + c0, v_rows, scratch, m0 + point * sizes.m_point, m_rows,
                         segment, min(DEPTH, g.c - c0), 1, scratch,
-                        (panel * points + point) * sizes.u_point + c0 * width, width, 0, width,
+                        (panel * points + point) * sizes.u_point + c0 * width, width, 0, filters,
                         ADD if c0 > 0 else ZERO,
                     )  # fmt: skip
                     call(multiply, 0, count * t.columns, lane, tile)
@@ -191,7 +196,7 @@ def _forward_blocks(start, stop, lane, args):
                 at = z0 + i * t.m * pitch * g.k if pool_rows != 0 else (n * rows + row) * pitch * g.k
                 tile0 = (m0 + i * t.columns * width, t.side * sizes.m_point, sizes.m_point, width)
                 out0 = (at + panel * width, pitch * g.k, g.k, per_tile * g.k)
-                call(finish, 0, t.columns, lane, (scratch, out, argmax, tile0, out0, rows - row, pitch, width))
+                call(finish, 0, t.columns, lane, (scratch, out, argmax, tile0, out0, rows - row, pitch, filters))
         for i in range(0, count, sizes.unit):
             n, row = (first + i) // t.rows, (first + i) % t.rows * per_tile
             if pool_rows != 0:
@@ -263,11 +268,13 @@ class BackwardSizes(NamedTuple):
 def _backward_sizes(g: Any, n: int, itemsize: int) -> BackwardSizes:
     t = _layout(g, itemsize)
     points, image_tiles = t.side**2, t.rows * t.columns
-    images = max(1, min(n, BLOCK_BYTES // (points * image_tiles * (g.c + g.k) * itemsize)))
+    channels, filters = (-(-count // t.width) * t.width for count in (g.c, g.k))
+    images = max(1, min(n, BLOCK_BYTES // (points * image_tiles * (channels + filters) * itemsize)))
     tiles = images * image_tiles
-    u_point, du_point, v_point, dm_point = _odd(g.k * t.width), _odd(g.c * g.k), _odd(tiles * g.c), _odd(tiles * g.k)
+    u_point, du_point = _odd(g.k * t.width), _odd(g.c * g.k)
+    v_point, dm_point = _odd(tiles * channels), _odd(tiles * filters)
     # U' is first transposed weights, where dm will lie.
-    du = g.c // t.width * points * u_point
+    du = -(-g.c // t.width) * points * u_point
     v = du + points * du_point
     dm = v + points * v_point
     db = dm + max(points * dm_point, _round(g.r * g.s * g.c * g.k))
@@ -329,19 +336,22 @@ def _multiply_points(start, stop, lane, args):
                     tile = (
                         scratch, v0 + t0 * width, v_rows, scratch, sizes.du + point * sizes.du_point + k0, du_rows,
                         segment, min(PIXELS, tiles - t0), width, scratch, dm0 + k0 // width * panel + t0 * width, width,
-                        0, width, ADD if first + t0 > 0 else ZERO,
+                        0, min(width, g.k - k0), ADD if first + t0 > 0 else ZERO,
                     )  # fmt: skip
                     call(multiply, 0, g.c, lane, tile)
         if want_dx:
             for c0 in range(0, g.c, width):
                 u0 = sizes.u + (c0 // width * points + point) * sizes.u_point
-                for s0 in range(0, g.k // width, per_pass):
+                s0, whole = 0, g.k // width
+                while s0 * width < g.k:  # some whole panels together, and half a panel alone
+                    s1 = min(s0 + per_pass, whole) if s0 < whole else s0 + 1
                     tile = (
-                        scratch, dm0, tile_rows, scratch, v0 + c0 // width * panel, tile_rows,
-                        dm_segments[s0 : s0 + per_pass], width, 1, scratch, u0 + s0 * width * width, width, 0, width,
-                        ADD if s0 > 0 else ZERO,
+                        scratch, dm0, tile_rows, scratch, v0 + c0 // width * panel, tile_rows, dm_segments[s0:s1],
+                        min(width, g.k - s0 * width), 1, scratch, u0 + s0 * width * width, width, 0,
+                        min(width, g.c - c0), ADD if s0 > 0 else ZERO,
                     )  # fmt: skip
                     call(multiply, 0, tiles, lane, tile)
+                    s0 = s1
 
 
 @Kernel
@@ -388,7 +398,7 @@ def winograd_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, 
     )  # fmt: skip
     tables = (
         panel_offsets(g.c, t.width, panel), offsets(g.c, g.k), offsets(sizes.tiles, t.width),
-        offsets(g.k // t.width, panel), offsets(1, 0),
+        offsets(-(-g.k // t.width), panel), offsets(1, 0),
     )  # fmt: skip
     from_points = transform_address("input gradient", t.m, t.r, kind)
     for first in range(0, n, sizes.images):
