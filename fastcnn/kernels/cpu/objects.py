@@ -68,7 +68,11 @@ def _compile(function: Callable[..., Any], signature: Any, exact: bool) -> tuple
     compiled = runtime.jit(function, exact=exact, called="address")
     compiled.compile(signature)
     result = compiled.overloads[signature]
-    _, _, (code, _) = result.library.serialize_using_object_code()
+    try:
+        _, _, (code, _) = result.library.serialize_using_object_code()
+    except RuntimeError as error:
+        # Ctrl-C fell into the function by which LLVM hands the object over: ctypes drops what is raised there.
+        raise KeyboardInterrupt from error
     return result.fndesc.llvm_func_name, code
 
 
