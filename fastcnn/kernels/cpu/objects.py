@@ -71,6 +71,8 @@ def _compile(function: Callable[..., Any], signature: Any, exact: bool) -> tuple
     try:
         _, _, (code, _) = result.library.serialize_using_object_code()
     except RuntimeError as error:
+        if "no compiled object" not in str(error):
+            raise
         # Ctrl-C fell into the function by which LLVM hands the object over: ctypes drops what is raised there.
         raise KeyboardInterrupt from error
     return result.fndesc.llvm_func_name, code
