@@ -13,12 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from fastcnn.kernels.cuda.driver import THREADS, Kernel, cuda, kernel, launch, linear, types
+from fastcnn.kernels.cuda.driver import THREADS, Kernel, cuda, device_function, kernel, launch, linear, types
 from fastcnn.kernels.cuda.intrinsics import quotient
 
 __all__ = ["blend_images", "gather_images", "relight_images"]
 
 _MOVES = 8  # numbers of one image: its row, flip, shift down and right, the rectangle's top, left, height, width
+
+
+@device_function
+def pixel_of(i, moves, height, width, channels):
+    """Image, row, column and channel of number i of a batch, and whether it is erased."""
+    values = height * width * channels
+    n = quotient(i, values)
+    pixel = quotient(i - n * values, channels)
+    y = quotient(pixel, width)
+    x, c = pixel - y * width, i - n * values - pixel * channels
+    at = n * _MOVES
+    down, right = y - moves[at + 4], x - moves[at + 5]
+    return n, y, x, c, 0 <= down < moves[at + 6] and 0 <= right < moves[at + 7]
 
 
 @cache
@@ -31,14 +44,8 @@ def batch_kernels(real: Any) -> tuple[Kernel, Kernel, Kernel, Kernel]:
     def gather(images, moves, scaling, out, size, height, width, channels):
         values = height * width * channels
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
-            n = quotient(i, values)
-            pixel = quotient(i - n * values, channels)
-            c = i - n * values - pixel * channels
-            y = quotient(pixel, width)
-            x = pixel - y * width
+            n, y, x, c, erased = pixel_of(i, moves, height, width, channels)
             at = n * _MOVES
-            down, right = y - moves[at + 4], x - moves[at + 5]
-            erased = 0 <= down < moves[at + 6] and 0 <= right < moves[at + 7]
             y -= moves[at + 2]
             x -= moves[at + 3]
             value = zero
@@ -52,14 +59,8 @@ def batch_kernels(real: Any) -> tuple[Kernel, Kernel, Kernel, Kernel]:
     def warp(images, moves, matrix, scaling, out, size, height, width, channels):
         values = height * width * channels
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
-            n = quotient(i, values)
-            pixel = quotient(i - n * values, channels)
-            c = i - n * values - pixel * channels
-            y = quotient(pixel, width)
-            x = pixel - y * width
+            n, y, x, c, erased = pixel_of(i, moves, height, width, channels)
             at, m = n * _MOVES, n * 6
-            down, right = y - moves[at + 4], x - moves[at + 5]
-            erased = 0 <= down < moves[at + 6] and 0 <= right < moves[at + 7]
             row = matrix[m] * number(y) + matrix[m + 1] * number(x) + matrix[m + 2]
             column = matrix[m + 3] * number(y) + matrix[m + 4] * number(x) + matrix[m + 5]
             value = zero
