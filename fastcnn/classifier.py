@@ -945,9 +945,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         kernels = self.network_.batch_kernels
         if kernels is None:
             return _on_host(X)
-        placed, shape = kernels.place(X), self.image_shape_
-        forms = [shape, (self.n_features_in_,), *([shape[:2]] if shape[2] == 1 else [])]
-        if placed.shape[1:] not in forms or placed.dtype not in (np.uint8, self.network_.dtype):
+        placed = kernels.place(X)
+        if placed.shape[1:] not in self._forms() or placed.dtype not in (np.uint8, self.network_.dtype):
             return np.asarray(placed)
         return placed.reshape(len(placed), self.n_features_in_)
 

@@ -48,14 +48,16 @@ class ImageEstimator(BaseEstimator):
         """
         if type(X) is not np.ndarray or X.dtype not in _DTYPES or not X.flags.c_contiguous or not X.size:
             return False
-        shapes = {(self.n_features_in_,), self.image_shape_}
-        if self.image_shape_[2] == 1:
-            shapes.add(self.image_shape_[:2])
         return (
-            X.shape[1:] in shapes
+            X.shape[1:] in self._forms()
             and not hasattr(self, "feature_names_in_")
             and (X.dtype == np.uint8 or bool(np.isfinite(X).all()))
         )
+
+    def _forms(self) -> set[tuple[int, ...]]:
+        """The shapes that an image may come in."""
+        forms: set[tuple[int, ...]] = {(self.n_features_in_,), self.image_shape_}
+        return forms | {self.image_shape_[:2]} if self.image_shape_[2] == 1 else forms
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
