@@ -27,6 +27,7 @@ from fastcnn.image_estimator import ImageEstimator
 from fastcnn.images import chunks, fit_scaling, row_contiguous
 from fastcnn.inspection import Summary, draw, summarize
 from fastcnn.kernels import choose_device, get_backend
+from fastcnn.kernels.contract import PRECISIONS
 from fastcnn.labels import check_labels
 from fastcnn.layers import Dense
 from fastcnn.model_files import ModelFiles
@@ -212,6 +213,10 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Where to compute. "cuda": on an NVIDIA GPU (``pip install fastcnn[cuda]``), with the same results but for
         rounding; "auto": there where it works, else on the CPU.
 
+    precision : {"float32", "tf32", "bf16", "fp16"}, default="float32"
+        What a GPU's tensor cores may round the factors of products to; sums, and all that is stored, are float32.
+        "float32": to nothing less. The CPU computes as before.
+
     dtype : {"float32", "float64"}, default="float32"
         Of the parameters and the computation.
 
@@ -361,6 +366,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         "random_state": ["random_state"],
         "n_jobs": [Integral, None],
         "device": [StrOptions({"cpu", "cuda", "auto"})],
+        "precision": [StrOptions(set(PRECISIONS))],
         "dtype": [StrOptions({"float32", "float64"})],
         "callbacks": [list, tuple, None],
         "checkpoint": [str, os.PathLike, None],
@@ -411,6 +417,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         random_state=None,
         n_jobs=None,
         device="cpu",
+        precision="float32",
         dtype="float32",
         callbacks=None,
         checkpoint=None,
@@ -457,6 +464,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         self.random_state = random_state
         self.n_jobs = n_jobs
         self.device = device
+        self.precision = precision
         self.dtype = dtype
         self.callbacks = callbacks
         self.checkpoint = checkpoint
@@ -782,6 +790,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             n_jobs=self.n_jobs,
             optimizer=self._make_optimizer(),
             weight_init=self.weight_init,
+            precision=self.precision,
         )
         if goes_on:
             network.load_params(self.network_.params)
@@ -1039,6 +1048,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             random_state=None if isinstance(model.random_state, np.random.RandomState) else model.random_state,
             n_jobs=model.n_jobs,
             optimizer=model._make_optimizer() if saved.training is None else saved.training.optimizer,
+            precision=model.precision,
         )
         model.network_.load_params(saved.params)
         if saved.training is not None:

@@ -7,6 +7,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from math import prod
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from fastcnn.engine.ops import IDENTITY, Group, Op, Shape
 from fastcnn.engine.parameters import Parameters
 from fastcnn.engine.plan import Plan, compile_plan
 from fastcnn.kernels import choose_device, get_backend
+from fastcnn.kernels.contract import PRECISIONS
 from fastcnn.layers import Layer
 from fastcnn.training.optimizers import Adam
 
@@ -63,6 +65,9 @@ class Network:
         is 0.
     weight_init : "auto", "he", "glorot" or "orthogonal"
         Initial weights. "auto": He before ReLU and its kin, else Glorot.
+    precision : "float32", "tf32", "bf16" or "fp16"
+        What a GPU's tensor cores may round the factors of products of float32 to; sums are float32, and so is all
+        that is stored. "float32": to nothing less. Elsewhere it has no effect.
 
     Attributes
     ----------
@@ -105,11 +110,13 @@ class Network:
         optimizer: Any = None,
         winograd: bool | None = None,
         weight_init: str = "auto",
+        precision: str = "float32",
     ) -> None:
         self.layers = tuple(layers)
         self.input_shape = _checked_shape(input_shape)
         self.dtype = _checked_dtype(dtype)
         self.device = choose_device(device)
+        self.precision = _checked_precision(precision)
         self.n_jobs, self.fuse = n_jobs, fuse
         self.winograd = os.environ.get("FASTCNN_WINOGRAD") != "0" if winograd is None else bool(winograd)
         self._kernels = get_backend(self.device)
@@ -343,10 +350,11 @@ class Network:
             labels = self._checked_labels(n, labels)
             with self._lock, self._kernels.threads(self.n_jobs):
                 plan = self._ready(x, "training")
-                losses = plan.train(labels, label_smoothing)
-                self.accuracy = int(np.count_nonzero(np.asarray(plan.output).argmax(axis=1) == labels)) / n
+                plan.train(labels, label_smoothing)
                 self.optimizer.update(self._kernels, flat, flat_grads)
-                return float(losses.sum(dtype=np.float64)) / n
+                total_loss, hits = plan.figures()
+                self.accuracy = hits / n
+                return total_loss / n
         labels, weights = self._checked_targets(n, labels, sample_weight)
         if mix is not None:
             mix = self._checked_targets(n, *mix)
@@ -479,11 +487,13 @@ class Network:
 
     def _compiled_plan(self, batch: int, mode: str) -> Plan:
         groups = self._inference_groups if mode == "inference" else self._groups
-        return compile_plan(
-            groups, self.input_shape, batch, self.dtype, self._kernels, mode,
-            lanes=self._kernels.max_threads(self.n_jobs), params=self._parameters.values, grads=self._parameters.grads,
-            dropout_states=self._dropout_states, winograd=self.winograd, fuse=self.fuse, memory=self._kept_memory,
-        )  # fmt: skip
+        with self._kernels.precise(self.precision) if hasattr(self._kernels, "precise") else nullcontext():
+            return compile_plan(
+                groups, self.input_shape, batch, self.dtype, self._kernels, mode,
+                lanes=self._kernels.max_threads(self.n_jobs), params=self._parameters.values,
+                grads=self._parameters.grads, dropout_states=self._dropout_states, winograd=self.winograd,
+                fuse=self.fuse, memory=self._kept_memory,
+            )  # fmt: skip
 
     # ----------------------------------------------------------------------------------------------------------- checks
 
@@ -552,7 +562,7 @@ class Network:
         with self._lock:
             config = {
                 "layers": self.layers, "input_shape": self.input_shape, "dtype": self.dtype.name, "device": self.device,
-                "n_jobs": self.n_jobs, "fuse": self.fuse, "winograd": self.winograd,
+                "n_jobs": self.n_jobs, "fuse": self.fuse, "winograd": self.winograd, "precision": self.precision,
             }  # fmt: skip
             params = {name: np.array(value) for name, value in self._parameters.values.items()}
             return {
@@ -565,6 +575,7 @@ class Network:
         self.layers, self.input_shape = config["layers"], config["input_shape"]
         self.dtype, self.device = np.dtype(config["dtype"]), device_at_hand(config["device"])
         self.n_jobs, self.fuse, self.winograd = config["n_jobs"], config["fuse"], config["winograd"]
+        self.precision = config.get("precision", PRECISIONS[0])
         self._kernels = get_backend(self.device)
         self.ops = _lower(self.layers, self.input_shape)
         self.output_shape = self.ops[-1].out_shape if self.ops else self.input_shape
@@ -614,6 +625,12 @@ def _checked_dtype(dtype: Any) -> np.dtype[Any]:
     if result not in (np.float32, np.float64):
         raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
     return result
+
+
+def _checked_precision(precision: str) -> str:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
+    return precision
 
 
 def _generator(random_state: Any) -> np.random.Generator:

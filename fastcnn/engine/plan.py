@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,16 @@ from fastcnn.engine.memory import Lifetime, plan_arena
 from fastcnn.engine.ops import IDENTITY, Group, Shape
 
 MODES = ("inference", "training", "training_dx")
+
+
+class _Training(NamedTuple):
+    """The program of `Plan.train`, and what it reads and writes; `figures` on a GPU only."""
+
+    smoothing: float
+    program: Callable[[], None]
+    labels: Any
+    losses: Any
+    figures: Any
 
 
 class Plan:
@@ -44,7 +54,7 @@ class Plan:
         self.output_grad, self.input_grad = ends["output_grad"], ends["input_grad"]
         self._kernels = kernels
         self._forward, self._backward = self._record(self.forward_steps), self._record(self.backward_steps)
-        self._training: tuple[float, Callable[[], None], Any, Any] | None = None
+        self._training: _Training | None = None
 
     def _record(self, steps: Sequence[Step]) -> Callable[[], None]:
         return self._kernels.record([(step.kernel, step.args) for step in steps])
@@ -57,22 +67,34 @@ class Plan:
         """`output_grad` -> the parameters' gradients (and `input_grad` where the mode has it)."""
         self._backward()
 
-    def train(self, labels: np.ndarray, smoothing: float) -> np.ndarray:
-        """`input` -> the parameters' gradients of the mean cross-entropy against `labels`; each sample's loss.
+    def train(self, labels: np.ndarray, smoothing: float) -> None:
+        """`input` -> the parameters' gradients of the mean cross-entropy against `labels`; `figures` tells the loss.
 
         All of it is one program: launched alone, the loss would cost a small network as much as a layer does.
         """
-        if self._training is None or self._training[0] != smoothing:
+        if self._training is None or self._training.smoothing != smoothing:
             dtype, place = self.output.dtype, self._kernels.place  # type: ignore[union-attr]
             kept, losses = place(np.zeros(self.batch, np.int64)), place(np.empty(self.batch, dtype))
             args = self.output, kept, place(np.ones(self.batch, dtype)), smoothing, losses, self.output_grad
-            loss = Step("loss", "softmax_cross_entropy", self._kernels.softmax_cross_entropy, args)
-            program = self._record((*self.forward_steps, loss, *self.backward_steps))
-            self._training = smoothing, program, kept, losses
-        _, program, kept, losses = self._training
-        kept[...] = labels
-        program()
-        return np.asarray(losses)
+            steps = [Step("loss", "softmax_cross_entropy", self._kernels.softmax_cross_entropy, args)]
+            figures = None
+            if hasattr(self._kernels, "tally"):  # a device that has the outputs gives back two numbers
+                figures = place(np.zeros(2))
+                steps.append(Step("loss", "tally", self._kernels.tally, (self.output, kept, losses, figures)))
+            program = self._record((*self.forward_steps, *steps, *self.backward_steps))
+            self._training = _Training(smoothing, program, kept, losses, figures)
+        self._training.labels[...] = labels
+        self._training.program()
+
+    def figures(self) -> tuple[float, int]:
+        """Of the last `train`: the sum of the samples' losses, and how many had their largest output at the label."""
+        assert self._training is not None
+        _, _, labels, losses, figures = self._training
+        if figures is not None:
+            loss, hits = np.asarray(figures)
+            return float(loss), int(hits)
+        output = np.asarray(self.output)
+        return float(losses.sum(dtype=np.float64)), int(np.count_nonzero(output.argmax(axis=1) == labels))
 
     def describe(self) -> str:
         """What was fused, which kernel runs each step, and the bytes of every buffer, as text."""

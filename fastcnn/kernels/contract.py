@@ -17,6 +17,10 @@ A backend says where its arrays lie: `empty(n_bytes)` is memory for it (a vector
 arrays with what the engine needs of NumPy's: shape and dtype, slices of a vector, `view`, `reshape`, ``a[...] =
 values``, and ``np.asarray(a)``, which is a copy on the host.
 
+A device that has the outputs has `tally`, so that two numbers come back from a training step; and where tensor
+cores multiply, `precise(precision)` is a context in which they are launched or recorded with that precision, one of
+`PRECISIONS`.
+
 Where images lie on a device, `gather_images`, `relight_images` and `blend_images` build mini-batches of them there
 (`kernels/cuda/batches.py`), and `has_room(n_bytes)` says whether a set of images should be there. An array there with
 a twin on the host, for batches that the host builds, is `staged(shape, dtype)`. Other backends have none of these.
@@ -37,6 +41,9 @@ equals wins; NaN wins over everything. Max-pooling pads with minus infinity.
 # Of Muon's iteration: singular values below 1 grow as fast as they can, and end between about 0.7 and 1.2.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
+
+# What tensor cores may round the factors of products of float32 to; the first is to nothing less.
+PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 
 
 def conv2d_algorithm(geometry, n, dtype):

@@ -12,6 +12,10 @@ from fastcnn.kernels.cuda.driver import (
     SIMULATED,
     DeviceMemoryError,
     KernelError,
+    address_of,
+    copy_from_device,
+    copy_on_device,
+    copy_to_device,
     cuda,
     event,
     free_memory,
@@ -24,7 +28,7 @@ from fastcnn.kernels.cuda.driver import (
     uploads,
 )
 
-__all__ = ["DeviceArray", "StagedArray", "empty", "none", "place", "staged", "workspace"]
+__all__ = ["DeviceArray", "StagedArray", "empty", "none", "place", "staged", "width_of", "workspace"]
 
 
 class DeviceArray:
@@ -35,11 +39,12 @@ class DeviceArray:
     CuPy, PyTorch and others see it without a copy (`__cuda_array_interface__`).
     """
 
-    __slots__ = ("_flat", "_memory", "_offset", "dtype", "shape")
+    __slots__ = ("_address", "_flat", "_memory", "_offset", "dtype", "shape")
 
     def __init__(self, memory: Any, offset: int, shape: tuple[int, ...], dtype: Any) -> None:
         self._memory, self._offset, self.shape, self.dtype = memory, offset, shape, np.dtype(dtype)
         self._flat: Any = None
+        self._address: int | None = None
 
     @property
     def ndim(self) -> int:
@@ -66,6 +71,13 @@ class DeviceArray:
             part = self._memory[self._offset : self._offset + self.nbytes]
             self._flat = part.view(self.dtype)
         return self._flat
+
+    @property
+    def address(self) -> int:
+        """Where it begins in the GPU's memory."""
+        if self._address is None:
+            self._address = address_of(self._memory) + self._offset
+        return self._address
 
     @property
     def quads(self) -> bool:
@@ -107,18 +119,24 @@ class DeviceArray:
         with reported("a copy to the GPU"):
             if not hasattr(values, "__cuda_array_interface__"):
                 host = np.ascontiguousarray(np.broadcast_to(np.asarray(values), target.shape), self.dtype)
-                target.flat.copy_to_device(host.reshape(-1), stream=stream())
+                if SIMULATED:
+                    target.flat.copy_to_device(host.reshape(-1))
+                else:
+                    copy_to_device(target.address, host)
             elif (source := place(values)).dtype == self.dtype and source.shape == target.shape:
-                target.flat.copy_to_device(source.flat, stream=stream())
+                if SIMULATED:
+                    target.flat.copy_to_device(source.flat)
+                else:
+                    copy_on_device(target.address, source.address, target.nbytes)
             else:
                 target[...] = np.asarray(source)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         host = np.empty(self.shape, self.dtype)
-        if self.size:
-            with reported("a kernel"):
-                self.flat.copy_to_host(host.reshape(-1), stream=stream())
-                stream().synchronize()
+        if self.size and SIMULATED:
+            self.flat.copy_to_host(host.reshape(-1))
+        elif self.size:
+            copy_from_device(host, self.address)
         return host if dtype is None else host.astype(dtype, copy=False)
 
     def copy(self) -> DeviceArray:
@@ -132,13 +150,10 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        address = 0
-        if self.size:
-            address = self.flat.ctypes.data if SIMULATED else self.flat.__cuda_array_interface__["data"][0]
-        waits_for = None if SIMULATED else int(stream())
+        address = self.address if self.size else 0
         return {
-            "shape": self.shape, "typestr": self.dtype.str, "data": (int(address), False), "strides": None,
-            "version": 3, "stream": waits_for,
+            "shape": self.shape, "typestr": self.dtype.str, "data": (address, False), "strides": None, "version": 3,
+            "stream": None if SIMULATED else int(stream()),
         }  # fmt: skip
 
 
@@ -259,6 +274,11 @@ def synchronize_others() -> None:
 def none(dtype: Any) -> DeviceArray:
     """What a kernel gets in place of an array that is not there; it has one element."""
     return empty(np.dtype(dtype).itemsize).view(dtype)
+
+
+def width_of(channels: int, *arrays: DeviceArray) -> int:
+    """How many numbers can be read at once: 4 where channels are whole quads and arrays begin at one, else 1."""
+    return 4 if channels % 4 == 0 and all(array.quads for array in arrays) else 1
 
 
 _workspaces: dict[Any, DeviceArray] = {}

@@ -30,7 +30,7 @@ from fastcnn.kernels.cuda.elementwise import (
     spatial_dropout_backward,
     spatial_dropout_forward,
 )
-from fastcnn.kernels.cuda.losses import softmax, softmax_cross_entropy
+from fastcnn.kernels.cuda.losses import softmax, softmax_cross_entropy, tally
 from fastcnn.kernels.cuda.norm import (
     batchnorm_backward,
     batchnorm_fold,
@@ -47,6 +47,7 @@ from fastcnn.kernels.cuda.pool import (
     maxpool2d_forward,
 )
 from fastcnn.kernels.cuda.program import record
+from fastcnn.kernels.cuda.tiles import precise
 
 __all__ = [
     "activation_backward",
@@ -87,6 +88,7 @@ __all__ = [
     "muon_scratch",
     "muon_update",
     "place",
+    "precise",
     "record",
     "relight_images",
     "require_device",
@@ -97,5 +99,6 @@ __all__ = [
     "spatial_dropout_forward",
     "staged",
     "sum_squares",
+    "tally",
     "threads",
 ]

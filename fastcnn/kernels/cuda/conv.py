@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastcnn.kernels.cuda.arrays import DeviceArray, none
+from fastcnn.kernels.cuda.arrays import DeviceArray, none, width_of
 from fastcnn.kernels.cuda.driver import launch
 from fastcnn.kernels.cuda.pool import maxpool2d_forward, pool_gradient
 from fastcnn.kernels.cuda.product import forward_kernel, input_kernel, weight_kernel
@@ -111,7 +111,7 @@ def product(x, weight, bias, g, activation, pooling, y, argmax, scratch, tile=No
     pooling = pooling or Pooling(1, 1, 1, g.p, g.q)
     window = pooling.window
     shape = _forward_shape(g, len(x))._replace(rows=len(x) * pooling.p * pooling.q * window)
-    quads = _wide(g.c // g.groups, x), _wide(g.k // g.groups, weight, y)
+    quads = width_of(g.c // g.groups, x), width_of(g.k // g.groups, weight, y)
     tile = tile or choose_tile(shape, real, min(quads) == 4)
     splits, each = choose_splits(shape, tile) if window == 1 else (1, _all_of(shape, tile))
     has_bias, wants_argmax = bias.size > 0, argmax is not None and argmax.size > 0
@@ -132,12 +132,13 @@ def product(x, weight, bias, g, activation, pooling, y, argmax, scratch, tile=No
 def product_input(dy, weight, g, dx, scratch, tile=None):
     """The product that gives the input's gradient."""
     shape = _input_shape(g, len(dy))
-    widths = _wide(g.k // g.groups, dy, weight), _wide(g.c // g.groups, dx)
+    widths = width_of(g.k // g.groups, dy, weight), width_of(g.c // g.groups, dx)
     tile = tile or choose_tile(shape, dx.dtype, min(widths) == 4)
     splits, each = choose_splits(shape, tile)
     target = dx if splits == 1 else scratch
     kernel = input_kernel(tile, dx.dtype, *widths)
-    launch(kernel, _grid(shape, tile, splits), tile.threads, dy, weight, target, g, shape.rows, each, dx.size)
+    args = dy, weight, target, g, shape.rows, each, dx.size, *_scales(len(dy))
+    launch(kernel, _grid(shape, tile, splits), tile.threads, *args)
     if splits > 1:
         add_parts(scratch, splits, dx)
 
@@ -145,14 +146,23 @@ def product_input(dy, weight, g, dx, scratch, tile=None):
 def product_weight(x, dy, g, dw, scratch, tile=None):
     """The product that gives the weight's gradient."""
     shape = _weight_shape(g, len(dy))
-    widths = _wide(g.c // g.groups, x), _wide(g.k // g.groups, dy, dw)
+    widths = width_of(g.c // g.groups, x), width_of(g.k // g.groups, dy, dw)
     tile = tile or choose_tile(shape, dw.dtype, min(widths) == 4)
     splits, each = choose_splits(shape, tile)
     target = dw if splits == 1 else scratch
     kernel = weight_kernel(tile, dw.dtype, *widths)
-    launch(kernel, _grid(shape, tile, splits), tile.threads, x, dy, target, g, shape.depth, each, dw.size)
+    args = x, dy, target, g, shape.depth, each, dw.size, *_scales(len(dy))
+    launch(kernel, _grid(shape, tile, splits), tile.threads, *args)
     if splits > 1:
         add_parts(scratch, splits, dw)
+
+
+def _scales(n: int) -> tuple[float, float]:
+    """A power of two that takes the batch's size out of the gradients of a mean, for what is computed in fp16; its
+    inverse.
+    """
+    scale = 2.0 ** max(n - 1, 0).bit_length()
+    return scale, 1 / scale
 
 
 def _forward_shape(g, n) -> Shape:
@@ -165,11 +175,6 @@ def _input_shape(g, n) -> Shape:
 
 def _weight_shape(g, n) -> Shape:
     return Shape(g.r * g.s * (g.c // g.groups), g.k // g.groups, n * g.p * g.q, g.groups)
-
-
-def _wide(channels: int, *arrays: DeviceArray) -> int:
-    """How many numbers can be read at once: 4 where channels are whole quads."""
-    return 4 if channels % 4 == 0 and all(array.quads for array in arrays) else 1
 
 
 def _grid(shape: Shape, tile: Tile, splits: int) -> tuple[int, int, int]:

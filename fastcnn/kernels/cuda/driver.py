@@ -30,13 +30,18 @@ __all__ = [
     "DeviceMemoryError",
     "Kernel",
     "KernelError",
+    "address_of",
     "capture",
+    "copy_from_device",
+    "copy_on_device",
+    "copy_to_device",
     "cuda",
     "device_function",
     "device_names",
     "event",
     "free_memory",
     "has_room",
+    "has_tensor_cores",
     "intrinsic",
     "is_out_of_memory",
     "kernel",
@@ -179,6 +184,12 @@ def has_room(n_bytes: int) -> bool:
     """Whether so much would leave half of what is free for others; where that is not known, yes."""
     free = free_memory()
     return free is None or 2 * n_bytes <= free
+
+
+@cache
+def has_tensor_cores() -> bool:
+    """Whether the GPU has those that take TF32 and bfloat16: compute capability 8.0 or newer."""
+    return SIMULATED or tuple(cuda.get_current_device().compute_capability) >= (8, 0)
 
 
 @contextmanager
@@ -389,6 +400,47 @@ def run(calls: Sequence[Call]) -> None:
         if not of_driver(error):
             raise
         raise KernelError(name, error) from error
+
+
+# ------------------------------------------------------------------------------------------------------------- copies
+
+# By the driver's own functions: numba-cuda's take some hundred microseconds each, the time of a small training step.
+
+
+def address_of(memory: Any) -> int:
+    """Where an array of numba-cuda begins."""
+    return int(memory.ctypes.data if SIMULATED else memory.__cuda_array_interface__["data"][0])
+
+
+def copy_to_device(address: int, host: np.ndarray) -> None:
+    """The numbers of a contiguous array to `address`, in the stream; `host` may be written afterwards."""
+    _copy("cuMemcpyHtoDAsync", address, host.__array_interface__["data"][0], host.nbytes)
+
+
+def copy_from_device(host: np.ndarray, address: int) -> None:
+    """Fill a contiguous array from `address`, once all is done that was asked for in the stream."""
+    _copy("cuMemcpyDtoHAsync", host.__array_interface__["data"][0], address, host.nbytes)
+    from cuda.bindings import driver as api
+
+    _check("a kernel", api.cuStreamSynchronize(int(stream())))
+
+
+def copy_on_device(target: int, source: int, n_bytes: int) -> None:
+    """From one address to another, in the stream."""
+    _copy("cuMemcpyDtoDAsync", target, source, n_bytes)
+
+
+def _copy(name: str, target: int, source: int, n_bytes: int) -> None:
+    from cuda.bindings import driver as api
+
+    if not hasattr(_local, "context"):
+        _local.context = cuda.current_context()  # this thread's
+    _check("a copy", getattr(api, name)(target, source, n_bytes, int(stream())))
+
+
+def _check(what: str, result: tuple[Any, ...]) -> None:
+    if int(result[0]):
+        raise KernelError(what, RuntimeError(str(result[0])))
 
 
 @cache

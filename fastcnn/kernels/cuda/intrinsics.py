@@ -7,9 +7,12 @@ Each has a twin in plain Python, which the simulator runs.
 
 from __future__ import annotations
 
-from fastcnn.kernels.cuda.driver import SIMULATED, intrinsic, types
+from functools import cache
+from typing import Any
 
-__all__ = ["load4", "quotient", "store4"]
+from fastcnn.kernels.cuda.driver import SIMULATED, device_function, intrinsic, types
+
+__all__ = ["load4", "quotient", "store4", "vectors"]
 
 
 def _load4(array, index):
@@ -78,3 +81,24 @@ else:
             return builder.zext(builder.udiv(a, b), ir.IntType(64))
 
         return types.int64(types.int64, types.int64), code
+
+
+@cache
+def vectors(width: int) -> tuple[Any, Any]:
+    """The device functions that read `width` numbers (4 or 1) of an array into a thread's own, and write them."""
+
+    @device_function
+    def read(array, at, numbers):
+        if width == 4:
+            numbers[0], numbers[1], numbers[2], numbers[3] = load4(array, at)
+        else:
+            numbers[0] = array[at]
+
+    @device_function
+    def write(array, at, numbers):
+        if width == 4:
+            store4(array, at, numbers[0], numbers[1], numbers[2], numbers[3])
+        else:
+            array[at] = numbers[0]
+
+    return read, write

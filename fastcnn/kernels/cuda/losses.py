@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from fastcnn.kernels.cuda.arrays import none
-from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, launch, types
+from fastcnn.kernels.cuda.driver import THREADS, Kernel, cuda, device_function, kernel, launch, types
 from fastcnn.kernels.cuda.sums import CELLS, LINES, WIDTH
 
 
 @cache
-def loss_kernels(real: Any) -> tuple[Kernel, Kernel]:
-    """Softmax alone; and losses with the gradient."""
+def loss_kernels(real: Any) -> tuple[Kernel, Kernel, Kernel]:
+    """Softmax alone; losses with the gradient; a batch's loss and hits."""
     number, make = getattr(types, np.dtype(real).name), np.dtype(real).type
     zero, one, lowest = make(0), make(1), make(-np.inf)
 
@@ -80,9 +80,13 @@ def loss_kernels(real: Any) -> tuple[Kernel, Kernel]:
             part += weights[n]
         cells[cell] = part
         cuda.syncthreads()
-        whole = zero
-        for other in range(CELLS):
-            whole += cells[other]
+        part = zero
+        for other in range(LINES):
+            part += cells[other * WIDTH + lane]
+        cuda.syncthreads()
+        cells[cell] = part
+        cuda.syncthreads()
+        whole = sum_of(cells, line)
         cuda.syncthreads()
 
         cells[cell] = largest(logits, start, lane, width)
@@ -116,7 +120,31 @@ def loss_kernels(real: Any) -> tuple[Kernel, Kernel]:
                         target += one - smoothing
                     dlogits[start + c] = share * (math.exp(logits[start + c] - top) / total - target)
 
-    return softmax, cross_entropy
+    @kernel("R L R D i i")
+    def tally(logits, labels, losses, figures, rows, classes):
+        """One block: the sum of the losses, and how many rows have their largest logit at the label."""
+        loss_cells = cuda.shared.array(THREADS, types.float64)
+        hit_cells = cuda.shared.array(THREADS, types.int64)
+        t = cuda.threadIdx.x
+        loss, hits = 0.0, 0
+        for row in range(t, rows, THREADS):
+            loss += losses[row]
+            best, at = logits[row * classes], 0
+            for c in range(1, classes):
+                v = logits[row * classes + c]
+                if v > best or (v != v and best == best):  # as NumPy's argmax
+                    best, at = v, c
+            if at == labels[row]:
+                hits += 1
+        loss_cells[t], hit_cells[t] = loss, hits
+        cuda.syncthreads()
+        if t == 0:
+            for other in range(1, THREADS):
+                loss += loss_cells[other]
+                hits += hit_cells[other]
+            figures[0], figures[1] = loss, np.float64(hits)
+
+    return softmax, cross_entropy, tally
 
 
 def softmax(logits, proba):
@@ -134,3 +162,9 @@ def softmax_cross_entropy(logits, labels, weights, smoothing, losses, dlogits):
         logits, labels, weights, losses if losses.size else nothing, dlogits if dlogits.size else nothing,
         rows, classes, losses.size > 0, dlogits.size > 0, smoothing,
     )  # fmt: skip
+
+
+def tally(logits, labels, losses, figures):
+    """figures (2,), float64: the sum of losses (N,), and how many rows of logits are largest at their label."""
+    rows, classes = logits.shape
+    launch(loss_kernels(logits.dtype)[2], 1, THREADS, logits, labels, losses, figures, rows, classes)

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastcnn.kernels.cuda.activations import activation_functions
-from fastcnn.kernels.cuda.arrays import none, workspace
+from fastcnn.kernels.cuda.arrays import none, width_of, workspace
 from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, launch, linear, types
-from fastcnn.kernels.cuda.intrinsics import quotient
-from fastcnn.kernels.cuda.sums import CELLS, LINES, WIDTH, add_parts, chunks_of
+from fastcnn.kernels.cuda.intrinsics import quotient, vectors
+from fastcnn.kernels.cuda.sums import CELLS, LINES, MANY_LINES, WIDTH, add_parts, chunks_of
+
+MANY_CELLS = WIDTH * MANY_LINES
 
 
 @device_function
@@ -41,8 +43,10 @@ class _Kernels(NamedTuple):
 
 
 @cache
-def norm_kernels(real: Any) -> _Kernels:
+def norm_kernels(real: Any, width: int = 1) -> _Kernels:
+    """`width`: numbers that the kernels which go through whole images read at once, 4 or 1."""
     activate, gradient = activation_functions(real)
+    read, write = vectors(width)
     make, numbers = np.dtype(real).type, getattr(types, np.dtype(real).name)
     zero, one, lowest = make(0), make(1), make(-np.inf)
 
@@ -87,15 +91,32 @@ def norm_kernels(real: Any) -> _Kernels:
     def finish(
         means, squares, mean, inv_std, running_mean, running_var, rows, columns, each, chunks, momentum, epsilon
     ):
-        for c in range(cuda.grid(1), columns, cuda.gridsize(1)):
-            middle, square, seen = means[c], squares[c], min(each, rows)
-            for chunk in range(1, chunks):
+        mean_cells = cuda.shared.array(MANY_CELLS, numbers)
+        square_cells = cuda.shared.array(MANY_CELLS, numbers)
+        seen_cells = cuda.shared.array(MANY_CELLS, types.int64)
+        c = cuda.blockIdx.x * WIDTH + cuda.threadIdx.x
+        cell = cuda.threadIdx.y * WIDTH + cuda.threadIdx.x
+        middle, square, seen = zero, zero, 0
+        if c < columns:
+            for chunk in range(cuda.threadIdx.y, chunks, MANY_LINES):
                 more = min(each, rows - chunk * each)
                 if more > 0:
                     difference = means[chunk * columns + c] - middle
                     both = make(seen + more)
                     middle += difference * make(more) / both
                     square += squares[chunk * columns + c] + difference * difference * make(seen) * make(more) / both
+                    seen += more
+        mean_cells[cell], square_cells[cell], seen_cells[cell] = middle, square, seen
+        cuda.syncthreads()
+        if cuda.threadIdx.y == 0 and c < columns:
+            for line in range(1, MANY_LINES):
+                cell = line * WIDTH + cuda.threadIdx.x
+                more = seen_cells[cell]
+                if more > 0:
+                    difference = mean_cells[cell] - middle
+                    both = make(seen + more)
+                    middle += difference * make(more) / both
+                    square += square_cells[cell] + difference * difference * make(seen) * make(more) / both
                     seen += more
             mean[c] = middle
             inv_std[c] = one / math.sqrt(square / make(max(rows, 1)) + epsilon)
@@ -106,15 +127,25 @@ def norm_kernels(real: Any) -> _Kernels:
 
     @kernel("R R R R R R i i i r")
     def normalise(x, mean, inv_std, gamma, beta, y, size, columns, code, alpha):
-        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+        values = cuda.local.array(width, numbers)
+        for i in range(cuda.grid(1) * width, size, cuda.gridsize(1) * width):
             c = i - quotient(i, columns) * columns
-            y[i] = activate((x[i] - mean[c]) * inv_std[c] * gamma[c] + beta[c], code, alpha)
+            read(x, i, values)
+            for m in range(width):
+                v = (values[m] - mean[c + m]) * inv_std[c + m] * gamma[c + m] + beta[c + m]
+                values[m] = activate(v, code, alpha)
+            write(y, i, values)
 
     @kernel("R R R R R R i i i r r")
     def inference(x, mean, var, gamma, beta, y, size, columns, code, alpha, epsilon):
-        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+        values = cuda.local.array(width, numbers)
+        for i in range(cuda.grid(1) * width, size, cuda.gridsize(1) * width):
             c = i - quotient(i, columns) * columns
-            y[i] = activate((x[i] - mean[c]) / math.sqrt(var[c] + epsilon) * gamma[c] + beta[c], code, alpha)
+            read(x, i, values)
+            for m in range(width):
+                v = (values[m] - mean[c + m]) / math.sqrt(var[c + m] + epsilon) * gamma[c + m] + beta[c + m]
+                values[m] = activate(v, code, alpha)
+            write(y, i, values)
 
     @kernel("R R R R R R R R i i i r")
     def fold(weight, bias, gamma, beta, mean, var, new_weight, new_bias, size, columns, has_bias, epsilon):
@@ -165,51 +196,85 @@ def norm_kernels(real: Any) -> _Kernels:
 
     @kernel("R R R R R R R R R i i i r r")
     def gradients(x, gamma, mean, inv_std, y, dy, dy_sum, dyx_sum, dx, size, columns, code, alpha, rows):
-        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+        xs = cuda.local.array(width, numbers)
+        ys = cuda.local.array(width, numbers)
+        dys = cuda.local.array(width, numbers)
+        for i in range(cuda.grid(1) * width, size, cuda.gridsize(1) * width):
             c = i - quotient(i, columns) * columns
-            dz = gradient(y[i], dy[i], code, alpha)
-            normalised = (x[i] - mean[c]) * inv_std[c]
-            dx[i] = gamma[c] * inv_std[c] * (dz - (dy_sum[c] + normalised * dyx_sum[c]) / rows)
+            read(x, i, xs)
+            read(y, i, ys)
+            read(dy, i, dys)
+            for m in range(width):
+                dz = gradient(ys[m], dys[m], code, alpha)
+                normalised = (xs[m] - mean[c + m]) * inv_std[c + m]
+                scale = gamma[c + m] * inv_std[c + m]
+                xs[m] = scale * (dz - (dy_sum[c + m] + normalised * dyx_sum[c + m]) / rows)
+            write(dx, i, xs)
 
     @kernel("R R R R R R A G i i r")
     def pool(x, mean, inv_std, gamma, beta, y, argmax, g, size, code, alpha):
+        values = cuda.local.array(width, numbers)
+        best = cuda.local.array(width, numbers)
+        place = cuda.local.array(width, types.int64)
         h, w, c, r, s, p, q, _, _, _, _, _, _, _, _, _, _ = g
-        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+        for i in range(cuda.grid(1) * width, size, cuda.gridsize(1) * width):
             pixel = quotient(i, c)
             channel = i - pixel * c
             line = quotient(pixel, q)
             n = quotient(line, p)
             corner = (n * h + (line - n * p) * r) * w + (pixel - line * q) * s
-            best, place = lowest, -1
+            for m in range(width):
+                best[m] = lowest
+                place[m] = -1
             for at_r in range(r):
                 for at_s in range(s):
-                    v = x[(corner + at_r * w + at_s) * c + channel]
-                    v = (v - mean[channel]) * inv_std[channel] * gamma[channel] + beta[channel]
-                    if place < 0 or v > best or (v != v and best == best):
-                        best, place = v, at_r * s + at_s
-            y[i] = activate(best, code, alpha)
-            argmax[i] = place
+                    read(x, (corner + at_r * w + at_s) * c + channel, values)
+                    for m in range(width):
+                        v = (values[m] - mean[channel + m]) * inv_std[channel + m]
+                        v = v * gamma[channel + m] + beta[channel + m]
+                        if place[m] < 0 or v > best[m] or (v != v and best[m] == best[m]):
+                            best[m] = v
+                            place[m] = at_r * s + at_s
+            for m in range(width):
+                best[m] = activate(best[m], code, alpha)
+                argmax[i + m] = place[m]
+            write(y, i, best)
 
     @kernel("R R R R R R A R R R G i i r r")
     def pool_gradients(
         x, gamma, mean, inv_std, y, dy, argmax, dy_sum, dyx_sum, dx, g, size, code, alpha, rows
     ):  # fmt: skip
+        xs = cuda.local.array(width, numbers)
+        ys = cuda.local.array(width, numbers)
+        dzs = cuda.local.array(width, numbers)
+        winners = cuda.local.array(width, types.int64)
         h, w, c, r, s, p, q, _, _, _, _, _, _, _, _, _, _ = g
-        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
-            pixel = quotient(i, c)
-            channel = i - pixel * c
-            line = quotient(pixel, w)
-            n = quotient(line, h)
-            ih, iw = line - n * h, pixel - line * w
-            at_p, at_q = quotient(ih, r), quotient(iw, s)
-            dz = zero
-            if at_p < p and at_q < q:
+        # A thread for each window, and for what no window covers at the right and below.
+        down, across = quotient(h + r - 1, r), quotient(w + s - 1, s)
+        for i in range(cuda.grid(1) * width, size, cuda.gridsize(1) * width):
+            cell = quotient(i, c)
+            channel = i - cell * c
+            line = quotient(cell, across)
+            n = quotient(line, down)
+            at_p, at_q = line - n * down, cell - line * across
+            covered = at_p < p and at_q < q
+            if covered:
                 at = ((n * p + at_p) * q + at_q) * c + channel
-                if argmax[at] == (ih - at_p * r) * s + iw - at_q * s:
-                    dz = gradient(y[at], dy[at], code, alpha)
-            normalised = (x[i] - mean[channel]) * inv_std[channel]
-            scale = gamma[channel] * inv_std[channel]
-            dx[i] = scale * (dz - (dy_sum[channel] + normalised * dyx_sum[channel]) / rows)
+                read(y, at, ys)
+                read(dy, at, dzs)
+                for m in range(width):
+                    dzs[m] = gradient(ys[m], dzs[m], code, alpha)
+                    winners[m] = argmax[at + m]
+            for at_r in range(min(r, h - at_p * r)):
+                for at_s in range(min(s, w - at_q * s)):
+                    at = ((n * h + at_p * r + at_r) * w + at_q * s + at_s) * c + channel
+                    read(x, at, xs)
+                    for m in range(width):
+                        dz = dzs[m] if covered and winners[m] == at_r * s + at_s else zero
+                        normalised = (xs[m] - mean[channel + m]) * inv_std[channel + m]
+                        scale = gamma[channel + m] * inv_std[channel + m]
+                        xs[m] = scale * (dz - (dy_sum[channel + m] + normalised * dyx_sum[channel + m]) / rows)
+                    write(dx, at, xs)
 
     return _Kernels(
         moments, finish, normalise, inference, fold, gradients, pool, sums_kernel(True), sums_kernel(False),
@@ -225,20 +290,24 @@ def _find_moments(x, c, running_mean, running_var, momentum, epsilon, mean, inv_
     means, squares = parts[: chunks * c], parts[chunks * c : 2 * chunks * c]
     launch(kernels.moments, (-(-c // WIDTH), chunks), (WIDTH, LINES), x, means, squares, rows, c, each)
     vectors = means, squares, mean, inv_std, running_mean, running_var
-    linear(kernels.finish, c, *vectors, rows, c, each, chunks, momentum, epsilon)
+    args = rows, c, each, chunks, momentum, epsilon
+    launch(kernels.finish, -(-c // WIDTH), (WIDTH, MANY_LINES), *vectors, *args)
 
 
 def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, activation, y, mean, inv_std):
     """y (rows,C) by the batch's statistics, which are saved and move the running ones."""
     c = gamma.size
     _find_moments(x, c, running_mean, running_var, momentum, epsilon, mean, inv_std)
-    linear(norm_kernels(x.dtype).normalise, y.size, x, mean, inv_std, gamma, beta, y, y.size, c, *activation)
+    width = width_of(c, x, y)
+    args = x, mean, inv_std, gamma, beta, y, y.size, c, *activation
+    linear(norm_kernels(x.dtype, width).normalise, y.size // width, *args)
 
 
 def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, activation, y):
     """y = activation(gamma * (x - running_mean) / sqrt(running_var + epsilon) + beta)."""
     args = x, running_mean, running_var, gamma, beta, y, y.size, gamma.size, *activation, epsilon
-    linear(norm_kernels(x.dtype).inference, y.size, *args)
+    width = width_of(gamma.size, x, y)
+    linear(norm_kernels(x.dtype, width).inference, y.size // width, *args)
 
 
 def batchnorm_fold(weight, bias, gamma, beta, running_mean, running_var, epsilon, new_weight, new_bias):
@@ -273,7 +342,8 @@ def batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, d
     sums = _find_sums(x, y, dy, None, (), mean, inv_std, activation, dgamma, dbeta)
     if dx.size:
         args = x, gamma, mean, inv_std, y, dy, *sums, dx, dx.size, gamma.size, *activation, x.size // gamma.size
-        linear(norm_kernels(x.dtype).gradients, dx.size, *args)
+        width = width_of(gamma.size, x, y, dy, dx)
+        linear(norm_kernels(x.dtype, width).gradients, dx.size // width, *args)
 
 
 def batchnorm_pool_forward(
@@ -282,12 +352,16 @@ def batchnorm_pool_forward(
     """y = maxpool(activation(normalised x)); the activation is monotonic, so the pool comes first."""
     _find_moments(x, gamma.size, running_mean, running_var, momentum, epsilon, mean, inv_std)
     args = x, mean, inv_std, gamma, beta, y, argmax, geometry, y.size, *activation
-    linear(norm_kernels(x.dtype).pool, y.size, *args)
+    width = width_of(gamma.size, x, y)
+    linear(norm_kernels(x.dtype, width).pool, y.size // width, *args)
 
 
 def batchnorm_pool_backward(x, gamma, mean, inv_std, y, argmax, dy, activation, geometry, dx, dgamma, dbeta):
     """Gradients of `batchnorm_pool_forward`: only winners have one before the normalisation."""
     sums = _find_sums(x, y, dy, argmax, geometry, mean, inv_std, activation, dgamma, dbeta)
     if dx.size:
-        args = x, gamma, mean, inv_std, y, dy, argmax, *sums, dx, geometry, dx.size, *activation
-        linear(norm_kernels(x.dtype).pool_gradients, dx.size, *args, x.size // gamma.size)
+        g, c = geometry, gamma.size
+        size = len(x) * -(-g.h // g.r) * -(-g.w // g.s) * c
+        width = width_of(c, x, y, dy, dx)
+        args = x, gamma, mean, inv_std, y, dy, argmax, *sums, dx, g, size, *activation, x.size // c
+        linear(norm_kernels(x.dtype, width).pool_gradients, size // width, *args)

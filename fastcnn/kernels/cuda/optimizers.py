@@ -15,6 +15,7 @@ from fastcnn.kernels.cuda import conv, dense
 from fastcnn.kernels.cuda.arrays import DeviceArray, none, workspace
 from fastcnn.kernels.cuda.driver import THREADS, Kernel, cuda, kernel, launch, linear, types
 from fastcnn.kernels.cuda.intrinsics import quotient
+from fastcnn.kernels.cuda.program import replay
 
 _PLAIN = (0, 0.0)
 _BLOCKS = 256  # partial sums of squares, at most
@@ -25,10 +26,10 @@ def step_kernels(real: Any) -> tuple[Kernel, Kernel]:
     """Adam's and SGD's."""
     zero, one = (np.dtype(real).type(value) for value in (0, 1))
 
-    @kernel("R R R R i i r r r r r r r r r")
-    def adam(
-        p, grads, m, v, size, n_decay, rate, beta_1, beta_2, epsilon, l2, decay, scale, correction_1, correction_2
-    ):
+    @kernel("R R R R R i i")
+    def adam(p, grads, m, v, settings, size, n_decay):
+        rate, beta_1, beta_2, epsilon = settings[0], settings[1], settings[2], settings[3]
+        l2, decay, scale, correction_1, correction_2 = settings[4], settings[5], settings[6], settings[7], settings[8]
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
             decays = i < n_decay
             g = scale * grads[i] + (l2 * p[i] if decays else zero)
@@ -38,8 +39,9 @@ def step_kernels(real: Any) -> tuple[Kernel, Kernel]:
             step = m_i / correction_1 / (math.sqrt(v_i / correction_2) + epsilon)
             p[i] -= rate * (step + (decay * p[i] if decays else zero))
 
-    @kernel("R R R i i i r r r r r")
-    def sgd(p, grads, velocity, size, n_decay, nesterov, rate, momentum, l2, decay, scale):
+    @kernel("R R R R i i i")
+    def sgd(p, grads, velocity, settings, size, n_decay, nesterov):
+        rate, momentum, l2, decay, scale = settings[0], settings[1], settings[2], settings[3], settings[4]
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
             decays = i < n_decay
             g = scale * grads[i] + (l2 * p[i] if decays else zero)
@@ -54,15 +56,34 @@ def step_kernels(real: Any) -> tuple[Kernel, Kernel]:
 def adam_update(params, grads, m, v, settings):
     """One step of Adam or AdamW, in place."""
     s = settings
-    args = s.learning_rate, s.beta_1, s.beta_2, s.epsilon, s.l2, s.decay, s.grad_scale, s.correction_1, s.correction_2
-    linear(step_kernels(params.dtype)[0], params.size, params, grads, m, v, params.size, s.n_decay, *args)
+    numbers = (
+        s.learning_rate,
+        s.beta_1,
+        s.beta_2,
+        s.epsilon,
+        s.l2,
+        s.decay,
+        s.grad_scale,
+        s.correction_1,
+        s.correction_2,
+    )
+    replay(_adam, (params, grads, m, v), (s.n_decay,), numbers)
+
+
+def _adam(params, grads, m, v, settings, n_decay):
+    linear(step_kernels(params.dtype)[0], params.size, params, grads, m, v, settings, params.size, n_decay)
 
 
 def sgd_update(params, grads, velocity, settings):
     """One step of SGD, in place."""
-    s, size = settings, params.size
-    args = size, s.n_decay, s.nesterov, s.learning_rate, s.momentum, s.l2, s.decay, s.grad_scale
-    linear(step_kernels(params.dtype)[1], size, params, grads, velocity, *args)
+    s = settings
+    numbers = s.learning_rate, s.momentum, s.l2, s.decay, s.grad_scale
+    replay(_sgd, (params, grads, velocity), (s.n_decay, s.nesterov), numbers)
+
+
+def _sgd(params, grads, velocity, settings, n_decay, nesterov):
+    args = params, grads, velocity, settings, params.size, n_decay, nesterov
+    linear(step_kernels(params.dtype)[1], params.size, *args)
 
 
 @kernel("R D i")
@@ -109,8 +130,9 @@ def muon_kernels(real: Any) -> tuple[Kernel, Kernel, Kernel, Kernel]:
     make = np.dtype(real).type
     one, tiny = make(1), make(1e-7)
 
-    @kernel("R R R i i r r")
-    def momentum(grads, m, u, size, nesterov, beta, scale):
+    @kernel("R R R R i i")
+    def momentum(grads, m, u, settings, size, nesterov):
+        beta, scale = settings[1], settings[3]
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
             g = scale * grads[i]
             m_i = beta * m[i] + (one - beta) * g
@@ -132,8 +154,9 @@ def muon_kernels(real: Any) -> tuple[Kernel, Kernel, Kernel, Kernel]:
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
             out[i] = of_a * a[i] + of_b * b[i]
 
-    @kernel("R R i i i r r r")
-    def step(p, x, rows, columns, turned, rate, length, decay):
+    @kernel("R R R i i i r")
+    def step(p, x, settings, rows, columns, turned, length):
+        rate, decay = settings[0], settings[2]
         size = rows * columns
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
             row = quotient(i, columns)
@@ -161,7 +184,13 @@ def _parts_of(rows: int, columns: int) -> list[int]:
 
 def muon_update(params, grads, m, matrices, settings, scratch):
     """One step of Muon (Jordan et al. 2024), scaled as AdamW's, for parts of the flat vectors, in place."""
-    s, (a, b, c) = settings, NEWTON_SCHULZ
+    s = settings
+    numbers = s.learning_rate, s.momentum, s.decay, s.grad_scale
+    replay(_muon, (params, grads, m, scratch), (s.nesterov, tuple(matrices)), numbers)
+
+
+def _muon(params, grads, m, scratch, settings, nesterov, matrices):
+    a, b, c = NEWTON_SCHULZ
     momentum, scaled, weighted, step = muon_kernels(params.dtype)
     square = workspace(_BLOCKS + 2, np.float64)[_BLOCKS + 1 : _BLOCKS + 2]  # behind what `sum_squares` takes
     nothing = np.empty(0)  # no bias
@@ -173,7 +202,7 @@ def muon_update(params, grads, m, matrices, settings, scratch):
         gram, gram_2, mixed = (scratch[at : at + short * short].reshape(short, short) for at in starts[3:6])
         rest = scratch[starts[6] :]
         x, y = x.reshape(short, long), y.reshape(short, long)
-        linear(momentum, size, grads[part], m[part], u, size, s.nesterov, s.momentum, s.grad_scale)
+        linear(momentum, size, grads[part], m[part], u, settings, size, nesterov)
         sum_squares(u, square)
         linear(scaled, size, u, square, x, rows, columns, turned)
         for _ in range(NEWTON_SCHULZ_STEPS):
@@ -184,4 +213,4 @@ def muon_update(params, grads, m, matrices, settings, scratch):
             dense.dense_forward(mixed, x, nothing, _PLAIN, y, rest)
             linear(weighted, size, x, y, x, size, a, 1.0)
         length = 0.2 * math.sqrt(max(rows, columns))
-        linear(step, size, params[part], x, rows, columns, turned, s.learning_rate, length, s.decay)
+        linear(step, size, params[part], x, settings, rows, columns, turned, length)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from fastcnn.kernels.cuda.activations import activation_functions
-from fastcnn.kernels.cuda.arrays import none
-from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, linear
+from fastcnn.kernels.cuda.arrays import none, width_of
+from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, linear, types
 from fastcnn.kernels.cuda.elementwise import activation_backward
-from fastcnn.kernels.cuda.intrinsics import quotient
+from fastcnn.kernels.cuda.intrinsics import quotient, vectors
 
 _PLAIN = (0, 0.0)
 
@@ -92,9 +92,45 @@ def max_backward_kernel(real: Any) -> Kernel:
     return maxpool_backward
 
 
+@cache
+def window_backward_kernel(real: Any, width: int) -> Kernel:
+    """`max_backward_kernel` for windows side by side: a thread for each window, and for what no window covers at the
+    right and below. `width`: channels at once.
+    """
+    _, gradient = activation_functions(real)
+    number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
+    read, write = vectors(width)
+
+    @kernel("R R A R G i i r")
+    def window_backward(y, dy, argmax, dx, g, size, code, alpha):
+        ys = cuda.local.array(width, number)
+        dzs = cuda.local.array(width, number)
+        dxs = cuda.local.array(width, number)
+        winners = cuda.local.array(width, types.int64)
+        h, w, c, r, s, p, q, _, _, _, _, _, _, _, _, _, _ = g
+        down, across = quotient(h + r - 1, r), quotient(w + s - 1, s)
+        for i in range(cuda.grid(1) * width, size, cuda.gridsize(1) * width):
+            n, at_p, at_q, channel = _place(i, c, across, down)
+            covered = at_p < p and at_q < q
+            if covered:
+                at = ((n * p + at_p) * q + at_q) * c + channel
+                read(y, at, ys)
+                read(dy, at, dzs)
+                for m in range(width):
+                    dzs[m] = gradient(ys[m], dzs[m], code, alpha)
+                    winners[m] = argmax[at + m]
+            for at_r in range(min(r, h - at_p * r)):
+                for at_s in range(min(s, w - at_q * s)):
+                    for m in range(width):
+                        dxs[m] = dzs[m] if covered and winners[m] == at_r * s + at_s else zero
+                    write(dx, ((n * h + at_p * r + at_r) * w + at_q * s + at_s) * c + channel, dxs)
+
+    return window_backward
+
+
 def maxpool2d_backward(dy, argmax, geometry, dx):
     """dx (N,H,W,C): each dy goes to its winner; overlapping windows add up."""
-    linear(max_backward_kernel(dx.dtype), dx.size, dy, dy, argmax, dx, geometry, dx.size, *_PLAIN)
+    pool_gradient(dy, dy, argmax, geometry, _PLAIN, dx)
 
 
 def pool_gradient(y, dy, argmax, pool, activation, dz):
@@ -103,6 +139,11 @@ def pool_gradient(y, dy, argmax, pool, activation, dz):
     """
     if pool.r == pool.s == pool.stride_h == pool.stride_w == 1:
         activation_backward(y, dy, activation, dz)
+    elif (pool.r, pool.s) == (pool.stride_h, pool.stride_w) and not (pool.pad_top or pool.pad_left):
+        size = len(dz) * -(-pool.h // pool.r) * -(-pool.w // pool.s) * pool.c
+        width = width_of(pool.c, y, dy, dz)
+        args = y, dy, argmax, dz, pool, size, *activation
+        linear(window_backward_kernel(dz.dtype, width), size // width, *args)
     else:
         linear(max_backward_kernel(dz.dtype), dz.size, y, dy, argmax, dz, pool, dz.size, *activation)
 

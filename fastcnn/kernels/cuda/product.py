@@ -18,7 +18,7 @@ import numpy as np
 from fastcnn.kernels.cuda.activations import activation_functions
 from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, types
 from fastcnn.kernels.cuda.intrinsics import load4, quotient, store4
-from fastcnn.kernels.cuda.tiles import ALIGNMENT, Tile, matrix_reader, multiplier, operand
+from fastcnn.kernels.cuda.tiles import ALIGNMENT, Tile, corner, matrix_reader, multiplier, operand
 
 __all__ = ["forward_kernel", "input_kernel", "weight_kernel"]
 
@@ -49,17 +49,16 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
     (1, 2 or 4), which are neighbours in a thread's sums. `code`: of the activation. With several `splits` of the sum,
     y is a stack of partial sums.
     """
-    rows, columns, depth, per_rows, per_columns = tile
-    threads, across = tile.threads, columns // per_columns
-    a, b = operand(rows, depth, threads, x_width), operand(columns, depth, threads, w_width)
+    rows, columns, depth, per_rows, per_columns, _ = tile
+    threads = tile.threads
     # In quads a thread reads several rows at one place of the sum; number by number, one row at several places.
-    a_size, a_items, a_numbers, a_lanes = a.size, a.items, a.numbers, a.lanes_deep if x_width == 4 else rows
-    keep_a, own_rows = (a.keep_turned, a.items) if x_width == 4 else (a.keep, 1)
-    b_size, b_numbers, b_lanes, keep_b = b.size, b.numbers, b.lanes_along, b.keep
-    multiply, read_matrix = multiplier(tile), matrix_reader(tile, w_width, real)
+    a_size, a_items, a_numbers, a_lanes, keep_a = operand(rows, tile, x_width, x_width == 4)
+    b_size, _, b_numbers, b_lanes, keep_b = operand(columns, tile, w_width, False)
+    own_rows = a_items if x_width == 4 else 1
+    multiply, read_matrix = multiplier(tile, x_width == 4, False), matrix_reader(tile, w_width, real)
     activate, _ = activation_functions(real)
-    row_quads, column_quads, outputs = per_rows // 4, per_columns // 4, 4 // window
-    row_spread, column_spread, n_sums = rows // row_quads, columns // column_quads, per_rows * per_columns
+    row_quads, column_quads, outputs, sums_corner = per_rows // 4, per_columns // 4, 4 // window, corner(tile)
+    row_spread, column_spread, n_sums = tile.row_spread, tile.column_spread, per_rows * per_columns
     number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
 
     @kernel("R R R R B G r i i i i i i i i i", f"conv_forward{tuple(tile)}")
@@ -148,10 +147,11 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
                 keep_b(b_tile, step & 1, t, b_next)
             cuda.syncthreads()
 
+        own_row, own_column = sums_corner(t)
         for i in range(row_quads):
-            row = first_row + i * row_spread + t // across * 4
+            row = first_row + i * row_spread + own_row
             for j in range(column_quads):
-                column = first_column + j * column_spread + t % across * 4
+                column = first_column + j * column_spread + own_column
                 for o in range(outputs):
                     if row + o * window < n_rows and column < k_group:
                         for m in range(4):
@@ -182,20 +182,22 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
 
 @cache
 def input_kernel(tile: Tile, real: Any, width: int, x_width: int) -> Kernel:
-    """dx from dy. `width`: numbers of dy and weight that are read at once, `x_width`: of dx that are written."""
-    rows, columns, depth, per_rows, per_columns = tile
-    threads, across = tile.threads, columns // per_columns
-    a, b = operand(rows, depth, threads, width), operand(columns, depth, threads, width)
-    a_size, a_items, a_numbers, b_size, b_items, b_numbers = *a[:3], *b[:3]
-    keep_a, keep_b = (a.keep_turned, b.keep_turned) if width == 4 else (a.keep, b.keep)
-    own_rows = a.items if width == 4 else 1  # as in `forward_kernel`
-    lanes, multiply = a.lanes_deep, multiplier(tile)
-    row_quads, column_quads = per_rows // 4, per_columns // 4
-    row_spread, column_spread, n_sums = rows // row_quads, columns // column_quads, per_rows * per_columns
+    """dx from dy. `width`: numbers of dy and weight that are read at once, `x_width`: of dx that are written.
+
+    In fp16 dy is multiplied by `scale`, and the sums by `unscale`: small gradients would vanish.
+    """
+    rows, columns, depth, per_rows, per_columns, _ = tile
+    threads, deep = tile.threads, width == 4  # as in `forward_kernel`
+    a_size, a_items, a_numbers, lanes, keep_a = operand(rows, tile, width, deep)
+    b_size, b_items, b_numbers, _, keep_b = operand(columns, tile, width, deep)
+    own_rows, multiply = a_items if deep else 1, multiplier(tile, deep, deep)
+    row_quads, column_quads, sums_corner = per_rows // 4, per_columns // 4, corner(tile)
+    row_spread, column_spread, n_sums = tile.row_spread, tile.column_spread, per_rows * per_columns
+    scaled = tile.cores == "fp16"
     number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
 
-    @kernel("R R R G i i i", f"conv_input{tuple(tile)}")
-    def backward_input(dy, weight, dx, g, n_rows, split_depth, size):
+    @kernel("R R R G i i i r r", f"conv_input{tuple(tile)}")
+    def backward_input(dy, weight, dx, g, n_rows, split_depth, size, scale, unscale):
         a_tile = cuda.shared.array(a_size, number, ALIGNMENT)
         b_tile = cuda.shared.array(b_size, number, ALIGNMENT)
         sums = cuda.local.array(n_sums, number)
@@ -226,7 +228,7 @@ def input_kernel(tile: Tile, real: Any, width: int, x_width: int) -> Kernel:
         d = split * split_depth
         d_end = min(d + split_depth, r * s * k_group)
         steps = quotient(max(d_end - d, 0) + depth - 1, depth)
-        here = d + t % lanes * width
+        here = d + t % lanes * width if width == 4 else d
         at_r, at_s, channel = _in_window(here, k_group, s)
         for step in range(steps + 1):
             if step < steps:
@@ -282,15 +284,22 @@ def input_kernel(tile: Tile, real: Any, width: int, x_width: int) -> Kernel:
             if step > 0:
                 multiply(a_tile, b_tile, (step - 1) & 1, t, a_part, b_part, sums)
             if step < steps:
+                if scaled:
+                    for i in range(a_numbers):
+                        a_next[i] *= scale
                 keep_a(a_tile, step & 1, t, a_next)
                 keep_b(b_tile, step & 1, t, b_next)
             cuda.syncthreads()
 
+        if scaled:
+            for i in range(n_sums):
+                sums[i] *= unscale
+        own_row, own_column = sums_corner(t)
         for i in range(row_quads):
             for j in range(column_quads):
-                column = first_column + j * column_spread + t % across * 4
+                column = first_column + j * column_spread + own_column
                 for o in range(4):
-                    row = first_row + i * row_spread + t // across * 4 + o
+                    row = first_row + i * row_spread + own_row + o
                     if row < n_rows and column < c_group:
                         at = split * size + row * c + group * c_group + column
                         m = (i * 4 + o) * per_columns + j * 4
@@ -307,19 +316,19 @@ def input_kernel(tile: Tile, real: Any, width: int, x_width: int) -> Kernel:
 @cache
 def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
     """dw, or a stack of partial sums of it, from x and dy; the widths: numbers of each that are read at once."""
-    rows, columns, depth, per_rows, per_columns = tile
-    threads, across = tile.threads, columns // per_columns
-    a, b = operand(rows, depth, threads, x_width), operand(columns, depth, threads, y_width)
-    a_size, a_items, a_numbers, a_lanes, keep_a = a.size, a.items, a.numbers, a.lanes_along, a.keep
-    b_size, b_numbers, b_lanes, keep_b = b.size, b.numbers, b.lanes_along, b.keep
-    multiply, read_matrix = multiplier(tile), matrix_reader(tile, y_width, real)
-    own_pixels = a.items if x_width == 4 else 1
-    row_quads, column_quads = per_rows // 4, per_columns // 4
-    row_spread, column_spread, n_sums = rows // row_quads, columns // column_quads, per_rows * per_columns
+    rows, columns, depth, per_rows, per_columns, _ = tile
+    threads = tile.threads
+    a_size, a_items, a_numbers, a_lanes, keep_a = operand(rows, tile, x_width, False)
+    b_size, _, b_numbers, b_lanes, keep_b = operand(columns, tile, y_width, False)
+    multiply, read_matrix = multiplier(tile, False, False), matrix_reader(tile, y_width, real)
+    own_pixels = a_items if x_width == 4 else 1
+    row_quads, column_quads, sums_corner = per_rows // 4, per_columns // 4, corner(tile)
+    row_spread, column_spread, n_sums = tile.row_spread, tile.column_spread, per_rows * per_columns
+    scaled = tile.cores == "fp16"
     number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
 
-    @kernel("R R R G i i i", f"conv_weight{tuple(tile)}")
-    def backward_weight(x, dy, dw, g, n_pixels, split_depth, size):
+    @kernel("R R R G i i i r r", f"conv_weight{tuple(tile)}")
+    def backward_weight(x, dy, dw, g, n_pixels, split_depth, size, scale, unscale):
         a_tile = cuda.shared.array(a_size, number, ALIGNMENT)
         b_tile = cuda.shared.array(b_size, number, ALIGNMENT)
         sums = cuda.local.array(n_sums, number)
@@ -387,15 +396,22 @@ def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
             if step > 0:
                 multiply(a_tile, b_tile, (step - 1) & 1, t, a_part, b_part, sums)
             if step < steps:
+                if scaled:
+                    for i in range(b_numbers):
+                        b_next[i] *= scale
                 keep_a(a_tile, step & 1, t, a_next)
                 keep_b(b_tile, step & 1, t, b_next)
             cuda.syncthreads()
 
+        if scaled:
+            for i in range(n_sums):
+                sums[i] *= unscale
+        own_row, own_column = sums_corner(t)
         for i in range(row_quads):
             for j in range(column_quads):
-                column = first_column + j * column_spread + t % across * 4
+                column = first_column + j * column_spread + own_column
                 for o in range(4):
-                    out_row = first_row + i * row_spread + t // across * 4 + o
+                    out_row = first_row + i * row_spread + own_row + o
                     if out_row < n_rows and column < k_group:
                         at = split * size + out_row * k + group * k_group + column
                         m = (i * 4 + o) * per_columns + j * 4

@@ -1,15 +1,21 @@
-"""Programs: a plan's launches, made once and run again and again; as one CUDA graph where the driver has them."""
+"""Programs: launches that are made once and run again and again; as one CUDA graph where the driver has them."""
 
 from __future__ import annotations
 
 import os
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastcnn.kernels.cuda.driver import SIMULATED, Call, capture, recording, run
+import numpy as np
 
-__all__ = ["Program", "record"]
+from fastcnn.kernels.cuda.arrays import DeviceArray, empty
+from fastcnn.kernels.cuda.driver import SIMULATED, Call, Graph, capture, recording, run
+
+__all__ = ["Program", "record", "replay"]
+
+_MOST_KEPT = 32  # graphs of `replay`
 
 
 class Program:
@@ -24,13 +30,13 @@ class Program:
         self.calls = tuple(calls)
         self.graph: Callable[[], None] | None = None
         self._ran = False
-        self._graphs = not SIMULATED and os.environ.get("FASTCNN_CUDA_GRAPHS") != "0"
+        self._graphs = graphs_wanted()
 
     def __call__(self) -> None:
         if self.graph is not None:
             self.graph()
             return
-        if self._ran and self._graphs and len(self.calls) > 1:
+        if self._ran and self._graphs:
             self._capture()
             if self.graph is not None:
                 self.graph()
@@ -40,12 +46,23 @@ class Program:
 
     def _capture(self) -> None:
         self._graphs = False  # tried once
-        try:
-            graph = capture(self.calls)
-        except Exception:  # a driver or a numba-cuda that cannot capture: launches do the same
-            return
-        weakref.finalize(self, graph.close).atexit = False
-        self.graph = graph.launch
+        graph = captured(self.calls)
+        if graph is not None:
+            weakref.finalize(self, graph.close).atexit = False
+            self.graph = graph.launch
+
+
+def graphs_wanted() -> bool:
+    """Whether launches become graphs."""
+    return not SIMULATED and os.environ.get("FASTCNN_CUDA_GRAPHS") != "0"
+
+
+def captured(calls: Sequence[Call]) -> Graph | None:
+    """`calls` as a graph; None from a driver or a numba-cuda that cannot: launches do the same."""
+    try:
+        return capture(calls)
+    except Exception:
+        return None
 
 
 def record(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> Program:
@@ -54,3 +71,52 @@ def record(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> Prog
         for kernel, args in calls:
             kernel(*args)
     return Program(kept)
+
+
+class _Replayed:
+    """What `replay` keeps. It owns what the launches write to beside the caller's arrays."""
+
+    def __init__(self, numbers: DeviceArray) -> None:
+        self.numbers = numbers
+        self.graph: Graph | None = None
+        self.runs = 0
+        self.owned: list[Any] = []
+
+    def __del__(self) -> None:
+        if self.graph is not None:
+            self.graph.close()
+
+
+_replayed: OrderedDict[Any, _Replayed] = OrderedDict()
+
+
+def replay(
+    launches: Callable[..., None], arrays: Sequence[DeviceArray], fixed: tuple[Any, ...], numbers: Sequence[float]
+) -> None:
+    """Run what ``launches(*arrays, vector, *fixed)`` launches; `vector` has `numbers`, which change.
+
+    It is done as a graph from the third call with the same arrays on. The arrays belong to the caller, who may free them:
+    another array that begins at the same place is then served by the same graph.
+    """
+    real = arrays[0].dtype
+    key = launches, fixed, *((array.address if array.size else 0, array.size, array.dtype.char) for array in arrays)
+    kept = _replayed.pop(key, None)
+    if kept is None:
+        kept = _Replayed(empty(len(numbers) * real.itemsize).view(real))
+        while len(_replayed) >= _MOST_KEPT:
+            _replayed.popitem(last=False)
+    _replayed[key] = kept
+    kept.numbers[...] = np.asarray(numbers, real)
+    if kept.graph is None and kept.runs == 1 and graphs_wanted():
+        with recording() as calls:
+            launches(*arrays, kept.numbers, *fixed)
+        kept.graph = captured(calls)
+        theirs = {id(array._memory) for array in arrays}
+        kept.owned = [
+            a for call in calls for a in call.kept if isinstance(a, DeviceArray) and id(a._memory) not in theirs
+        ]
+    kept.runs += 1
+    if kept.graph is not None:
+        kept.graph.launch()
+    else:
+        launches(*arrays, kept.numbers, *fixed)

@@ -19,12 +19,14 @@ __all__ = ["LINES", "WIDTH", "add_parts", "chunks_of", "column_sums"]
 # A block sums WIDTH columns, LINES rows at a time.
 WIDTH, LINES = (4, 2) if SIMULATED else (32, 8)
 CELLS = WIDTH * LINES
+MANY_LINES = 2 if SIMULATED else 32  # of a block that adds up what others have summed
+_FEW_PARTS = 16  # so many a thread adds up alone
 
 
 def chunks_of(rows: int, columns: int) -> tuple[int, int]:
     """In how many chunks the rows of a table are summed, and the rows of one; by its shape alone."""
     across = -(-columns // WIDTH)
-    most = max(1, 1024 // across)
+    most = max(1, 512 // across)
     each = max(-(-rows // most), 4 * LINES, 1)
     return max(-(-rows // each), 1), each
 
@@ -48,11 +50,43 @@ def parts_kernel(real: Any) -> Kernel:
     return add_parts
 
 
+@cache
+def many_parts_kernel(real: Any) -> Kernel:
+    """The same for stacks of many parts: each line of a block adds up its share of them, the first line the shares."""
+    activate, _ = activation_functions(real)
+    number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
+    cells_size = WIDTH * MANY_LINES
+
+    @kernel("R R R i i i i i r")
+    def add_many_parts(parts, bias, y, n_parts, size, width, has_bias, code, alpha):
+        cells = cuda.shared.array(cells_size, number)
+        i = cuda.blockIdx.x * WIDTH + cuda.threadIdx.x
+        total = zero
+        if i < size:
+            for j in range(cuda.threadIdx.y, n_parts, MANY_LINES):
+                total += parts[j * size + i]
+        cells[cuda.threadIdx.y * WIDTH + cuda.threadIdx.x] = total
+        cuda.syncthreads()
+        if cuda.threadIdx.y == 0 and i < size:
+            total = zero
+            for line in range(MANY_LINES):
+                total += cells[line * WIDTH + cuda.threadIdx.x]
+            if has_bias:
+                total += bias[i - quotient(i, width) * width]
+            y[i] = activate(total, code, alpha)
+
+    return add_many_parts
+
+
 def add_parts(parts: DeviceArray, n_parts: int, y: DeviceArray, bias: Any = None, activation: Any = (0, 0.0)) -> None:
     """y = activation(sum of the `n_parts` arrays in `parts`, + bias along the last axis)."""
     has_bias = bias is not None and bias.size > 0
+    vectors = parts, bias if has_bias else none(y.dtype), y
     args = (n_parts, y.size, y.shape[-1], has_bias, *activation)
-    linear(parts_kernel(y.dtype), y.size, parts, bias if has_bias else none(y.dtype), y, *args)
+    if n_parts <= _FEW_PARTS:
+        linear(parts_kernel(y.dtype), y.size, *vectors, *args)
+    else:
+        launch(many_parts_kernel(y.dtype), -(-y.size // WIDTH), (WIDTH, MANY_LINES), *vectors, *args)
 
 
 @cache

@@ -3,36 +3,45 @@
 A block of threads computes `rows` x `columns` numbers of C = A B, `depth` terms of the sum at a time. Both operands'
 parts lie in shared memory, twice: while one is multiplied, the next is read. A thread keeps `per_rows` x `per_columns`
 sums in registers: quads of rows and columns that lie apart, so that a warp reads shared memory without conflicts.
+Tiles with `cores` are multiplied by tensor cores (`tensor.py`), the others number by number.
 """
 
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastcnn.kernels.cuda.driver import SIMULATED, device_function
+from fastcnn.kernels.contract import PRECISIONS
+from fastcnn.kernels.cuda import tensor
+from fastcnn.kernels.cuda.driver import SIMULATED, device_function, has_tensor_cores
 from fastcnn.kernels.cuda.intrinsics import load4, store4
 
 __all__ = [
     "ALIGNMENT",
+    "TENSOR_TILES",
     "TILES",
     "Operand",
     "Shape",
     "Tile",
     "choose_splits",
     "choose_tile",
+    "corner",
     "matrix_reader",
     "multiplier",
     "operand",
+    "precise",
 ]
 
 ALIGNMENT = None if SIMULATED else 16  # bytes, of shared memory that is read in quads
 _GAP = 4  # numbers between two rows in shared memory, against conflicts of its banks
-_BLOCKS = 264  # what keeps a large GPU busy: two blocks for each of its 132 multiprocessors
+_BUSY = 264 * 256  # threads that keep a large GPU busy: two blocks of 256 for each of its 132 multiprocessors
 
 
 class Tile(NamedTuple):
@@ -41,10 +50,20 @@ class Tile(NamedTuple):
     depth: int
     per_rows: int
     per_columns: int
+    cores: str = ""  # the precision of tensor cores, if they multiply
 
     @property
     def threads(self) -> int:
         return (self.rows // self.per_rows) * (self.columns // self.per_columns)
+
+    @property
+    def row_spread(self) -> int:
+        """From one quad of a thread's rows to the next."""
+        return 32 if self.cores else self.rows // (self.per_rows // 4)
+
+    @property
+    def column_spread(self) -> int:
+        return 4 if self.cores else self.columns // (self.per_columns // 4)
 
 
 # The last is for what is tiny (and for the simulator, whose threads are Python's).
@@ -57,6 +76,27 @@ TILES = (
     Tile(16, 64, 16, 4, 4),
     Tile(16, 16, 8, 4, 4),
 )
+
+TENSOR_TILES = (
+    Tile(128, 128, tensor.DEPTH, 8, 8, "float32"),
+    Tile(128, 64, tensor.DEPTH, 8, 8, "float32"),
+    Tile(128, 32, tensor.DEPTH, 4, 8, "float32"),
+    Tile(64, 64, tensor.DEPTH, 4, 8, "float32"),
+    Tile(32, 32, tensor.DEPTH, 4, 8, "float32"),
+)
+
+_local = threading.local()
+
+
+@contextmanager
+def precise(precision: str) -> Iterator[None]:
+    """Within the block tensor cores multiply float32 in this precision, one of `PRECISIONS`."""
+    before = getattr(_local, "precision", PRECISIONS[0])
+    _local.precision = precision
+    try:
+        yield
+    finally:
+        _local.precision = before
 
 
 class Shape(NamedTuple):
@@ -75,17 +115,33 @@ def choose_tile(shape: Shape, dtype: np.dtype[Any], quads: bool) -> Tile:
     would not stay in registers.
     """
     if shape.rows * shape.columns <= 1024 and shape.depth <= 4096:
-        return TILES[-1]
+        return TILES[6]
     if shape.rows <= 16:
         return TILES[5]
     if shape.columns <= 16:
         return TILES[4]
+    if dtype == np.float32 and has_tensor_cores():
+        return _tensor_tile(shape, quads)._replace(cores=getattr(_local, "precision", PRECISIONS[0]))
     if shape.columns <= 32:
         return TILES[3]
     for tile in TILES[:2] if quads and dtype.itemsize == 4 else ():
-        if shape.columns > tile.columns // 2 and blocks(shape, tile) >= _BLOCKS:
+        if shape.columns > tile.columns // 2 and blocks(shape, tile) * tile.threads >= _BUSY:
             return tile
     return TILES[2]
+
+
+def _tensor_tile(shape: Shape, quads: bool) -> Tile:
+    """The largest tile with little beside the product, unless it would leave the GPU idle."""
+    for tile in TENSOR_TILES[:3] if quads else TENSOR_TILES[2:3]:
+        covered = _whole(shape.rows, tile.rows) * _whole(shape.columns, tile.columns)
+        little = covered <= 1.25 * shape.rows * _whole(shape.columns, 32)
+        if little and blocks(shape, tile) * tile.threads * max(shape.depth // 512, 1) >= _BUSY // 2:
+            return tile
+    return TENSOR_TILES[4 if shape.columns <= 32 or shape.rows <= 32 else 3]
+
+
+def _whole(n: int, step: int) -> int:
+    return -(-n // step) * step
 
 
 def blocks(shape: Shape, tile: Tile) -> int:
@@ -93,10 +149,10 @@ def blocks(shape: Shape, tile: Tile) -> int:
     return -(-shape.rows // tile.rows) * -(-shape.columns // tile.columns) * shape.groups
 
 
-def choose_splits(shape: Shape, tile: Tile, most: int = 128) -> tuple[int, int]:
+def choose_splits(shape: Shape, tile: Tile, most: int = 512) -> tuple[int, int]:
     """In how many parts the sum is cut, each for blocks of its own, and the terms of one; by the shape alone."""
     steps = max(-(-shape.depth // tile.depth), 1)
-    wanted = min(-(-_BLOCKS // max(blocks(shape, tile), 1)), most, -(-steps // 8))
+    wanted = min(-(-_BUSY // (tile.threads * max(blocks(shape, tile), 1))), most, -(-steps // 8))
     each = -(-steps // max(wanted, 1))
     return -(-steps // each), each * tile.depth
 
@@ -107,48 +163,69 @@ class Operand(NamedTuple):
     size: int  # numbers in shared memory, of both parts
     items: int
     numbers: int
-    lanes_along: int  # threads side by side along a line of the tile
-    lanes_deep: int  # the same where the operand is read along the sum
-    keep: Any
-    keep_turned: Any
+    lanes: int  # threads side by side along the sum, if the operand is read along it; else along a line of the tile
+    keep: Any  # the device function that writes into shared memory what a thread has read
 
 
 @cache
-def operand(length: int, depth: int, threads: int, width: int) -> Operand:
-    """Of a tile whose lines have `length` numbers; `width`: 4 where quads can be read at once, else 1."""
-    line = length + _GAP
+def operand(length: int, tile: Tile, width: int, deep: bool) -> Operand:
+    """Of a tile whose lines have `length` numbers; `width`: 4 where quads can be read at once, else 1. `deep`: it is
+    read along the sum.
+    """
+    depth, threads = tile.depth, tile.threads
+    line = length if tile.cores else length + _GAP
     part_size, items = depth * line, length * depth // width // threads
-    along, deep = length // width, depth // width
+    lanes = (depth if deep else length) // width
+    if tile.cores:
+        keep = tensor.keeper(length, threads, width, deep)
+        return Operand(2 * part_size, items, items * width, lanes, keep)
 
     @device_function
-    def keep(tile, part, t, numbers):
-        """What a thread has read along the tile's lines, into shared memory."""
+    def keep_along(tile, part, t, numbers):
         for i in range(items):
             e = t + i * threads
-            at = part * part_size + e // along * line + e % along * width
+            at = part * part_size + e // lanes * line + e % lanes * width
             if width == 4:
                 store4(tile, at, numbers[i * 4], numbers[i * 4 + 1], numbers[i * 4 + 2], numbers[i * 4 + 3])
             else:
                 tile[at] = numbers[i]
 
     @device_function
-    def keep_turned(tile, part, t, numbers):
-        """What a thread has read along the sum, into shared memory."""
+    def keep_deep(tile, part, t, numbers):
         for i in range(items):
             e = t + i * threads
-            at = part * part_size + e % deep * width * line + e // deep
+            at = part * part_size + e % lanes * width * line + e // lanes
             for n in range(width):
                 tile[at + n * line] = numbers[i * width + n]
 
-    return Operand(2 * part_size, items, items * width, along, deep, keep, keep_turned)
+    return Operand(2 * part_size, items, items * width, lanes, keep_deep if deep else keep_along)
 
 
 @cache
-def multiplier(tile: Tile) -> Any:
-    """The device function that multiplies what lies in shared memory."""
-    rows, columns, depth, per_rows, per_columns = tile
+def corner(tile: Tile) -> Any:
+    """The device function that gives the first row and column of thread t's sums."""
+    across, per_rows = tile.columns // tile.per_columns, tile.per_rows
+    warps_across = tile.columns // 32
+
+    @device_function
+    def of_numbers(t):
+        return t // across * 4, t % across * 4
+
+    @device_function
+    def of_warps(t):
+        return tensor.corner(t, warps_across, per_rows)
+
+    return of_warps if tile.cores else of_numbers
+
+
+@cache
+def multiplier(tile: Tile, a_deep: bool, b_deep: bool) -> Any:
+    """The device function that multiplies what lies in shared memory; the operands were read along the sum, or not."""
+    rows, columns, depth, per_rows, per_columns, cores = tile
+    if cores:
+        return tensor.fragment_multiplier(rows, columns, per_rows, a_deep, b_deep, cores)
     across, row_quads, column_quads = columns // per_columns, per_rows // 4, per_columns // 4
-    row_spread, column_spread = rows // row_quads, columns // column_quads
+    row_spread, column_spread = tile.row_spread, tile.column_spread
     a_line, b_line = rows + _GAP, columns + _GAP
 
     @device_function

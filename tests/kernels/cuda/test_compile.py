@@ -31,21 +31,27 @@ if not all(importlib.util.find_spec(name) for name in ("numba_cuda", "cuda")):
 from numba import cuda
 from numba.cuda.cudadrv import nvvm
 
+from fastcnn.kernels.contract import PRECISIONS
 from fastcnn.kernels.cuda import batches, elementwise, losses, norm, optimizers, pool, product, sums, tiles
 
 if not nvvm.is_available():
     pytest.skip("NVVM, the compiler, is not installed", allow_module_level=True)
 
+USUAL = (tiles.TILES[2], tiles.TENSOR_TILES[1])
+TILES = [*tiles.TILES, *(t._replace(cores=p) for t in tiles.TENSOR_TILES for p in PRECISIONS)]
 FLOAT32, FLOAT64 = np.dtype("float32"), np.dtype("float64")
 
 
 def simple_kernels(real):
     """All but the products."""
     return [
-        sums.parts_kernel(real), sums.column_kernel(real), pool.max_forward_kernel(real),
-        pool.max_backward_kernel(real), pool.average_forward_kernel(real), pool.average_backward_kernel(real),
+        sums.parts_kernel(real), sums.many_parts_kernel(real), sums.column_kernel(real),
+        pool.max_forward_kernel(real),
+        pool.max_backward_kernel(real), pool.window_backward_kernel(real, 1), pool.window_backward_kernel(real, 4),
+        pool.average_forward_kernel(real), pool.average_backward_kernel(real),
         elementwise.bias_kernel, *elementwise.activation_kernels(real), *elementwise.dropout_kernels(real),
-        *norm.norm_kernels(real), *losses.loss_kernels(real), *optimizers.step_kernels(real),
+        *norm.norm_kernels(real), *norm.norm_kernels(real, 4), *losses.loss_kernels(real),
+        *optimizers.step_kernels(real),
         *batches.batch_kernels(real), *optimizers.muon_kernels(real), optimizers.square_parts, optimizers.add_squares,
     ]  # fmt: skip
 
@@ -72,8 +78,8 @@ def sound_ptx(kernel, real, capability, passed=np.uint8):
     ptx, _ = cuda.compile_ptx(kernel.function, kernel.types(real, (passed,)), cc=capability, lineinfo=False)
     major, minor = capability
     assert f".target sm_{major}{minor}" in ptx and ".entry" in ptx
-    # Single precision must not be computed in double; Muon's norm and sums of squares are double on purpose.
-    if real == FLOAT32 and kernel.name not in ("scaled", "square_parts", "add_squares"):
+    # Single precision must not be computed in double; Muon's norm, sums of squares and of losses are double on purpose.
+    if real == FLOAT32 and kernel.name not in ("scaled", "square_parts", "add_squares", "tally"):
         assert ".f64" not in ptx, f"{kernel.name} computes in double precision"
     return ptx
 
@@ -91,15 +97,16 @@ def test_simple_kernels(real, capability):
 @pytest.mark.parametrize("width", [4, 1])
 @pytest.mark.parametrize(
     "tile",
-    [pytest.param(tile, marks=[] if tile == tiles.TILES[2] else [ALL]) for tile in tiles.TILES],
-    ids=lambda tile: f"{tile.rows}x{tile.columns}",
+    [pytest.param(tile, marks=[] if tile in USUAL else [ALL]) for tile in TILES],
+    ids=lambda tile: f"{tile.rows}x{tile.columns}{tile.cores}",
 )
 def test_products(tile, width, capability, tmp_path):
     for kernel in products(tile, FLOAT32, width):
         ptx = sound_ptx(kernel, FLOAT32, capability)
         assert width == 1 or "ld.global.v4.f32" in ptx or "ld.v4.f32" in ptx, "not read in quads"
-        # The largest tile is taken where quads can be read only: number by number its sums do not stay in registers.
-        if shutil.which("ptxas") and not (tile == tiles.TILES[0] and width == 1):
+        assert ("mma.sync" in ptx) == bool(tile.cores)
+        # The largest are taken where quads can be read only: number by number their sums do not stay in registers.
+        if shutil.which("ptxas") and (width == 4 or tile.per_rows * tile.per_columns < 64):
             report = assemble(ptx, capability, tmp_path)
             assert "0 bytes stack frame, 0 bytes spill stores" in report, report
 

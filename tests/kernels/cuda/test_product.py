@@ -17,7 +17,8 @@ from fastcnn.kernels.cuda.arrays import place
 from fastcnn.kernels.cuda.driver import SIMULATED
 
 # In the simulator a thread is one of Python's, and a block of the largest tile takes seconds.
-SIZES = [tile for tile in tiles.TILES if not SIMULATED or tile.threads <= 128]
+SIZES = [tile for tile in tiles.TILES + tiles.TENSOR_TILES if not SIMULATED or tile.threads <= 128]
+ROUNDING = {"tf32": 2e-3, "bf16": 2e-2, "fp16": 2e-3}  # of the factors, relative; the simulator multiplies exactly
 
 
 def case(channels, filters):
@@ -30,7 +31,7 @@ def case(channels, filters):
 
 
 @pytest.mark.parametrize("channels", [3, 4], ids=["numbers", "quads"])
-@pytest.mark.parametrize("tile", SIZES, ids=lambda tile: f"{tile.rows}x{tile.columns}")
+@pytest.mark.parametrize("tile", SIZES, ids=lambda tile: f"{tile.rows}x{tile.columns}{tile.cores}")
 def test_products_of_a_tile(tile, channels):
     g, x, weight, bias, dy = case(channels, 5 if channels == 3 else 12)
     dz, dx, dw, pooled = (place(np.full_like(a, np.nan)) for a in (dy, x, weight, dy[:, :2, :3]))
@@ -64,6 +65,44 @@ def test_products_of_a_tile(tile, channels):
     np.testing.assert_allclose(dw, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ROUNDING)
+@pytest.mark.parametrize(
+    "tile", tiles.TENSOR_TILES[-1:] if SIMULATED else tiles.TENSOR_TILES, ids=lambda t: f"{t.rows}x{t.columns}"
+)
+def test_precisions_of_tensor_cores(tile, precision):
+    tile = tile._replace(cores=precision)
+    g, x, weight, bias, dy = case(8, 12)
+    dy *= 1e-6  # which fp16 can hardly tell from zero
+    scratch = place(np.full(64 * dy.size, np.nan, np.float32))
+    dz, dx, dw = (place(np.full_like(a, np.nan)) for a in (dy, x, weight))
+    conv.product(*map(place, (x, weight, bias)), g, (0, 0.0), None, dz, None, scratch, tile)
+    conv.product_input(place(dy), place(weight), g, dx, scratch, tile)
+    conv.product_weight(place(x), place(dy), g, dw, scratch, tile)
+    expected = np.empty_like(dy), np.empty_like(x), np.empty_like(weight)
+    reference.conv2d_forward(x, weight, bias, g, expected[0], None)
+    reference.conv2d_backward_input(dy, weight, g, expected[1], None)
+    reference.conv2d_backward_weight(x, dy, g, expected[2], np.empty(0), None)
+    for found, right in zip((dz, dx, dw), expected, strict=True):
+        error = np.linalg.norm(np.asarray(found) - right) / np.linalg.norm(right)
+        assert error < ROUNDING[precision]
+        assert SIMULATED or error > 1e-7, "not rounded at all"
+
+
+def test_float32_on_tensor_cores_is_float32():
+    """Three products of parts leave out 2^-22 of a product: of thousands of terms, what float32 itself does."""
+    rng = np.random.default_rng(0)
+    n = 40 if SIMULATED else 2000
+    x, weight = rng.standard_normal((40, n)).astype(np.float32), rng.standard_normal((n, 36)).astype(np.float32)
+    from fastcnn.kernels.cuda import dense
+
+    y, scratch = place(np.empty((40, 36), np.float32)), place(np.empty(40 * 36 * 600, np.float32))
+    args = place(x), place(weight), np.empty(0), dense.geometry_of(weight.shape), (0, 0.0), None, y, None, scratch
+    conv.product(*args, tiles.TENSOR_TILES[-1])
+    exact = x.astype(float) @ weight
+    error = np.abs(np.asarray(y) - exact).max() / np.abs(exact).max()
+    assert error < 2e-6
+
+
 def test_a_long_sum_is_cut_and_added_up():
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((3, 900)).astype(np.float32), rng.standard_normal((900, 7)).astype(np.float32)
@@ -89,5 +128,5 @@ def test_the_rule_covers_every_shape(shape, dtype):
     for quads in (False, True):
         tile = tiles.choose_tile(shape, np.dtype(dtype), quads)
         splits, each = tiles.choose_splits(shape, tile)
-        assert tile in tiles.TILES and each % tile.depth == 0
+        assert tile in tiles.TILES + tiles.TENSOR_TILES and each % tile.depth == 0
         assert (splits - 1) * each < shape.depth <= splits * each
