@@ -254,6 +254,7 @@ class DaskCNNClassifier(CNNClassifier):
             image_shape=self.image_shape_,
             dtype=network.dtype.name,
             device=network.device,
+            precision=network.precision,
             n_jobs=self.n_jobs,
             optimizer=self._make_optimizer(),
             offset=self.channel_offset_,

@@ -66,6 +66,7 @@ class Job:
     image_shape: tuple[int, int, int]
     dtype: str
     device: str
+    precision: str
     n_jobs: int | None
     optimizer: Optimizer  # not bound to a network
     offset: np.ndarray
@@ -214,4 +215,5 @@ def _new_network(job: Job) -> Network:
         random_state=0,
         n_jobs=job.n_jobs,
         optimizer=deepcopy(job.optimizer),
+        precision=job.precision,
     )

@@ -246,6 +246,7 @@ class _Tape:
                 n_jobs=whole.n_jobs,
                 fuse=whole.fuse,
                 winograd=whole.winograd,
+                precision=whole.precision,
             )
             names = (name.removeprefix("0.") for name in single.params)
             single.load_params({f"0.{name}": whole.params[f"{place}.{name}"] for name in names})

@@ -29,7 +29,8 @@ SIZES = (24, 9, 16)
 
 def job(**changes):
     made = Job(
-        name="a fit", layers=LAYERS, image_shape=(4, 4, 1), dtype="float64", device="cpu", n_jobs=1,
+        name="a fit", layers=LAYERS, image_shape=(4, 4, 1), dtype="float64", device="cpu", precision="float32",
+        n_jobs=1,
         optimizer=SGD(0.05, 0.9, True, l2=1e-2), offset=np.zeros(1), scale=np.ones(1), augment=(), batch_size=8,
         shuffle=False, seed=0, label_smoothing=0.1, micro_batch_size=None, ema_decay=None,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Four numbers at once, and division without a sign: what Python has no words for.
+"""Four numbers at once, copies that nobody waits for, division without a sign: what Python has no words for.
 
 Each has a twin in plain Python, which the simulator runs.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from fastcnn.kernels.cuda.driver import SIMULATED, device_function, intrinsic, types
+from fastcnn.kernels.cuda.driver import SIMULATED, device_function, has_tensor_cores, intrinsic, types
 
-__all__ = ["load4", "quotient", "store4", "vectors"]
+__all__ = ["arrive", "commit", "fetch1", "fetch4", "load4", "quotient", "store4", "vectors"]
 
 
 def _load4(array, index):
@@ -33,8 +33,33 @@ def _quotient(a, b):
     return a // b
 
 
+def _fetch4(shared, at, source, index, inside):
+    """shared[at : at + 4] = source[index : index + 4] if `inside`, else 0; both lie as for `load4`. The copy goes on
+    beside what the thread does next, where the GPU can do that.
+    """
+    for n in range(4):
+        _fetch1(shared, at + n, source, index + n, inside)
+
+
+def _fetch1(shared, at, source, index, inside):
+    """The same for one number."""
+    if inside:
+        shared[at] = source[index]
+    else:
+        shared[at] = 0
+
+
+def _commit():
+    """End a group of copies."""
+
+
+def _arrive(newest):
+    """Wait until this thread's copies are there, but for those of the `newest` groups (a constant)."""
+
+
 if SIMULATED:
     load4, store4, quotient = _load4, _store4, _quotient
+    fetch4, fetch1, commit, arrive = _fetch4, _fetch1, _commit, _arrive
 else:
     from llvmlite import ir
 
@@ -81,6 +106,75 @@ else:
             return builder.zext(builder.udiv(a, b), ir.IntType(64))
 
         return types.int64(types.int64, types.int64), code
+
+    def _fetch(width):
+        """The copies in PTX, 16 bytes at a time at most; and by way of registers for GPUs before 8.0."""
+
+        @intrinsic
+        def fetch(typing_context, shared, at, source, index, inside):
+            def code(context, builder, signature, args):
+                shared_type, source_type = signature.args[0], signature.args[2]
+                narrow, wide = ir.IntType(32), ir.IntType(64)
+                to = context.make_array(shared_type)(context, builder, args[0]).data
+                to = builder.gep(to, [args[1]])
+                to = builder.addrspacecast(to, ir.PointerType(to.type.pointee, 3))
+                index_ = builder.select(args[4], args[3], ir.Constant(wide, 0))
+                at_ = builder.gep(context.make_array(source_type)(context, builder, args[2]).data, [index_])
+                n_bytes = width * shared_type.dtype.bitwidth // 8
+                piece = min(n_bytes, 16)
+                size = builder.select(args[4], ir.Constant(narrow, piece), ir.Constant(narrow, 0))
+                copy = ir.InlineAsm(
+                    ir.FunctionType(ir.VoidType(), [narrow, wide, narrow]),
+                    f"cp.async.ca.shared.global [$0], [$1], {piece}, $2;",
+                    "r,l,r,~{memory}",
+                    side_effect=True,
+                )
+                to, at_ = builder.ptrtoint(to, narrow), builder.ptrtoint(at_, wide)
+                for start in range(0, n_bytes, piece):
+                    offsets = ir.Constant(narrow, start), ir.Constant(wide, start)
+                    builder.call(copy, [builder.add(to, offsets[0]), builder.add(at_, offsets[1]), size])
+                return context.get_dummy_value()
+
+            return types.void(shared, types.int64, source, types.int64, types.boolean), code
+
+        return fetch
+
+    def _told(text):
+        """An instruction without operands."""
+
+        @intrinsic
+        def told(typing_context):
+            def code(context, builder, signature, args):
+                asm = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), text, "~{memory}", side_effect=True)
+                builder.call(asm, [])
+                return context.get_dummy_value()
+
+            return types.void(), code
+
+        return told
+
+    if has_tensor_cores():
+        fetch4, fetch1, commit = _fetch(4), _fetch(1), _told("cp.async.commit_group;")
+        _arrive_0, _arrive_1 = _told("cp.async.wait_group 0;"), _told("cp.async.wait_group 1;")
+
+        @device_function
+        def arrive(newest):
+            if newest == 0:
+                _arrive_0()
+            else:
+                _arrive_1()
+    else:
+
+        @device_function
+        def fetch4(shared, at, source, index, inside):
+            if inside:
+                a, b, c, d = load4(source, index)
+                store4(shared, at, a, b, c, d)
+            else:
+                for n in range(4):
+                    shared[at + n] = 0
+
+        fetch1, commit, arrive = (device_function(f) for f in (_fetch1, _commit, _arrive))
 
 
 @cache

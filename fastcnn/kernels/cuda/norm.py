@@ -1,7 +1,8 @@
 """Batch normalisation, alone, with an activation, and with max-pooling after it.
 
-The moments are found in one reading: each thread sums differences from the first value that it meets, and the moments
-of threads and chunks are merged in a fixed order (Chan, Golub and LeVeque 1979).
+The moments are found in one reading: each thread sums differences from the first value that it meets. Those of threads
+and of chunks are merged in a fixed order: the mean first, then the squares of the means' distances from it are added
+to the sums of squares (Chan, Golub and LeVeque 1979).
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -74,50 +75,48 @@ def norm_kernels(real: Any, width: int = 1) -> _Kernels:
         square_cells[cell] = square
         cuda.syncthreads()
         if cuda.threadIdx.y == 0 and column < columns:
-            seen = _share(end, first, LINES)
-            for line in range(1, LINES):
-                more = _share(end, first + line, LINES)
-                if more > 0:
-                    difference = mean_cells[line * WIDTH + cuda.threadIdx.x] - mean
-                    both = make(seen + more)
-                    mean += difference * make(more) / both
-                    square += square_cells[line * WIDTH + cuda.threadIdx.x]
-                    square += difference * difference * make(seen) * make(more) / both
-                    seen += more
-            means[cuda.blockIdx.y * columns + column] = mean
+            middle, square = zero, zero
+            seen = make(max(end - first, 1))
+            for line in range(LINES):
+                middle += make(_share(end, first + line, LINES)) * mean_cells[line * WIDTH + cuda.threadIdx.x]
+            middle /= seen
+            for line in range(LINES):
+                difference = mean_cells[line * WIDTH + cuda.threadIdx.x] - middle
+                square += square_cells[line * WIDTH + cuda.threadIdx.x]
+                square += make(_share(end, first + line, LINES)) * difference * difference
+            means[cuda.blockIdx.y * columns + column] = middle
             squares[cuda.blockIdx.y * columns + column] = square
 
     @kernel("R R R R R R i i i i r r")
     def finish(
         means, squares, mean, inv_std, running_mean, running_var, rows, columns, each, chunks, momentum, epsilon
     ):
-        mean_cells = cuda.shared.array(MANY_CELLS, numbers)
-        square_cells = cuda.shared.array(MANY_CELLS, numbers)
-        seen_cells = cuda.shared.array(MANY_CELLS, types.int64)
+        cells = cuda.shared.array(MANY_CELLS, numbers)
         c = cuda.blockIdx.x * WIDTH + cuda.threadIdx.x
         cell = cuda.threadIdx.y * WIDTH + cuda.threadIdx.x
-        middle, square, seen = zero, zero, 0
+        total = zero
         if c < columns:
             for chunk in range(cuda.threadIdx.y, chunks, MANY_LINES):
-                more = min(each, rows - chunk * each)
-                if more > 0:
-                    difference = means[chunk * columns + c] - middle
-                    both = make(seen + more)
-                    middle += difference * make(more) / both
-                    square += squares[chunk * columns + c] + difference * difference * make(seen) * make(more) / both
-                    seen += more
-        mean_cells[cell], square_cells[cell], seen_cells[cell] = middle, square, seen
+                total += make(max(min(each, rows - chunk * each), 0)) * means[chunk * columns + c]
+        cells[cell] = total
+        cuda.syncthreads()
+        middle = zero
+        for line in range(MANY_LINES):
+            middle += cells[line * WIDTH + cuda.threadIdx.x]
+        middle /= make(max(rows, 1))
+        cuda.syncthreads()
+        total = zero
+        if c < columns:
+            for chunk in range(cuda.threadIdx.y, chunks, MANY_LINES):
+                seen = make(max(min(each, rows - chunk * each), 0))
+                difference = means[chunk * columns + c] - middle
+                total += squares[chunk * columns + c] + seen * difference * difference
+        cells[cell] = total
         cuda.syncthreads()
         if cuda.threadIdx.y == 0 and c < columns:
-            for line in range(1, MANY_LINES):
-                cell = line * WIDTH + cuda.threadIdx.x
-                more = seen_cells[cell]
-                if more > 0:
-                    difference = mean_cells[cell] - middle
-                    both = make(seen + more)
-                    middle += difference * make(more) / both
-                    square += square_cells[cell] + difference * difference * make(seen) * make(more) / both
-                    seen += more
+            square = zero
+            for line in range(MANY_LINES):
+                square += cells[line * WIDTH + cuda.threadIdx.x]
             mean[c] = middle
             inv_std[c] = one / math.sqrt(square / make(max(rows, 1)) + epsilon)
             if rows > 0:

@@ -17,8 +17,8 @@ import numpy as np
 
 from fastcnn.kernels.cuda.activations import activation_functions
 from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, types
-from fastcnn.kernels.cuda.intrinsics import load4, quotient, store4
-from fastcnn.kernels.cuda.tiles import ALIGNMENT, Tile, corner, matrix_reader, multiplier, operand
+from fastcnn.kernels.cuda.intrinsics import arrive, commit, quotient, store4
+from fastcnn.kernels.cuda.tiles import ALIGNMENT, Tile, corner, matrix_putter, multiplier, operand, parts_of
 
 __all__ = ["forward_kernel", "input_kernel", "weight_kernel"]
 
@@ -42,6 +42,22 @@ def _pixel(d, p, q):
 
 
 @cache
+def quad_writer(width: int) -> Any:
+    """The device function that writes four sums of a line, as many as there are columns."""
+
+    @device_function
+    def write(target, at, sums, m, columns):
+        if width == 4:
+            store4(target, at, sums[m], sums[m + 1], sums[m + 2], sums[m + 3])
+        else:
+            for n in range(4):
+                if n < columns:
+                    target[at + n] = sums[m + n]
+
+    return write
+
+
+@cache
 def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: int, code: int) -> Kernel:
     """y = maxpool(activation(x * weight + bias)).
 
@@ -50,14 +66,19 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
     y is a stack of partial sums.
     """
     rows, columns, depth, per_rows, per_columns, _ = tile
-    threads = tile.threads
+    threads, parts, one = tile.threads, parts_of(real), np.dtype(real).type(1)
     # In quads a thread reads several rows at one place of the sum; number by number, one row at several places.
-    a_size, a_items, a_numbers, a_lanes, keep_a = operand(rows, tile, x_width, x_width == 4)
-    b_size, _, b_numbers, b_lanes, keep_b = operand(columns, tile, w_width, False)
-    own_rows = a_items if x_width == 4 else 1
-    multiply, read_matrix = multiplier(tile, x_width == 4, False), matrix_reader(tile, w_width, real)
+    a_size, a_items, a_lanes, put_a = operand(rows, tile, x_width, x_width == 4)
+    own_rows, a_size, b_size = (
+        a_items if x_width == 4 else 1,
+        parts * a_size,
+        parts * operand(columns, tile, w_width, False).size,
+    )
+    b_lanes = columns // w_width
+    multiply, put_matrix = multiplier(tile, x_width == 4, False), matrix_putter(tile, w_width)
     activate, _ = activation_functions(real)
-    row_quads, column_quads, outputs, sums_corner = per_rows // 4, per_columns // 4, 4 // window, corner(tile)
+    write, sums_corner = quad_writer(w_width), corner(tile)
+    row_quads, column_quads, outputs = per_rows // 4, per_columns // 4, 4 // window
     row_spread, column_spread, n_sums = tile.row_spread, tile.column_spread, per_rows * per_columns
     number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
 
@@ -71,9 +92,7 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
         sums = cuda.local.array(n_sums, number)
         a_part = cuda.local.array(per_rows, number)
         b_part = cuda.local.array(per_columns, number)
-        a_next = cuda.local.array(a_numbers, number)
-        b_next = cuda.local.array(b_numbers, number)
-        image = cuda.local.array(own_rows, types.int64)
+        base = cuda.local.array(own_rows, types.int64)
         top = cuda.local.array(own_rows, types.int32)
         left = cuda.local.array(own_rows, types.int32)
         best = cuda.local.array(4, number)
@@ -100,9 +119,10 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
                 in_row = quotient(in_window, window_w)
                 at_h += in_row
                 at_w += in_window - in_row * window_w
-            image[i] = n * h * w * c + group * c_group
-            top[i] = at_h * stride_h - pad_top if row < n_rows else _OUTSIDE
-            left[i] = at_w * stride_w - pad_left
+            at_h, at_w = at_h * stride_h - pad_top, at_w * stride_w - pad_left
+            base[i] = ((n * h + at_h) * w + at_w) * c + group * c_group
+            top[i] = at_h if row < n_rows else _OUTSIDE
+            left[i] = at_w
 
         # The sum: places of the window, channels. This thread's place in it moves along with the tile.
         d = split * split_depth
@@ -112,27 +132,24 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
         at_r, at_s, channel = _in_window(here, c_group, s)
         column = first_column + t % b_lanes * w_width
         column = column if column < k_group else -1
-        for step in range(steps + 1):
+        part, multiplied = 0, 0
+        for step in range(steps + parts - 1):
+            arrive(parts - 2)
+            cuda.syncthreads()
             if step < steps:
                 for i in range(a_items):
-                    if x_width == 4:
-                        ih, iw = top[i] + at_r * dilation_h, left[i] + at_s * dilation_w
-                        if here < d_end and ih >= 0 and ih < h and iw >= 0 and iw < w:
-                            quad = load4(x, image[i] + (ih * w + iw) * c + channel)
-                            a_next[i * 4], a_next[i * 4 + 1], a_next[i * 4 + 2], a_next[i * 4 + 3] = quad
-                        else:
-                            for j in range(4):
-                                a_next[i * 4 + j] = zero
-                    else:
-                        term = here + i * threads // rows
-                        at_r, at_s, channel = _in_window(term, c_group, s)
-                        ih, iw = top[0] + at_r * dilation_h, left[0] + at_s * dilation_w
-                        inside = term < d_end and ih >= 0 and ih < h and iw >= 0 and iw < w
-                        a_next[i] = x[image[0] + (ih * w + iw) * c + channel] if inside else zero
-                read_matrix(weight, k, group * k_group, column, t, d, d_end, b_next)
+                    if x_width == 1:
+                        here = d + (t + i * threads) // rows
+                        at_r, at_s, channel = _in_window(here, c_group, s)
+                    own = i if x_width == 4 else 0
+                    down, right = at_r * dilation_h, at_s * dilation_w
+                    ih, iw = top[own] + down, left[own] + right
+                    inside = here < d_end and ih >= 0 and ih < h and iw >= 0 and iw < w
+                    put_a(a_tile, part, t, i, x, base[own] + (down * w + right) * c + channel, inside)
+                put_matrix(b_tile, part, t, weight, k, group * k_group, column, d, d_end)
                 d += depth
-                here += depth
                 if x_width == 4:
+                    here += depth
                     channel += depth
                     while channel >= c_group:
                         channel -= c_group
@@ -140,12 +157,11 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
                         if at_s == s:
                             at_s = 0
                             at_r += 1
-            if step > 0:
-                multiply(a_tile, b_tile, (step - 1) & 1, t, a_part, b_part, sums)
-            if step < steps:
-                keep_a(a_tile, step & 1, t, a_next)
-                keep_b(b_tile, step & 1, t, b_next)
-            cuda.syncthreads()
+            commit()
+            part = part + 1 if part + 1 < parts else 0
+            if step >= parts - 1:
+                multiply(a_tile, b_tile, multiplied, t, a_part, b_part, sums, one, one)
+                multiplied = multiplied + 1 if multiplied + 1 < parts else 0
 
         own_row, own_column = sums_corner(t)
         for i in range(row_quads):
@@ -166,12 +182,7 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
                                 best[m] += bias[group * k_group + column + m]
                             best[m] = activate(best[m], code, alpha)
                         at = split * size + quotient(row, window) * k + o * k + group * k_group + column
-                        if w_width == 4:
-                            store4(y, at, best[0], best[1], best[2], best[3])
-                        else:
-                            for m in range(4):
-                                if column + m < k_group:
-                                    y[at + m] = best[m]
+                        write(y, at, best, 0, k_group - column)
                         if window > 1 and want_argmax:
                             for m in range(4):
                                 if column + m < k_group:
@@ -187,14 +198,14 @@ def input_kernel(tile: Tile, real: Any, width: int, x_width: int) -> Kernel:
     In fp16 dy is multiplied by `scale`, and the sums by `unscale`: small gradients would vanish.
     """
     rows, columns, depth, per_rows, per_columns, _ = tile
-    threads, deep = tile.threads, width == 4  # as in `forward_kernel`
-    a_size, a_items, a_numbers, lanes, keep_a = operand(rows, tile, width, deep)
-    b_size, b_items, b_numbers, _, keep_b = operand(columns, tile, width, deep)
+    threads, parts, deep, one = tile.threads, parts_of(real), width == 4, np.dtype(real).type(1)
+    a_size, a_items, lanes, put_a = operand(rows, tile, width, deep)  # as in `forward_kernel`
+    b_size, b_items, _, put_b = operand(columns, tile, width, deep)
+    a_size, b_size = parts * a_size, parts * b_size
     own_rows, multiply = a_items if deep else 1, multiplier(tile, deep, deep)
-    row_quads, column_quads, sums_corner = per_rows // 4, per_columns // 4, corner(tile)
+    row_quads, column_quads, sums_corner, write = per_rows // 4, per_columns // 4, corner(tile), quad_writer(x_width)
     row_spread, column_spread, n_sums = tile.row_spread, tile.column_spread, per_rows * per_columns
-    scaled = tile.cores == "fp16"
-    number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
+    number, zero, scaled = getattr(types, np.dtype(real).name), np.dtype(real).type(0), tile.cores == "fp16"
 
     @kernel("R R R G i i i r r", f"conv_input{tuple(tile)}")
     def backward_input(dy, weight, dx, g, n_rows, split_depth, size, scale, unscale):
@@ -203,8 +214,6 @@ def input_kernel(tile: Tile, real: Any, width: int, x_width: int) -> Kernel:
         sums = cuda.local.array(n_sums, number)
         a_part = cuda.local.array(per_rows, number)
         b_part = cuda.local.array(per_columns, number)
-        a_next = cuda.local.array(a_numbers, number)
-        b_next = cuda.local.array(b_numbers, number)
         image = cuda.local.array(own_rows, types.int64)
         top = cuda.local.array(own_rows, types.int32)
         left = cuda.local.array(own_rows, types.int32)
@@ -218,7 +227,7 @@ def input_kernel(tile: Tile, real: Any, width: int, x_width: int) -> Kernel:
             sums[i] = zero
 
         for i in range(own_rows):
-            row = first_row + ((t + i * threads) // lanes if width == 4 else t % rows)
+            row = first_row + ((t + i * threads) // lanes if deep else t % rows)
             image_row = quotient(row, w)
             n = quotient(image_row, h)
             image[i] = n * p * q * k + group * k_group
@@ -228,52 +237,37 @@ def input_kernel(tile: Tile, real: Any, width: int, x_width: int) -> Kernel:
         d = split * split_depth
         d_end = min(d + split_depth, r * s * k_group)
         steps = quotient(max(d_end - d, 0) + depth - 1, depth)
-        here = d + t % lanes * width if width == 4 else d
+        here = d + t % lanes * width if deep else d
         at_r, at_s, channel = _in_window(here, k_group, s)
-        for step in range(steps + 1):
+        part, multiplied = 0, 0
+        for step in range(steps + parts - 1):
+            arrive(parts - 2)
+            cuda.syncthreads()
             if step < steps:
                 for i in range(a_items):
-                    term = here if width == 4 else d + (t + i * threads) // rows
-                    if width == 1:
-                        at_r, at_s, channel = _in_window(term, k_group, s)
+                    if not deep:
+                        here = d + (t + i * threads) // rows
+                        at_r, at_s, channel = _in_window(here, k_group, s)
                     # The pixel of the output whose window has this one at (at_r, at_s), if there is one.
-                    own = i if width == 4 else 0
+                    own = i if deep else 0
                     oh, ow = top[own] - at_r * dilation_h, left[own] - at_s * dilation_w
-                    inside = term < d_end and oh >= 0 and ow >= 0
+                    inside = here < d_end and oh >= 0 and ow >= 0
                     if stride_h > 1 or stride_w > 1:
                         over_h, over_w = quotient(max(oh, 0), stride_h), quotient(max(ow, 0), stride_w)
                         inside = inside and over_h * stride_h == oh and over_w * stride_w == ow
                         oh, ow = over_h, over_w
                     inside = inside and oh < p and ow < q
-                    at = image[own] + (oh * q + ow) * k + channel
-                    if width == 4:
-                        if inside:
-                            quad = load4(dy, at)
-                            a_next[i * 4], a_next[i * 4 + 1], a_next[i * 4 + 2], a_next[i * 4 + 3] = quad
-                        else:
-                            for j in range(4):
-                                a_next[i * 4 + j] = zero
-                    else:
-                        a_next[i] = dy[at] if inside else zero
+                    put_a(a_tile, part, t, i, dy, image[own] + (oh * q + ow) * k + channel, inside)
                 for i in range(b_items):
-                    term = here if width == 4 else d + (t + i * threads) // columns
-                    if width == 1:
-                        at_r, at_s, channel = _in_window(term, k_group, s)
-                    column = first_column + ((t + i * threads) // lanes if width == 4 else t % columns)
-                    inside = term < d_end and column < c_group
+                    if not deep:
+                        here = d + (t + i * threads) // columns
+                        at_r, at_s, channel = _in_window(here, k_group, s)
+                    column = first_column + ((t + i * threads) // lanes if deep else t % columns)
                     at = ((at_r * s + at_s) * c_group + column) * k + group * k_group + channel
-                    if width == 4:
-                        if inside:
-                            quad = load4(weight, at)
-                            b_next[i * 4], b_next[i * 4 + 1], b_next[i * 4 + 2], b_next[i * 4 + 3] = quad
-                        else:
-                            for j in range(4):
-                                b_next[i * 4 + j] = zero
-                    else:
-                        b_next[i] = weight[at] if inside else zero
+                    put_b(b_tile, part, t, i, weight, at, here < d_end and column < c_group)
                 d += depth
-                here += depth
-                if width == 4:
+                if deep:
+                    here += depth
                     channel += depth
                     while channel >= k_group:
                         channel -= k_group
@@ -281,15 +275,11 @@ def input_kernel(tile: Tile, real: Any, width: int, x_width: int) -> Kernel:
                         if at_s == s:
                             at_s = 0
                             at_r += 1
-            if step > 0:
-                multiply(a_tile, b_tile, (step - 1) & 1, t, a_part, b_part, sums)
-            if step < steps:
-                if scaled:
-                    for i in range(a_numbers):
-                        a_next[i] *= scale
-                keep_a(a_tile, step & 1, t, a_next)
-                keep_b(b_tile, step & 1, t, b_next)
-            cuda.syncthreads()
+            commit()
+            part = part + 1 if part + 1 < parts else 0
+            if step >= parts - 1:
+                multiply(a_tile, b_tile, multiplied, t, a_part, b_part, sums, scale, one)
+                multiplied = multiplied + 1 if multiplied + 1 < parts else 0
 
         if scaled:
             for i in range(n_sums):
@@ -302,30 +292,26 @@ def input_kernel(tile: Tile, real: Any, width: int, x_width: int) -> Kernel:
                     row = first_row + i * row_spread + own_row + o
                     if row < n_rows and column < c_group:
                         at = split * size + row * c + group * c_group + column
-                        m = (i * 4 + o) * per_columns + j * 4
-                        if x_width == 4:
-                            store4(dx, at, sums[m], sums[m + 1], sums[m + 2], sums[m + 3])
-                        else:
-                            for v in range(4):
-                                if column + v < c_group:
-                                    dx[at + v] = sums[m + v]
+                        write(dx, at, sums, (i * 4 + o) * per_columns + j * 4, c_group - column)
 
     return backward_input
 
 
 @cache
 def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
-    """dw, or a stack of partial sums of it, from x and dy; the widths: numbers of each that are read at once."""
+    """dw, or a stack of partial sums of it, from x and dy; the widths: numbers of each that are read at once.
+
+    In fp16 dy is multiplied by `scale`, and the sums by `unscale`.
+    """
     rows, columns, depth, per_rows, per_columns, _ = tile
-    threads = tile.threads
-    a_size, a_items, a_numbers, a_lanes, keep_a = operand(rows, tile, x_width, False)
-    b_size, _, b_numbers, b_lanes, keep_b = operand(columns, tile, y_width, False)
-    multiply, read_matrix = multiplier(tile, False, False), matrix_reader(tile, y_width, real)
-    own_pixels = a_items if x_width == 4 else 1
-    row_quads, column_quads, sums_corner = per_rows // 4, per_columns // 4, corner(tile)
+    threads, parts, one = tile.threads, parts_of(real), np.dtype(real).type(1)
+    a_size, a_items, a_lanes, put_a = operand(rows, tile, x_width, False)
+    a_size, b_size = parts * a_size, parts * operand(columns, tile, y_width, False).size
+    b_lanes, own_pixels = columns // y_width, a_items if x_width == 4 else 1
+    multiply, put_matrix = multiplier(tile, False, False), matrix_putter(tile, y_width)
+    row_quads, column_quads, sums_corner, write = per_rows // 4, per_columns // 4, corner(tile), quad_writer(y_width)
     row_spread, column_spread, n_sums = tile.row_spread, tile.column_spread, per_rows * per_columns
-    scaled = tile.cores == "fp16"
-    number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
+    number, zero, scaled = getattr(types, np.dtype(real).name), np.dtype(real).type(0), tile.cores == "fp16"
 
     @kernel("R R R G i i i r r", f"conv_weight{tuple(tile)}")
     def backward_weight(x, dy, dw, g, n_pixels, split_depth, size, scale, unscale):
@@ -334,11 +320,9 @@ def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
         sums = cuda.local.array(n_sums, number)
         a_part = cuda.local.array(per_rows, number)
         b_part = cuda.local.array(per_columns, number)
-        a_next = cuda.local.array(a_numbers, number)
-        b_next = cuda.local.array(b_numbers, number)
-        image = cuda.local.array(own_pixels, types.int64)
-        out_h = cuda.local.array(own_pixels, types.int64)
-        out_w = cuda.local.array(own_pixels, types.int64)
+        base = cuda.local.array(own_pixels, types.int64)
+        out_h = cuda.local.array(own_pixels, types.int32)
+        out_w = cuda.local.array(own_pixels, types.int32)
         h, w, c, k, r, s, p, q, stride_h, stride_w, pad_top, pad_left, _, _, dilation_h, dilation_w, groups = g
         t = cuda.threadIdx.x
         split = quotient(cuda.blockIdx.z, groups)
@@ -362,46 +346,45 @@ def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
         d_end = min(d + split_depth, n_pixels)
         steps = quotient(max(d_end - d, 0) + depth - 1, depth)
         for i in range(own_pixels):
-            out_h[i], out_w[i], image[i] = _pixel(d + (t + i * threads) // a_lanes, p, q)
+            at_h, at_w, n = _pixel(d + (t + i * threads) // a_lanes, p, q)
+            out_h[i], out_w[i] = at_h, at_w
+            base[i] = ((n * h + at_h * stride_h) * w + at_w * stride_w) * c
+        to_line, to_image = (stride_h * w - q * stride_w) * c, (h - p * stride_h) * w * c
+        offset = (top * w + left) * c + channel
         column = first_column + t % b_lanes * y_width
         column = column if column < k_group else -1
-        for step in range(steps + 1):
+        part, multiplied = 0, 0
+        for step in range(steps + parts - 1):
+            arrive(parts - 2)
+            cuda.syncthreads()
             if step < steps:
                 for i in range(a_items):
                     term = d + (t + i * threads) // a_lanes
                     own = i if x_width == 4 else 0
                     if x_width == 1:
-                        out_h[0], out_w[0], image[0] = _pixel(term, p, q)
+                        at_h, at_w, n = _pixel(term, p, q)
+                        out_h[0], out_w[0] = at_h, at_w
+                        base[0] = ((n * h + at_h * stride_h) * w + at_w * stride_w) * c
                     ih, iw = out_h[own] * stride_h + top, out_w[own] * stride_w + left
                     inside = term < d_end and row < n_rows and ih >= 0 and ih < h and iw >= 0 and iw < w
-                    at = ((image[own] * h + ih) * w + iw) * c + channel
+                    put_a(a_tile, part, t, i, x, base[own] + offset, inside)
                     if x_width == 4:
-                        if inside:
-                            quad = load4(x, at)
-                            a_next[i * 4], a_next[i * 4 + 1], a_next[i * 4 + 2], a_next[i * 4 + 3] = quad
-                        else:
-                            for j in range(4):
-                                a_next[i * 4 + j] = zero
                         out_w[i] += depth
+                        base[i] += depth * stride_w * c
                         while out_w[i] >= q:
                             out_w[i] -= q
                             out_h[i] += 1
+                            base[i] += to_line
                             if out_h[i] == p:
                                 out_h[i] = 0
-                                image[i] += 1
-                    else:
-                        a_next[i] = x[at] if inside else zero
-                read_matrix(dy, k, group * k_group, column, t, d, d_end, b_next)
+                                base[i] += to_image
+                put_matrix(b_tile, part, t, dy, k, group * k_group, column, d, d_end)
                 d += depth
-            if step > 0:
-                multiply(a_tile, b_tile, (step - 1) & 1, t, a_part, b_part, sums)
-            if step < steps:
-                if scaled:
-                    for i in range(b_numbers):
-                        b_next[i] *= scale
-                keep_a(a_tile, step & 1, t, a_next)
-                keep_b(b_tile, step & 1, t, b_next)
-            cuda.syncthreads()
+            commit()
+            part = part + 1 if part + 1 < parts else 0
+            if step >= parts - 1:
+                multiply(a_tile, b_tile, multiplied, t, a_part, b_part, sums, one, scale)
+                multiplied = multiplied + 1 if multiplied + 1 < parts else 0
 
         if scaled:
             for i in range(n_sums):
@@ -414,12 +397,6 @@ def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
                     out_row = first_row + i * row_spread + own_row + o
                     if out_row < n_rows and column < k_group:
                         at = split * size + out_row * k + group * k_group + column
-                        m = (i * 4 + o) * per_columns + j * 4
-                        if y_width == 4:
-                            store4(dw, at, sums[m], sums[m + 1], sums[m + 2], sums[m + 3])
-                        else:
-                            for v in range(4):
-                                if column + v < k_group:
-                                    dw[at + v] = sums[m + v]
+                        write(dw, at, sums, (i * 4 + o) * per_columns + j * 4, k_group - column)
 
     return backward_weight

@@ -6,6 +6,7 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,8 @@ class _Replayed:
 
     def __del__(self) -> None:
         if self.graph is not None:
-            self.graph.close()
+            with suppress(Exception):  # when Python ends the driver may be gone
+                self.graph.close()
 
 
 _replayed: OrderedDict[Any, _Replayed] = OrderedDict()
@@ -95,8 +97,8 @@ def replay(
 ) -> None:
     """Run what ``launches(*arrays, vector, *fixed)`` launches; `vector` has `numbers`, which change.
 
-    It is done as a graph from the third call with the same arrays on. The arrays belong to the caller, who may free them:
-    another array that begins at the same place is then served by the same graph.
+    It is done as a graph from the second call with the same arrays on. The arrays belong to the caller, who may free
+    them: another array that begins at the same place is then served by the same graph.
     """
     real = arrays[0].dtype
     key = launches, fixed, *((array.address if array.size else 0, array.size, array.dtype.char) for array in arrays)

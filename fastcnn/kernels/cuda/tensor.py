@@ -16,9 +16,9 @@ from functools import cache
 from typing import Any
 
 from fastcnn.kernels.cuda.driver import SIMULATED, device_function, intrinsic, types
-from fastcnn.kernels.cuda.intrinsics import store4
+from fastcnn.kernels.cuda.intrinsics import fetch1, fetch4
 
-__all__ = ["DEPTH", "corner", "fragment_multiplier", "keeper"]
+__all__ = ["DEPTH", "corner", "fragment_multiplier", "putter"]
 
 DEPTH = 16  # terms of the sum in one part of shared memory
 
@@ -40,24 +40,18 @@ def place_along(row, term, length):
 
 
 @cache
-def keeper(length: int, threads: int, width: int, deep: bool) -> Any:
-    """The device function that writes into shared memory what a thread has read; see `tiles.operand`."""
-    part_size, items = length * DEPTH, length * DEPTH // width // threads
-    place = place_deep if deep else place_along
-    lanes = DEPTH // 4 if deep else length // width
+def putter(length: int, threads: int, width: int, deep: bool) -> Any:
+    """The device function that brings an operand into shared memory; see `tiles.operand`."""
+    part_size, place = length * DEPTH, place_deep if deep else place_along
+    lanes, fetch = DEPTH // 4 if deep else length // width, fetch4 if width == 4 else fetch1
 
     @device_function
-    def keep(tile, part, t, numbers):
-        for i in range(items):
-            e = t + i * threads
-            row, term = (e // lanes, e % lanes * 4) if deep else (e % lanes * width, e // lanes)
-            at = part * part_size + place(row, term, length)
-            if width == 4:
-                store4(tile, at, numbers[i * 4], numbers[i * 4 + 1], numbers[i * 4 + 2], numbers[i * 4 + 3])
-            else:
-                tile[at] = numbers[i]
+    def put(tile, part, t, i, source, index, inside):
+        e = t + i * threads
+        row, term = (e // lanes, e % lanes * 4) if deep else (e % lanes * width, e // lanes)
+        fetch(tile, part * part_size + place(row, term, length), source, index, inside)
 
-    return keep
+    return put
 
 
 @cache
@@ -66,9 +60,10 @@ def fragment_multiplier(rows: int, columns: int, per_rows: int, a_deep: bool, b_
     across, row_quads = columns // 32, per_rows // 4
     a_size, b_size = rows * DEPTH, columns * DEPTH
     if SIMULATED:
+        scaled = precision == "fp16"
         a_place, b_place = (place_deep if deep else place_along for deep in (a_deep, b_deep))
 
-        def simulated(a_tile, b_tile, part, t, a, b, sums):
+        def simulated(a_tile, b_tile, part, t, a, b, sums, a_scale, b_scale):
             first_row, first_column = corner(t, across, per_rows)
             for i in range(row_quads):
                 for m in range(4):
@@ -76,14 +71,15 @@ def fragment_multiplier(rows: int, columns: int, per_rows: int, a_deep: bool, b_
                         for d in range(DEPTH):
                             at_a = part * a_size + a_place(first_row + i * 32 + m, d, rows)
                             at_b = part * b_size + b_place(first_column + n, d, columns)
-                            sums[(i * 4 + m) * 8 + n] += a_tile[at_a] * b_tile[at_b]
+                            product = a_tile[at_a] * b_tile[at_b]
+                            sums[(i * 4 + m) * 8 + n] += product * a_scale * b_scale if scaled else product
 
         return simulated
 
     multiply = _emitted(rows, columns, row_quads, a_deep, b_deep, precision)
 
     @device_function
-    def multiplied(a_tile, b_tile, part, t, a, b, sums):
+    def multiplied(a_tile, b_tile, part, t, a, b, sums, a_scale, b_scale):
         lane = t & 31
         high, low = lane >> 2, lane & 3
         row, column = (t >> 5) // across * (8 * per_rows), (t >> 5) % across * 32
@@ -98,7 +94,7 @@ def fragment_multiplier(rows: int, columns: int, per_rows: int, a_deep: bool, b_
             b_even, b_odd = b_at + (high & 1) * 16, b_at - (high & 1) * 16
         else:
             b_even = b_odd = part * b_size + 4 * low * columns + column + 4 * (high ^ (2 * low))
-        multiply(a_tile, b_tile, a_even, a_odd, b_even, b_odd, sums)
+        multiply(a_tile, b_tile, a_even, a_odd, b_even, b_odd, sums, a_scale, b_scale)
 
     return multiplied
 
@@ -136,7 +132,7 @@ def _emitted(rows: int, columns: int, row_quads: int, a_deep: bool, b_deep: bool
     )
 
     @intrinsic
-    def multiply(typing_context, a_tile, b_tile, a_even, a_odd, b_even, b_odd, sums):
+    def multiply(typing_context, a_tile, b_tile, a_even, a_odd, b_even, b_odd, sums, a_scale, b_scale):
         def code(context, builder, signature, args):
             types_ = signature.args
 
@@ -162,8 +158,10 @@ def _emitted(rows: int, columns: int, row_quads: int, a_deep: bool, b_deep: bool
                 rest = builder.fsub(value, builder.bitcast(top, f32))
                 return [top, builder.call(rounded, [rest])]
 
-            def pieces(line):
+            def pieces(line, scale):
                 """[half of the terms][part][slot] of what instructions take of a line."""
+                if kind == "f16":
+                    line = [builder.fmul(value, scale) for value in line]
                 if half:
                     return [[[builder.call(packed, line[n : n + 2]) for n in (0, 2)]]]
                 both = [[split(value) for value in line[n : n + 2]] for n in (0, 2)]
@@ -173,9 +171,9 @@ def _emitted(rows: int, columns: int, row_quads: int, a_deep: bool, b_deep: bool
                 return builder.gep(total, [ir.Constant(ir.IntType(64), i)])
 
             a, b, total = data(0), data(1), data(6)
-            of_b = [pieces(line) for line in lines(b, args[4], args[5], b_deep, columns, 0)]
+            of_b = [pieces(line, args[8]) for line in lines(b, args[4], args[5], b_deep, columns, 0)]
             for i in range(row_quads):
-                of_a = [pieces(line) for line in lines(a, args[2], args[3], a_deep, rows, i)]
+                of_a = [pieces(line, args[7]) for line in lines(a, args[2], args[3], a_deep, rows, i)]
                 for pair in range(2):
                     upper, lower = of_a[2 * pair], of_a[2 * pair + 1]
                     for n in range(4):
@@ -193,6 +191,6 @@ def _emitted(rows: int, columns: int, row_quads: int, a_deep: bool, b_deep: bool
                             builder.store(value, place)
             return context.get_dummy_value()
 
-        return types.void(a_tile, b_tile, *[types.int64] * 4, sums), code
+        return types.void(a_tile, b_tile, *[types.int64] * 4, sums, types.float32, types.float32), code
 
     return multiply

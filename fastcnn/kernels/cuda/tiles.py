@@ -1,9 +1,9 @@
 """Tiles of a matrix product: which block of threads computes how much of it, and the code that all products share.
 
-A block of threads computes `rows` x `columns` numbers of C = A B, `depth` terms of the sum at a time. Both operands'
-parts lie in shared memory, twice: while one is multiplied, the next is read. A thread keeps `per_rows` x `per_columns`
-sums in registers: quads of rows and columns that lie apart, so that a warp reads shared memory without conflicts.
-Tiles with `cores` are multiplied by tensor cores (`tensor.py`), the others number by number.
+A block of threads computes `rows` x `columns` numbers of C = A B, `depth` terms of the sum at a time. Parts of both
+operands lie in shared memory: while one is multiplied, the next are on their way. A thread keeps `per_rows` x
+`per_columns` sums in registers: quads of rows and columns that lie apart, so that a warp reads shared memory without
+conflicts. Tiles with `cores` are multiplied by tensor cores (`tensor.py`), the others number by number.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -21,7 +21,7 @@ import numpy as np
 from fastcnn.kernels.contract import PRECISIONS
 from fastcnn.kernels.cuda import tensor
 from fastcnn.kernels.cuda.driver import SIMULATED, device_function, has_tensor_cores
-from fastcnn.kernels.cuda.intrinsics import load4, store4
+from fastcnn.kernels.cuda.intrinsics import fetch1, fetch4, load4
 
 __all__ = [
     "ALIGNMENT",
@@ -33,9 +33,10 @@ __all__ = [
     "choose_splits",
     "choose_tile",
     "corner",
-    "matrix_reader",
+    "matrix_putter",
     "multiplier",
     "operand",
+    "parts_of",
     "precise",
 ]
 
@@ -131,17 +132,11 @@ def choose_tile(shape: Shape, dtype: np.dtype[Any], quads: bool) -> Tile:
 
 
 def _tensor_tile(shape: Shape, quads: bool) -> Tile:
-    """The largest tile with little beside the product, unless it would leave the GPU idle."""
-    for tile in TENSOR_TILES[:3] if quads else TENSOR_TILES[2:3]:
-        covered = _whole(shape.rows, tile.rows) * _whole(shape.columns, tile.columns)
-        little = covered <= 1.25 * shape.rows * _whole(shape.columns, 32)
-        if little and blocks(shape, tile) * tile.threads * max(shape.depth // 512, 1) >= _BUSY // 2:
-            return tile
-    return TENSOR_TILES[4 if shape.columns <= 32 or shape.rows <= 32 else 3]
-
-
-def _whole(n: int, step: int) -> int:
-    return -(-n // step) * step
+    """The widest tile that fits the columns, if its blocks keep the GPU busy; else more of a smaller one."""
+    if shape.columns <= 32 or shape.rows <= 32:
+        return TENSOR_TILES[2 if shape.rows > 64 else 4]
+    many = blocks(shape, TENSOR_TILES[1]) >= 3 * 132
+    return TENSOR_TILES[1 if many and quads else 3]
 
 
 def blocks(shape: Shape, tile: Tile) -> int:
@@ -152,19 +147,25 @@ def blocks(shape: Shape, tile: Tile) -> int:
 def choose_splits(shape: Shape, tile: Tile, most: int = 512) -> tuple[int, int]:
     """In how many parts the sum is cut, each for blocks of its own, and the terms of one; by the shape alone."""
     steps = max(-(-shape.depth // tile.depth), 1)
-    wanted = min(-(-_BUSY // (tile.threads * max(blocks(shape, tile), 1))), most, -(-steps // 8))
+    n_blocks = max(blocks(shape, tile), 1)
+    least = 2 if n_blocks <= 16 else 8  # steps of one part: reading the first takes longer than the rest
+    wanted = min(-(-_BUSY // (tile.threads * n_blocks)), most, -(-steps // least)) if n_blocks < 264 else 1
     each = -(-steps // max(wanted, 1))
     return -(-steps // each), each * tile.depth
 
 
-class Operand(NamedTuple):
-    """How a tile's part of A or B comes into shared memory: a thread reads `items` times `width` numbers of it."""
+def parts_of(real: Any) -> int:
+    """How many parts of the operands are in shared memory at once; 48 KB hold so many of the largest tile."""
+    return 3 if np.dtype(real).itemsize == 4 else 2
 
-    size: int  # numbers in shared memory, of both parts
+
+class Operand(NamedTuple):
+    """How parts of A or B come into shared memory: a thread brings `items` times `width` numbers of each."""
+
+    size: int  # numbers of one part
     items: int
-    numbers: int
     lanes: int  # threads side by side along the sum, if the operand is read along it; else along a line of the tile
-    keep: Any  # the device function that writes into shared memory what a thread has read
+    put: Any  # the device function that does it: put(tile, part, t, item, source, index, inside)
 
 
 @cache
@@ -177,28 +178,22 @@ def operand(length: int, tile: Tile, width: int, deep: bool) -> Operand:
     part_size, items = depth * line, length * depth // width // threads
     lanes = (depth if deep else length) // width
     if tile.cores:
-        keep = tensor.keeper(length, threads, width, deep)
-        return Operand(2 * part_size, items, items * width, lanes, keep)
+        return Operand(part_size, items, lanes, tensor.putter(length, threads, width, deep))
+    fetch = fetch4 if width == 4 else fetch1
 
     @device_function
-    def keep_along(tile, part, t, numbers):
-        for i in range(items):
-            e = t + i * threads
-            at = part * part_size + e // lanes * line + e % lanes * width
-            if width == 4:
-                store4(tile, at, numbers[i * 4], numbers[i * 4 + 1], numbers[i * 4 + 2], numbers[i * 4 + 3])
-            else:
-                tile[at] = numbers[i]
+    def put_along(tile, part, t, i, source, index, inside):
+        e = t + i * threads
+        fetch(tile, part * part_size + e // lanes * line + e % lanes * width, source, index, inside)
 
     @device_function
-    def keep_deep(tile, part, t, numbers):
-        for i in range(items):
-            e = t + i * threads
-            at = part * part_size + e % lanes * width * line + e // lanes
-            for n in range(width):
-                tile[at + n * line] = numbers[i * width + n]
+    def put_deep(tile, part, t, i, source, index, inside):
+        e = t + i * threads
+        at = part * part_size + e % lanes * width * line + e // lanes
+        for n in range(width):
+            fetch1(tile, at + n * line, source, index + n, inside)
 
-    return Operand(2 * part_size, items, items * width, lanes, keep_deep if deep else keep_along)
+    return Operand(part_size, items, lanes, put_deep if deep else put_along)
 
 
 @cache
@@ -229,8 +224,10 @@ def multiplier(tile: Tile, a_deep: bool, b_deep: bool) -> Any:
     a_line, b_line = rows + _GAP, columns + _GAP
 
     @device_function
-    def multiply(a_tile, b_tile, part, t, a, b, sums):
-        """sums += the part's product; `a` and `b` are the thread's own, of `per_rows` and `per_columns` numbers."""
+    def multiply(a_tile, b_tile, part, t, a, b, sums, a_scale, b_scale):
+        """sums += the part's product; `a` and `b` are the thread's own, of `per_rows` and `per_columns` numbers. The
+        scales are for fp16 alone.
+        """
         a_at = part * depth * a_line + t // across * 4
         b_at = part * depth * b_line + t % across * 4
         for d in range(depth):
@@ -248,25 +245,16 @@ def multiplier(tile: Tile, a_deep: bool, b_deep: bool) -> Any:
 
 
 @cache
-def matrix_reader(tile: Tile, width: int, real: Any) -> Any:
-    """The device function that reads the tile's part of an operand B that is a matrix."""
-    columns, threads = tile.columns, tile.threads
-    items, lanes, zero = columns * tile.depth // width // threads, columns // width, np.dtype(real).type(0)
+def matrix_putter(tile: Tile, width: int) -> Any:
+    """The device function that brings a part of an operand B that is a matrix into shared memory."""
+    _, items, lanes, put = operand(tile.columns, tile, width, False)
+    threads = tile.threads
 
     @device_function
-    def read_matrix(matrix, line, start, column, t, d, d_end, numbers):
+    def put_matrix(b_tile, part, t, matrix, line, start, column, d, d_end):
         """Lines d.. up to d_end of a matrix whose lines are `line` long, from `start` + `column` on (< 0: nothing)."""
         for i in range(items):
             at = d + (t + i * threads) // lanes
-            inside = at < d_end and column >= 0
-            if width == 4:
-                if inside:
-                    quad = load4(matrix, at * line + start + column)
-                    numbers[i * 4], numbers[i * 4 + 1], numbers[i * 4 + 2], numbers[i * 4 + 3] = quad
-                else:
-                    for n in range(4):
-                        numbers[i * 4 + n] = zero
-            else:
-                numbers[i] = matrix[at * line + start + column] if inside else zero
+            put(b_tile, part, t, i, matrix, at * line + start + column, at < d_end and column >= 0)
 
-    return read_matrix
+    return put_matrix
