@@ -136,7 +136,7 @@ def product_input(dy, weight, g, dx, scratch, tile=None):
     tile = tile or choose_tile(shape, dx.dtype, min(widths) == 4)
     splits, each = choose_splits(shape, tile)
     target = dx if splits == 1 else scratch
-    kernel = input_kernel(tile, dx.dtype, *widths)
+    kernel = input_kernel(tile, dx.dtype, *widths, g.stride_h > 1 or g.stride_w > 1)
     args = dy, weight, target, g, shape.rows, each, dx.size, *_scales(len(dy))
     launch(kernel, _grid(shape, tile, splits), tile.threads, *args)
     if splits > 1:

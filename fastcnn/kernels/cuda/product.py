@@ -17,7 +17,7 @@ import numpy as np
 
 from fastcnn.kernels.cuda.activations import activation_functions
 from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, types
-from fastcnn.kernels.cuda.intrinsics import arrive, commit, quotient, store4
+from fastcnn.kernels.cuda.intrinsics import arrive, commit, narrow, quotient, store4
 from fastcnn.kernels.cuda.tiles import ALIGNMENT, Tile, corner, matrix_putter, multiplier, operand, parts_of
 
 __all__ = ["forward_kernel", "input_kernel", "weight_kernel"]
@@ -30,7 +30,7 @@ def _in_window(d, channels, s):
     """Term d of a sum over a window and channels: the place in the window, and the channel."""
     place = quotient(d, channels)
     r = quotient(place, s)
-    return r, place - r * s, d - place * channels
+    return narrow(r), narrow(place - r * s), narrow(d - place * channels)
 
 
 @device_function
@@ -38,7 +38,17 @@ def _pixel(d, p, q):
     """Pixel d of a batch: its row, its column and its image."""
     row = quotient(d, q)
     image = quotient(row, p)
-    return row - image * p, d - row * q, image
+    return narrow(row - image * p), narrow(d - row * q), image
+
+
+@device_function
+def _sizes(g):
+    """A geometry's numbers, in 32 bits; what they are multiplied to need not fit."""
+    h, w, c, k, r, s, p, q, stride_h, stride_w, pad_top, pad_left, _, _, dilation_h, dilation_w, groups = g
+    return (
+        narrow(h), narrow(w), narrow(c), narrow(k), narrow(r), narrow(s), narrow(p), narrow(q), narrow(stride_h),
+        narrow(stride_w), narrow(pad_top), narrow(pad_left), narrow(dilation_h), narrow(dilation_w), groups,
+    )  # fmt: skip
 
 
 @cache
@@ -97,11 +107,11 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
         left = cuda.local.array(own_rows, types.int32)
         best = cuda.local.array(4, number)
         place = cuda.local.array(4, types.int64)
-        h, w, c, k, r, s, _, _, stride_h, stride_w, pad_top, pad_left, _, _, dilation_h, dilation_w, groups = g
-        t = cuda.threadIdx.x
+        h, w, c, k, r, s, _, _, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, groups = _sizes(g)
+        t = narrow(cuda.threadIdx.x)
         split = quotient(cuda.blockIdx.z, groups)
         group = cuda.blockIdx.z - split * groups
-        c_group, k_group = quotient(c, groups), quotient(k, groups)
+        c_group, k_group = narrow(quotient(c, groups)), narrow(quotient(k, groups))
         first_row, first_column = cuda.blockIdx.x * rows, cuda.blockIdx.y * columns
         for i in range(n_sums):
             sums[i] = zero
@@ -125,43 +135,44 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
             left[i] = at_w
 
         # The sum: places of the window, channels. This thread's place in it moves along with the tile.
-        d = split * split_depth
-        d_end = min(d + split_depth, r * s * c_group)
-        steps = quotient(max(d_end - d, 0) + depth - 1, depth)
-        here = d + t % a_lanes * x_width if x_width == 4 else d + t // rows
+        d = narrow(split * split_depth)
+        d_end = narrow(min(d + split_depth, r * s * c_group))
+        steps = narrow(quotient(max(d_end - d, 0) + depth - 1, depth))
+        here = narrow(d + t % a_lanes * x_width if x_width == 4 else d + t // rows)
         at_r, at_s, channel = _in_window(here, c_group, s)
-        column = first_column + t % b_lanes * w_width
-        column = column if column < k_group else -1
-        part, multiplied = 0, 0
+        column = narrow(first_column + t % b_lanes * w_width)
+        column = narrow(column if column < k_group else -1)
+        part, multiplied = narrow(0), narrow(0)
         for step in range(steps + parts - 1):
             arrive(parts - 2)
             cuda.syncthreads()
             if step < steps:
                 for i in range(a_items):
                     if x_width == 1:
-                        here = d + (t + i * threads) // rows
+                        here = narrow(d + (t + i * threads) // rows)
                         at_r, at_s, channel = _in_window(here, c_group, s)
                     own = i if x_width == 4 else 0
-                    down, right = at_r * dilation_h, at_s * dilation_w
-                    ih, iw = top[own] + down, left[own] + right
-                    inside = here < d_end and ih >= 0 and ih < h and iw >= 0 and iw < w
-                    put_a(a_tile, part, t, i, x, base[own] + (down * w + right) * c + channel, inside)
+                    down, right = narrow(at_r * dilation_h), narrow(at_s * dilation_w)
+                    ih, iw = narrow(top[own] + down), narrow(left[own] + right)
+                    inside = (here < d_end) & (ih >= 0) & (ih < h) & (iw >= 0) & (iw < w)
+                    offset = narrow((down * w + right) * c + channel)
+                    put_a(a_tile, part, t, i, x, base[own] + offset, inside)
                 put_matrix(b_tile, part, t, weight, k, group * k_group, column, d, d_end)
-                d += depth
+                d = narrow(d + depth)
                 if x_width == 4:
-                    here += depth
-                    channel += depth
+                    here = narrow(here + depth)
+                    channel = narrow(channel + depth)
                     while channel >= c_group:
-                        channel -= c_group
-                        at_s += 1
+                        channel = narrow(channel - c_group)
+                        at_s = narrow(at_s + 1)
                         if at_s == s:
-                            at_s = 0
-                            at_r += 1
+                            at_s = narrow(0)
+                            at_r = narrow(at_r + 1)
             commit()
-            part = part + 1 if part + 1 < parts else 0
+            part = narrow(part + 1 if part + 1 < parts else 0)
             if step >= parts - 1:
                 multiply(a_tile, b_tile, multiplied, t, a_part, b_part, sums, one, one)
-                multiplied = multiplied + 1 if multiplied + 1 < parts else 0
+                multiplied = narrow(multiplied + 1 if multiplied + 1 < parts else 0)
 
         own_row, own_column = sums_corner(t)
         for i in range(row_quads):
@@ -192,8 +203,9 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
 
 
 @cache
-def input_kernel(tile: Tile, real: Any, width: int, x_width: int) -> Kernel:
+def input_kernel(tile: Tile, real: Any, width: int, x_width: int, strided: bool) -> Kernel:
     """dx from dy. `width`: numbers of dy and weight that are read at once, `x_width`: of dx that are written.
+    `strided`: whether there is a stride above 1.
 
     In fp16 dy is multiplied by `scale`, and the sums by `unscale`: small gradients would vanish.
     """
@@ -214,72 +226,80 @@ def input_kernel(tile: Tile, real: Any, width: int, x_width: int) -> Kernel:
         sums = cuda.local.array(n_sums, number)
         a_part = cuda.local.array(per_rows, number)
         b_part = cuda.local.array(per_columns, number)
-        image = cuda.local.array(own_rows, types.int64)
+        base = cuda.local.array(own_rows, types.int64)
         top = cuda.local.array(own_rows, types.int32)
         left = cuda.local.array(own_rows, types.int32)
-        h, w, c, k, r, s, p, q, stride_h, stride_w, pad_top, pad_left, _, _, dilation_h, dilation_w, groups = g
-        t = cuda.threadIdx.x
+        h, w, c, k, r, s, p, q, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, groups = _sizes(g)
+        t = narrow(cuda.threadIdx.x)
         split = quotient(cuda.blockIdx.z, groups)
         group = cuda.blockIdx.z - split * groups
-        c_group, k_group = quotient(c, groups), quotient(k, groups)
+        c_group, k_group = narrow(quotient(c, groups)), narrow(quotient(k, groups))
         first_row, first_column = cuda.blockIdx.x * rows, cuda.blockIdx.y * columns
         for i in range(n_sums):
             sums[i] = zero
 
+        # Rows: the pixels of the input. Without strides, `base` is the output's whose window begins with it.
         for i in range(own_rows):
             row = first_row + ((t + i * threads) // lanes if deep else t % rows)
             image_row = quotient(row, w)
             n = quotient(image_row, h)
-            image[i] = n * p * q * k + group * k_group
-            top[i] = image_row - n * h + pad_top if row < n_rows else _OUTSIDE
-            left[i] = row - image_row * w + pad_left
+            at_h, at_w = image_row - n * h + pad_top, row - image_row * w + pad_left
+            base[i] = n * p * q * k + group * k_group
+            if not strided:
+                base[i] += (at_h * q + at_w) * k
+            top[i] = at_h if row < n_rows else _OUTSIDE
+            left[i] = at_w
 
-        d = split * split_depth
-        d_end = min(d + split_depth, r * s * k_group)
-        steps = quotient(max(d_end - d, 0) + depth - 1, depth)
-        here = d + t % lanes * width if deep else d
+        d = narrow(split * split_depth)
+        d_end = narrow(min(d + split_depth, r * s * k_group))
+        steps = narrow(quotient(max(d_end - d, 0) + depth - 1, depth))
+        here = narrow(d + t % lanes * width if deep else d)
         at_r, at_s, channel = _in_window(here, k_group, s)
-        part, multiplied = 0, 0
+        part, multiplied = narrow(0), narrow(0)
         for step in range(steps + parts - 1):
             arrive(parts - 2)
             cuda.syncthreads()
             if step < steps:
                 for i in range(a_items):
                     if not deep:
-                        here = d + (t + i * threads) // rows
+                        here = narrow(d + (t + i * threads) // rows)
                         at_r, at_s, channel = _in_window(here, k_group, s)
                     # The pixel of the output whose window has this one at (at_r, at_s), if there is one.
                     own = i if deep else 0
-                    oh, ow = top[own] - at_r * dilation_h, left[own] - at_s * dilation_w
-                    inside = here < d_end and oh >= 0 and ow >= 0
-                    if stride_h > 1 or stride_w > 1:
+                    down, right = narrow(at_r * dilation_h), narrow(at_s * dilation_w)
+                    oh, ow = narrow(top[own] - down), narrow(left[own] - right)
+                    inside = (here < d_end) & (oh >= 0) & (ow >= 0)
+                    if strided:
                         over_h, over_w = quotient(max(oh, 0), stride_h), quotient(max(ow, 0), stride_w)
-                        inside = inside and over_h * stride_h == oh and over_w * stride_w == ow
-                        oh, ow = over_h, over_w
-                    inside = inside and oh < p and ow < q
-                    put_a(a_tile, part, t, i, dy, image[own] + (oh * q + ow) * k + channel, inside)
+                        inside &= (over_h * stride_h == oh) & (over_w * stride_w == ow) & (over_h < p) & (over_w < q)
+                        offset = narrow((over_h * q + over_w) * k + channel)
+                    else:
+                        inside &= (oh < p) & (ow < q)
+                        offset = narrow(channel - (down * q + right) * k)
+                    put_a(a_tile, part, t, i, dy, base[own] + offset, inside)
                 for i in range(b_items):
                     if not deep:
-                        here = d + (t + i * threads) // columns
+                        here = narrow(d + (t + i * threads) // columns)
                         at_r, at_s, channel = _in_window(here, k_group, s)
-                    column = first_column + ((t + i * threads) // lanes if deep else t % columns)
-                    at = ((at_r * s + at_s) * c_group + column) * k + group * k_group + channel
-                    put_b(b_tile, part, t, i, weight, at, here < d_end and column < c_group)
-                d += depth
+                    column = narrow(first_column + ((t + i * threads) // lanes if deep else t % columns))
+                    offset = narrow((at_r * s + at_s) * c_group * k + channel)
+                    at = offset + (column * k + group * k_group)
+                    put_b(b_tile, part, t, i, weight, at, (here < d_end) & (column < c_group))
+                d = narrow(d + depth)
                 if deep:
-                    here += depth
-                    channel += depth
+                    here = narrow(here + depth)
+                    channel = narrow(channel + depth)
                     while channel >= k_group:
-                        channel -= k_group
-                        at_s += 1
+                        channel = narrow(channel - k_group)
+                        at_s = narrow(at_s + 1)
                         if at_s == s:
-                            at_s = 0
-                            at_r += 1
+                            at_s = narrow(0)
+                            at_r = narrow(at_r + 1)
             commit()
-            part = part + 1 if part + 1 < parts else 0
+            part = narrow(part + 1 if part + 1 < parts else 0)
             if step >= parts - 1:
                 multiply(a_tile, b_tile, multiplied, t, a_part, b_part, sums, scale, one)
-                multiplied = multiplied + 1 if multiplied + 1 < parts else 0
+                multiplied = narrow(multiplied + 1 if multiplied + 1 < parts else 0)
 
         if scaled:
             for i in range(n_sums):
@@ -323,68 +343,68 @@ def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
         base = cuda.local.array(own_pixels, types.int64)
         out_h = cuda.local.array(own_pixels, types.int32)
         out_w = cuda.local.array(own_pixels, types.int32)
-        h, w, c, k, r, s, p, q, stride_h, stride_w, pad_top, pad_left, _, _, dilation_h, dilation_w, groups = g
-        t = cuda.threadIdx.x
+        h, w, c, k, r, s, p, q, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, groups = _sizes(g)
+        t = narrow(cuda.threadIdx.x)
         split = quotient(cuda.blockIdx.z, groups)
         group = cuda.blockIdx.z - split * groups
-        c_group, k_group = quotient(c, groups), quotient(k, groups)
+        c_group, k_group = narrow(quotient(c, groups)), narrow(quotient(k, groups))
         first_row, first_column = cuda.blockIdx.x * rows, cuda.blockIdx.y * columns
         n_rows = r * s * c_group
         for i in range(n_sums):
             sums[i] = zero
 
         # This thread's row: a place of the window, a channel.
-        row = first_row + t % a_lanes * x_width
+        row = narrow(first_row + t % a_lanes * x_width)
         at_place = quotient(row, c_group)
         channel = row - at_place * c_group + group * c_group
         at_r = quotient(at_place, s)
-        top = at_r * dilation_h - pad_top
-        left = (at_place - at_r * s) * dilation_w - pad_left
+        top = narrow(at_r * dilation_h - pad_top)
+        left = narrow((at_place - at_r * s) * dilation_w - pad_left)
 
         # The sum: pixels of the output.
-        d = split * split_depth
-        d_end = min(d + split_depth, n_pixels)
-        steps = quotient(max(d_end - d, 0) + depth - 1, depth)
+        d = narrow(split * split_depth)
+        d_end = narrow(min(d + split_depth, n_pixels))
+        steps = narrow(quotient(max(d_end - d, 0) + depth - 1, depth))
         for i in range(own_pixels):
             at_h, at_w, n = _pixel(d + (t + i * threads) // a_lanes, p, q)
             out_h[i], out_w[i] = at_h, at_w
             base[i] = ((n * h + at_h * stride_h) * w + at_w * stride_w) * c
-        to_line, to_image = (stride_h * w - q * stride_w) * c, (h - p * stride_h) * w * c
-        offset = (top * w + left) * c + channel
-        column = first_column + t % b_lanes * y_width
-        column = column if column < k_group else -1
-        part, multiplied = 0, 0
+        to_line, to_image = narrow((stride_h * w - q * stride_w) * c), narrow((h - p * stride_h) * w * c)
+        along, offset = narrow(depth * stride_w * c), (top * w + left) * c + channel
+        column = narrow(first_column + t % b_lanes * y_width)
+        column = narrow(column if column < k_group else -1)
+        part, multiplied = narrow(0), narrow(0)
         for step in range(steps + parts - 1):
             arrive(parts - 2)
             cuda.syncthreads()
             if step < steps:
                 for i in range(a_items):
-                    term = d + (t + i * threads) // a_lanes
+                    term = narrow(d + (t + i * threads) // a_lanes)
                     own = i if x_width == 4 else 0
                     if x_width == 1:
                         at_h, at_w, n = _pixel(term, p, q)
                         out_h[0], out_w[0] = at_h, at_w
                         base[0] = ((n * h + at_h * stride_h) * w + at_w * stride_w) * c
-                    ih, iw = out_h[own] * stride_h + top, out_w[own] * stride_w + left
-                    inside = term < d_end and row < n_rows and ih >= 0 and ih < h and iw >= 0 and iw < w
+                    ih, iw = narrow(out_h[own] * stride_h + top), narrow(out_w[own] * stride_w + left)
+                    inside = (term < d_end) & (row < n_rows) & (ih >= 0) & (ih < h) & (iw >= 0) & (iw < w)
                     put_a(a_tile, part, t, i, x, base[own] + offset, inside)
                     if x_width == 4:
-                        out_w[i] += depth
-                        base[i] += depth * stride_w * c
+                        out_w[i] = narrow(out_w[i] + depth)
+                        base[i] += along
                         while out_w[i] >= q:
-                            out_w[i] -= q
-                            out_h[i] += 1
+                            out_w[i] = narrow(out_w[i] - q)
+                            out_h[i] = narrow(out_h[i] + 1)
                             base[i] += to_line
                             if out_h[i] == p:
                                 out_h[i] = 0
                                 base[i] += to_image
                 put_matrix(b_tile, part, t, dy, k, group * k_group, column, d, d_end)
-                d += depth
+                d = narrow(d + depth)
             commit()
-            part = part + 1 if part + 1 < parts else 0
+            part = narrow(part + 1 if part + 1 < parts else 0)
             if step >= parts - 1:
                 multiply(a_tile, b_tile, multiplied, t, a_part, b_part, sums, one, scale)
-                multiplied = multiplied + 1 if multiplied + 1 < parts else 0
+                multiplied = narrow(multiplied + 1 if multiplied + 1 < parts else 0)
 
         if scaled:
             for i in range(n_sums):

@@ -5,7 +5,8 @@ Rows, columns and terms are dealt out to its lanes so that a lane reads four num
 banks, and ends with quads of neighbouring rows and columns, as the other multiplication does.
 
 What the instruction takes has 11 bits of precision (8 in bfloat16); it adds up in float32. For "float32" a number
-is the sum of two such parts, and a product three products: what is left out is 2^-22 of it (Ootomo and Yokota 2022).
+is the sum of two such parts, and a product three products: what is left out is 2^-21 of it at most (Ootomo and
+Yokota 2022).
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -16,7 +17,7 @@ from functools import cache
 from typing import Any
 
 from fastcnn.kernels.cuda.driver import SIMULATED, device_function, intrinsic, types
-from fastcnn.kernels.cuda.intrinsics import fetch1, fetch4
+from fastcnn.kernels.cuda.intrinsics import fetch1, fetch4, narrow
 
 __all__ = ["DEPTH", "corner", "fragment_multiplier", "putter"]
 
@@ -47,8 +48,10 @@ def putter(length: int, threads: int, width: int, deep: bool) -> Any:
 
     @device_function
     def put(tile, part, t, i, source, index, inside):
-        e = t + i * threads
-        row, term = (e // lanes, e % lanes * 4) if deep else (e % lanes * width, e // lanes)
+        e = narrow(t + i * threads)
+        row, term = (
+            (narrow(e // lanes), narrow(e % lanes * 4)) if deep else (narrow(e % lanes * width), narrow(e // lanes))
+        )
         fetch(tile, part * part_size + place(row, term, length), source, index, inside)
 
     return put
@@ -155,8 +158,8 @@ def _emitted(rows: int, columns: int, row_quads: int, a_deep: bool, b_deep: bool
                 top = builder.call(rounded, [value])
                 if precision == "tf32":
                     return [top]
-                rest = builder.fsub(value, builder.bitcast(top, f32))
-                return [top, builder.call(rounded, [rest])]
+                rest = builder.fsub(value, builder.bitcast(top, f32))  # whose last bits the instruction does not read
+                return [top, builder.bitcast(rest, i32)]
 
             def pieces(line, scale):
                 """[half of the terms][part][slot] of what instructions take of a line."""

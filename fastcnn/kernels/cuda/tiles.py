@@ -21,7 +21,7 @@ import numpy as np
 from fastcnn.kernels.contract import PRECISIONS
 from fastcnn.kernels.cuda import tensor
 from fastcnn.kernels.cuda.driver import SIMULATED, device_function, has_tensor_cores
-from fastcnn.kernels.cuda.intrinsics import fetch1, fetch4, load4
+from fastcnn.kernels.cuda.intrinsics import fetch1, fetch4, load4, narrow
 
 __all__ = [
     "ALIGNMENT",
@@ -134,7 +134,7 @@ def choose_tile(shape: Shape, dtype: np.dtype[Any], quads: bool) -> Tile:
 def _tensor_tile(shape: Shape, quads: bool) -> Tile:
     """The widest tile that fits the columns, if its blocks keep the GPU busy; else more of a smaller one."""
     if shape.columns <= 32 or shape.rows <= 32:
-        return TENSOR_TILES[2 if shape.rows > 64 else 4]
+        return TENSOR_TILES[2 if shape.rows >= 4096 else 4]
     many = blocks(shape, TENSOR_TILES[1]) >= 3 * 132
     return TENSOR_TILES[1 if many and quads else 3]
 
@@ -254,7 +254,7 @@ def matrix_putter(tile: Tile, width: int) -> Any:
     def put_matrix(b_tile, part, t, matrix, line, start, column, d, d_end):
         """Lines d.. up to d_end of a matrix whose lines are `line` long, from `start` + `column` on (< 0: nothing)."""
         for i in range(items):
-            at = d + (t + i * threads) // lanes
-            put(b_tile, part, t, i, matrix, at * line + start + column, at < d_end and column >= 0)
+            at = narrow(d + (t + i * threads) // lanes)
+            put(b_tile, part, t, i, matrix, at * line + (start + column), at < d_end and column >= 0)
 
     return put_matrix

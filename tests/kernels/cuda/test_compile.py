@@ -60,7 +60,8 @@ def products(tile, real, width):
     return [
         product.forward_kernel(tile, real, width, width, 4, 1),
         product.forward_kernel(tile, real, width, width, 1, 0),
-        product.input_kernel(tile, real, width, width),
+        product.input_kernel(tile, real, width, width, False),
+        product.input_kernel(tile, real, width, width, True),
         product.weight_kernel(tile, real, width, width),
     ]
 
