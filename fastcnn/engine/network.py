@@ -348,13 +348,15 @@ class Network:
         n, flat, flat_grads = len(x), self._parameters.flat, self._parameters.flat_grads
         if sample_weight is None and mix is None and (micro_batch_size or n) >= n > 0:
             labels = self._checked_labels(n, labels)
-            with self._lock, self._kernels.threads(self.n_jobs):
-                plan = self._ready(x, "training")
-                plan.train(labels, label_smoothing)
-                self.optimizer.update(self._kernels, flat, flat_grads)
-                total_loss, hits = plan.figures()
+            with self._lock:
+                with self._kernels.threads(self.n_jobs):
+                    plan = self._ready(x, "training")
+                    plan.train(labels, label_smoothing)
+                    self.optimizer.update(self._kernels, flat, flat_grads)
+                # While a GPU is waited for, another thread may give it the next batch to build.
+                loss, hits = plan.figures()
                 self.accuracy = hits / n
-                return total_loss / n
+                return loss / n
         labels, weights = self._checked_targets(n, labels, sample_weight)
         if mix is not None:
             mix = self._checked_targets(n, *mix)
@@ -362,12 +364,12 @@ class Network:
         size = n if micro_batch_size is None else max(1, micro_batch_size)
         parts = [slice(start, start + size) for start in range(0, n, size)] if n > size else [slice(0, n)]
         added = self._parameters.zeros(flat_grads.size) if len(parts) > 1 else None
-        loss = right = 0.0
+        sum_of_losses = right = 0.0
         with self._lock:
             for part in parts:
                 other = None if mix is None else (mix[0][part], mix[1][part])
                 sums = self._add_gradients(x[part], labels[part], weights[part], label_smoothing, other, total)
-                loss, right = loss + sums[0], right + sums[1]
+                sum_of_losses, right = sum_of_losses + sums[0], right + sums[1]
                 if added is not None:
                     with self._kernels.threads(self.n_jobs):
                         self._kernels.add_forward(added, flat_grads, IDENTITY, added)
@@ -376,7 +378,7 @@ class Network:
             with self._kernels.threads(self.n_jobs):
                 self.optimizer.update(self._kernels, flat, flat_grads)
             self.accuracy = right / total if total else 0.0
-        return loss / total if total else 0.0
+        return sum_of_losses / total if total else 0.0
 
     def _add_gradients(
         self,

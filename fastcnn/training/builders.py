@@ -253,6 +253,7 @@ class DeviceBatchBuilder(BatchBuilder):
         self._scaling = kernels.place(scaling)
         self._images = self._placed()
         self._unmixed: Any = None
+        self._kept: dict[str, Any] = {}
 
     @staticmethod
     def _as_array(images: Any) -> Any:
@@ -286,6 +287,15 @@ class DeviceBatchBuilder(BatchBuilder):
         n_bytes = size * self._values_per_image * self.dtype.itemsize
         return self._kernels.empty(n_bytes).view(self.dtype).reshape(size, *self.image_shape)
 
+    def _sent(self, name: str, values: NDArray[Any]) -> Any:
+        """`values` on the device, where the next batch's of this name will be."""
+        kept = self._kept.get(name)
+        if kept is None or kept.size < values.size:
+            kept = self._kept[name] = self._kernels.empty(values.nbytes).view(values.dtype)
+        part = kept[: values.size].reshape(values.shape)
+        part[...] = values
+        return part
+
     def _write(self, rows: NDArray[np.int64], augment: Augmentations, draws: Draws | None, out: Any) -> None:
         self._check_rows(rows)
         m, (height, width, _), kernels = len(rows), self.image_shape, self._kernels
@@ -300,15 +310,17 @@ class DeviceBatchBuilder(BatchBuilder):
             if mixes and (self._unmixed is None or len(self._unmixed) < m):
                 self._unmixed = self.empty(m)
             target = self._unmixed[:m] if mixes else out
-            kernels.gather_images(self._images, kernels.place(moves), kernels.place(matrix), self._scaling, target)
+            placed = self._sent("moves", moves), self._sent("matrix", matrix)
+            kernels.gather_images(self._images, *placed, self._scaling, target)
             if draws is None:
                 return
             if _has(augment, RandomContrast, RandomBrightness):
                 light = np.stack([draws.contrast, draws.brightness * self._value_range], axis=1).astype(self.dtype)
-                kernels.relight_images(target, kernels.place(light), self._scaling)
+                kernels.relight_images(target, self._sent("light", light), self._scaling)
             if mixes:
                 share = draws.share.astype(self.dtype)
-                kernels.blend_images(target, kernels.place(draws.partner), kernels.place(share), out)
+                partner = self._sent("partner", draws.partner)
+                kernels.blend_images(target, partner, self._sent("share", share), out)
 
 
 class StagedBatchBuilder(BatchBuilder):

@@ -86,6 +86,7 @@ class Optimizer(ABC):
         self._matrices: tuple[Matrix, ...] = ()
         self._state: dict[str, np.ndarray] = {}
         self._squares = np.zeros(1)
+        self._scratch: Any = None  # of steps that need some
 
     def bind(
         self,
@@ -173,7 +174,7 @@ class Optimizer(ABC):
         """One with the same settings, for another network."""
         other = copy(self)
         other.t, other._shape, other._dtype, other._n_decay = 0, None, None, 0
-        other._matrices, other._state, other._squares = (), {}, np.zeros(1)
+        other._matrices, other._state, other._squares, other._scratch = (), {}, np.zeros(1), None
         return other
 
     @classmethod
@@ -380,13 +381,14 @@ class Muon(AdamW):
             decay=self.weight_decay,
             grad_scale=grad_scale,
         )
-        scratch = kernels.empty(kernels.muon_scratch(self._matrices) * params.itemsize).view(params.dtype)
-        kernels.muon_update(params, grads, self._state["m"], self._matrices, settings, scratch)
-        done = 0
-        for start, rows, columns in self._matrices:
-            self._adam(kernels, params, grads, grad_scale, done, start)
-            done = start + rows * columns
-        self._adam(kernels, params, grads, grad_scale, done, params.size)
+        if self._scratch is None:
+            size = kernels.muon_scratch(self._matrices)
+            self._scratch = kernels.empty(size * params.itemsize).view(params.dtype)
+        kernels.muon_update(params, grads, self._state["m"], self._matrices, settings, self._scratch)
+        starts = [0, *(start + rows * columns for start, rows, columns in self._matrices)]
+        for start, stop in zip(starts, [*(matrix.start for matrix in self._matrices), params.size], strict=True):
+            if start < stop:
+                self._adam(kernels, params, grads, grad_scale, start, stop)
 
 
 class SGD(Optimizer):

@@ -15,6 +15,7 @@ import numpy as np
 
 from fastcnn.kernels.cuda.driver import THREADS, Kernel, cuda, device_function, kernel, launch, linear, types
 from fastcnn.kernels.cuda.intrinsics import quotient
+from fastcnn.kernels.cuda.program import replay
 
 __all__ = ["blend_images", "gather_images", "relight_images"]
 
@@ -113,7 +114,10 @@ def gather_images(images, moves, matrix, scaling, out):
     of size zero: none. `scaling` (C,3): the mean in two parts, that add up to more digits than one has, and what the
     rest is multiplied by.
     """
-    _, height, width, channels = out.shape
+    replay(_gather, (out, images, moves, matrix, scaling), out.shape[1:])
+
+
+def _gather(out, images, moves, matrix, scaling, _, height, width, channels):
     plain, warp, _, _ = batch_kernels(out.dtype)
     sizes = out.size, height, width, channels
     if matrix.size:
@@ -126,10 +130,17 @@ def relight_images(x, light, scaling):
     """x (N,H,W,C), in place: the distance of its channels from their mean times `light[:, 0]`; and `light[:, 1]`, in
     values before scaling, is added. `light` (N,2).
     """
-    n, height, width, channels = x.shape
+    replay(_relight, (x, light, scaling), x.shape)
+
+
+def _relight(x, light, scaling, _, n, height, width, channels):
     launch(batch_kernels(x.dtype)[2], n * channels, THREADS, x, light, scaling, height * width, channels)
 
 
 def blend_images(x, partner, share, out):
     """out (N,H,W,C) = share (N,) of x, the rest of the images `partner` (N,) int64 of x."""
-    linear(batch_kernels(x.dtype)[3], x.size, x, partner, share, out, x.size, x.size // max(len(x), 1))
+    replay(_blend, (x, partner, share, out), (x.size // max(len(x), 1),))
+
+
+def _blend(x, partner, share, out, _, values):
+    linear(batch_kernels(x.dtype)[3], x.size, x, partner, share, out, x.size, values)

@@ -171,6 +171,7 @@ def muon_scratch(matrices):
     return max((_parts_of(rows, columns)[-1] for _, rows, columns in matrices), default=0)
 
 
+@cache
 def _parts_of(rows: int, columns: int) -> list[int]:
     """Where the parts of scratch begin, and where it ends."""
     short, long = min(rows, columns), max(rows, columns)

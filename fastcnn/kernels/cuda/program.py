@@ -93,7 +93,10 @@ _replayed: OrderedDict[Any, _Replayed] = OrderedDict()
 
 
 def replay(
-    launches: Callable[..., None], arrays: Sequence[DeviceArray], fixed: tuple[Any, ...], numbers: Sequence[float]
+    launches: Callable[..., None],
+    arrays: Sequence[DeviceArray],
+    fixed: tuple[Any, ...] = (),
+    numbers: Sequence[float] = (),
 ) -> None:
     """Run what ``launches(*arrays, vector, *fixed)`` launches; `vector` has `numbers`, which change.
 
@@ -108,7 +111,8 @@ def replay(
         while len(_replayed) >= _MOST_KEPT:
             _replayed.popitem(last=False)
     _replayed[key] = kept
-    kept.numbers[...] = np.asarray(numbers, real)
+    if numbers:
+        kept.numbers[...] = np.asarray(numbers, real)
     if kept.graph is None and kept.runs == 1 and graphs_wanted():
         with recording() as calls:
             launches(*arrays, kept.numbers, *fixed)
