@@ -2,13 +2,15 @@
 
     python -m bench.cuda [--limit SECONDS] [--out FILE] [--quick]
 
-1. One training step of each network is what the reference in NumPy computes; no figure without that.
-2. The card's own limits: a large copy, and a large matrix product if PyTorch is there.
+1. One training step of each network, in each precision, is what the reference in NumPy computes in double precision; no
+   figure without that.
+2. The card's own limits: a large copy, and large matrix products if PyTorch is there.
 3. Convolutions and their gradients alone: GFLOP/s and GB/s, of arrays read and written once.
-4. Training steps of `seed` and `vgg` at batch 128, 512 and 4096, beside PyTorch where it is installed: eager, as a CUDA
-   graph, and compiled with max-autotune; channels_last, float32 without TF32, images on the GPU already, and the loss
-   brought to the host in each step on every side.
-5. A fit of Fashion-MNIST to 92 % and 94 % of the test images, if it is on the disk.
+4. Training steps of `seed` and `vgg` at batch 128, 512 and 4096 in float32, tf32 and bf16, beside PyTorch where it is
+   installed, eager and as a CUDA graph: channels_last, the same precision (TF32 switched off or on, autocast to
+   bfloat16), images on the GPU already, and the loss brought to the host in each step on every side.
+5. Fits of Fashion-MNIST to 92 % and 94 % of the test images, if it is on the disk; of `fast` in each precision.
+6. PyTorch's steps compiled with max-autotune, which takes a minute or more for each.
 
 What takes long comes last and is left out once `--limit` (540 s) is near, so that one call ends within ten minutes.
 With `--quick` sizes are small enough for the simulator: that checks this script, its times mean nothing. All but the
@@ -21,7 +23,8 @@ import argparse
 import json
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -41,6 +44,9 @@ LAYERS = {  # batch, (H, W, C), filters: of the networks below
 TINY = Net((6, 6, 1), (Conv(4, 3, padding=1), RELU, HALVE, Flatten(), Dense(CLASSES)))
 STARTED = perf_counter()
 GOALS = (0.92, 0.94)
+PRECISIONS = ("float32", "tf32", "bf16", "fp16")
+# Of a gradient, |found - right| / |right|. A few maxima and ReLUs always fall the other way.
+ALLOWED = {"float32": 2e-3, "tf32": 5e-2, "bf16": 2e-1, "fp16": 5e-2}
 
 
 def main() -> None:
@@ -67,7 +73,7 @@ def main() -> None:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 
     for name, section in {
-        "checks": check, "limits": limits, "kernels": kernels, "steps": steps, "fit": fit,
+        "checks": check, "limits": limits, "kernels": kernels, "steps": steps, "fit": fit, "compiled": compiled,
     }.items():  # fmt: skip
         print(f"\n== {name} (after {perf_counter() - STARTED:.0f} s)", flush=True)
         result[name] = section(args)
@@ -110,26 +116,29 @@ def torch_or_none() -> Any:
 # ------------------------------------------------------------------------------------------------------------ checks
 
 
-def check(args: argparse.Namespace) -> dict[str, float]:
-    """The largest error of a gradient after one step, relative to the largest gradient, by network."""
+def check(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The error of all gradients of one step, |found - right| / |right|, by network and precision."""
     from fastcnn import Network
 
-    errors = {}
+    rows = []
     for name in ("tiny",) if args.quick else ("seed", "vgg", "lenet5", "strided"):
         net = TINY if args.quick else NETWORKS[name]
-        x, labels = batch_of(net, 3 if args.quick else 64)
-        sides = [Network(fastcnn_layers(net), net.input_shape, device=d, random_state=0) for d in ("reference", "cuda")]
-        losses = [side.train_step(x, labels) for side in sides]
-        expected, actual = (side.grads for side in sides)
-        largest = max(float(np.abs(grad).max()) for grad in expected.values())
-        errors[name] = max(float(np.abs(actual[key] - expected[key]).max()) for key in expected) / largest
-        print(
-            f"{name:<10} loss {losses[1]:.5f} (expected {losses[0]:.5f}), gradients within {errors[name]:.1e}",
-            flush=True,
-        )
-        if abs(losses[1] - losses[0]) > 1e-4 or not errors[name] < 1e-3:
-            raise SystemExit(f"{name}: the GPU does not compute what the reference does; nothing is timed")
-    return errors
+        x, labels = batch_of(net, 3 if args.quick else 32)
+        layers, shape = fastcnn_layers(net), net.input_shape
+        right = Network(layers, shape, device="reference", dtype="float64", random_state=0)
+        found = {p: Network(layers, shape, device="cuda", precision=p, random_state=0) for p in PRECISIONS}
+        right.load_params({key: value.astype(float) for key, value in found["float32"].params.items()})
+        expected_loss, expected = right.train_step(x, labels), right.grads
+        for precision, network in found.items():
+            loss, actual = network.train_step(x, labels), network.grads
+            errors = sum(float(np.square(actual[key] - expected[key]).sum()) for key in expected)
+            error = (errors / sum(float(np.square(value).sum()) for value in expected.values())) ** 0.5
+            row = {"network": name, "precision": precision, "loss": loss, "expected": expected_loss, "error": error}
+            rows.append(row)
+            print(f"{name:<9}{precision:<9}loss {loss:.5f} ({expected_loss:.5f}), gradients {error:.1e}", flush=True)
+            if not (error < ALLOWED[precision] and abs(loss - expected_loss) < ALLOWED[precision]):
+                raise SystemExit(f"{name}: the GPU does not compute what the reference does; nothing is timed")
+    return rows
 
 
 def batch_of(net: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +150,7 @@ def batch_of(net: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def limits(args: argparse.Namespace) -> dict[str, float]:
-    """What a copy (GB/s, read and written) and a float32 matrix product (TFLOP/s) reach on this card."""
+    """What a copy (GB/s, read and written) and PyTorch's matrix products (TFLOP/s) reach on this card."""
     from fastcnn.kernels.cuda import arrays, driver
 
     size = 2**16 if args.quick else 2**30
@@ -149,10 +158,11 @@ def limits(args: argparse.Namespace) -> dict[str, float]:
     a[...] = 1
     found = {"copy_gb_per_s": 2e-9 * size / seconds_of(lambda: b.__setitem__(..., a), driver.synchronize, args.quick)}
     torch = torch_or_none()
-    if torch is not None:
-        torch.backends.cuda.matmul.allow_tf32 = False
-        x = torch.randn(8192, 8192, device="cuda")
-        found["float32_tflop_per_s"] = 2e-12 * 8192**3 / seconds_of(lambda: x @ x, torch.cuda.synchronize, args.quick)
+    for name in ("float32", "tf32", "bf16") if torch is not None else ():
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        x = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16 if name == "bf16" else torch.float32)
+        seconds = seconds_of(lambda x=x: x @ x, torch.cuda.synchronize, args.quick)
+        found[f"{name}_tflop_per_s"] = 2e-12 * 8192**3 / seconds
     for name, value in found.items():
         print(f"{name:<22} {value:,.1f}")
     return found
@@ -168,7 +178,7 @@ def kernels(args: argparse.Namespace) -> list[dict[str, Any]]:
     from fastcnn.kernels.cuda import arrays, driver
 
     backend, relu, rows = get_backend("cuda"), activation("relu"), []
-    print(f"{'layer':<14}{'kernel':<18}{'us':>10}{'GFLOP/s':>10}{'GB/s':>8}")
+    print(f"{'layer':<14}{'kernel':<18}{'precision':<10}{'us':>8}{'GFLOP/s':>10}{'GB/s':>8}")
     for name, (n, shape, filters) in ({"tiny": (1, (4, 4, 4), 4)} if args.quick else LAYERS).items():
         g = conv_geometry(shape, filters, 3)
         pool = pool_geometry((g.p, g.q, filters), 2)
@@ -194,13 +204,16 @@ def kernels(args: argparse.Namespace) -> list[dict[str, Any]]:
         moved = {"forward+relu+pool": (x, weight, y, argmax), "input gradient": (dy, weight, dx),
                  "weight gradient": (x, dy, dw)}  # fmt: skip
         flops = 2.0 * n * g.p * g.q * filters * 9 * shape[2]
-        for kind, call in calls.items():
-            seconds = seconds_of(backend.record([call]), driver.synchronize, args.quick)
+        for (kind, call), precision in product(calls.items(), PRECISIONS[:1] if args.quick else PRECISIONS[:3]):
+            with backend.precise(precision):
+                recorded = backend.record([call] * 10)
+            seconds = seconds_of(recorded, driver.synchronize, args.quick) / 10
             bytes_ = sum(a.nbytes for a in moved[kind])
-            row = {"layer": name, "kernel": kind, "batch": n, "seconds": seconds,
+            row = {"layer": name, "kernel": kind, "precision": precision, "batch": n, "seconds": seconds,
                    "gflop_per_s": 1e-9 * flops / seconds, "gb_per_s": 1e-9 * bytes_ / seconds}  # fmt: skip
             rows.append(row)
-            print(f"{name:<14}{kind:<18}{1e6 * seconds:>10,.1f}{row['gflop_per_s']:>10,.0f}{row['gb_per_s']:>8,.0f}")
+            rates = f"{row['gflop_per_s']:>10,.0f}{row['gb_per_s']:>8,.0f}"
+            print(f"{name:<14}{kind:<18}{precision:<10}{1e6 * seconds:>8,.1f}{rates}", flush=True)
     return rows
 
 
@@ -208,53 +221,61 @@ def kernels(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def steps(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds of a training step by network, batch and side; None: not measured, and why."""
-    torch, rows = torch_or_none(), []
-    networks = {"tiny": TINY} if args.quick else {name: NETWORKS[name] for name in ("seed", "vgg")}
-    batches = (3,) if args.quick else (128, 512, 4096)
+    """Seconds of a training step by network, batch, side and precision; None: not measured, and why."""
     sides = {"fastcnn": _fastcnn_step}
-    if torch is not None:
-        sides |= {"torch eager": _torch_step, "torch graph": _torch_step, "torch max-autotune": _torch_step}
+    if torch_or_none() is not None:
+        sides |= {"torch eager": _torch_step, "torch graph": _torch_step}
     else:
         print("PyTorch with CUDA is not installed: fastcnn alone")
-    print(f"{'network':<9}{'batch':>6}  {'side':<20}{'ms':>9}{'images/s':>12}")
-    for side, make in sides.items():  # the ones that take long to compile last
-        for name, net in networks.items():
-            for batch in batches:
-                row: dict[str, Any] = {"network": name, "batch": batch, "side": side, "seconds": None}
-                rows.append(row)
-                if late(args, 60 if side == "torch max-autotune" else 15):
-                    row["why"] = "no time left"
-                    continue
-                try:
-                    row["seconds"] = seconds_of(*make(net, batch, side), args.quick)
-                except Exception as error:  # one side's failure must not take the others' figures
-                    row["why"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                    print(f"{name:<9}{batch:>6}  {side:<20}{row['why']}", flush=True)
-                    continue
-                speed = batch / row["seconds"]
-                print(f"{name:<9}{batch:>6}  {side:<20}{1e3 * row['seconds']:>9.3f}{speed:>12,.0f}", flush=True)
+    return _measured(args, sides, PRECISIONS[:1] if args.quick else PRECISIONS[:3], 10)
+
+
+def compiled(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The same of PyTorch's max-autotune, in float32."""
+    return _measured(args, {"torch max-autotune": _torch_step} if torch_or_none() else {}, PRECISIONS[:1], 90)
+
+
+def _measured(
+    args: argparse.Namespace, sides: dict[str, Callable[..., Any]], precisions: Sequence[str], needed: float
+) -> list[dict[str, Any]]:
+    networks = {"tiny": TINY} if args.quick else {name: NETWORKS[name] for name in ("seed", "vgg")}
+    batches, rows = (3,) if args.quick else (128, 512, 4096), []
+    print(f"{'network':<9}{'batch':>6}  {'precision':<10}{'side':<20}{'ms':>9}{'images/s':>12}")
+    for (name, net), batch, precision, (side, make) in product(networks.items(), batches, precisions, sides.items()):
+        row: dict[str, Any] = {"network": name, "batch": batch, "precision": precision, "side": side, "seconds": None}
+        rows.append(row)
+        if late(args, needed):
+            row["why"] = "no time left"
+            continue
+        try:
+            row["seconds"] = seconds_of(*make(net, batch, side, precision), args.quick)
+        except Exception as error:  # one side's failure must not take the others' figures
+            row["why"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            print(f"{name:<9}{batch:>6}  {precision:<10}{side:<20}{row['why']}", flush=True)
+            continue
+        speed = batch / row["seconds"]
+        print(f"{name:<9}{batch:>6}  {precision:<10}{side:<20}{1e3 * row['seconds']:>9.3f}{speed:>12,.0f}", flush=True)
     return rows
 
 
-def _fastcnn_step(net: Any, batch: int, side: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _fastcnn_step(net: Any, batch: int, side: str, precision: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     from fastcnn import Network
     from fastcnn.kernels.cuda import arrays, driver
 
-    network = Network(fastcnn_layers(net), net.input_shape, device="cuda", random_state=0)
+    network = Network(fastcnn_layers(net), net.input_shape, device="cuda", precision=precision, random_state=0)
     x, labels = batch_of(net, batch)
     placed = arrays.place(x)
     return lambda: network.train_step(placed, labels), driver.synchronize
 
 
-def _torch_step(net: Any, batch: int, side: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _torch_step(net: Any, batch: int, side: str, precision: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     import torch
 
     from bench.framework import BETA_1, BETA_2, EPSILON, LEARNING_RATE
     from bench.framework_torch import _torch_layers
     from bench.networks import DROPOUT
 
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = True
     torch.compiler.reset()
     module = torch.nn.Sequential(*_torch_layers(net, DROPOUT)).cuda().to(memory_format=torch.channels_last).train()
@@ -269,7 +290,8 @@ def _torch_step(net: Any, batch: int, side: str) -> tuple[Callable[[], Any], Cal
 
     def step() -> Any:
         optimizer.zero_grad(set_to_none=not capturable)
-        loss = torch.nn.functional.cross_entropy(called(x), labels)
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=not capturable):
+            loss = torch.nn.functional.cross_entropy(called(x), labels)
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -297,7 +319,9 @@ def _torch_step(net: Any, batch: int, side: str) -> tuple[Callable[[], Any], Cal
 
 
 def fit(args: argparse.Namespace) -> dict[str, Any]:
-    """Training seconds until so many of Fashion-MNIST's test images are right, scored after each epoch."""
+    """Training seconds until so many of Fashion-MNIST's test images are right, scored after each epoch (scoring is not
+    counted), once kernels are compiled.
+    """
     from fastcnn.datasets import load_idx_folder
 
     folder = next((f for f in map(Path, _FOLDERS) if f.is_dir()), None)
@@ -312,17 +336,24 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
         return {"why": str(error)}
     X, y = load_idx_folder(folder, "train")
     X_test, y_test = load_idx_folder(folder, "test")
-    found = {}
-    for name, recipe in (("fast", fast), ("balanced", balanced)):
-        if late(args, 60):
+    found: dict[str, Any] = {}
+    for recipe, precision in [(fast, p) for p in PRECISIONS] + [(balanced, PRECISIONS[0])]:
+        name = f"{recipe.__name__} {precision}"
+        if late(args, 40):
             found[name] = {"why": "no time left"}
             continue
-        model = recipe(device="cuda", random_state=0).fit(X, y, X_val=X_test, y_val=y_test)
+        model = recipe(device="cuda", precision=precision, random_state=0)
+        some, start = np.arange(2 * model.batch_size + 96), perf_counter()
+        model.set_params(max_iter=1).fit(X[some], y[some], X_val=X_test[some], y_val=y_test[some])
+        compiling, epochs = perf_counter() - start, recipe().max_iter
+        model.set_params(max_iter=epochs).fit(X, y, X_val=X_test, y_val=y_test)
         seconds, scores = np.cumsum(model._history.epoch_seconds), model.validation_scores_
         reached = {f"{goal:.0%}": next((float(t) for t, s in zip(seconds, scores, strict=True) if s >= goal), None)
                    for goal in GOALS}  # fmt: skip
-        found[name] = {"seconds_to": reached, "best": max(scores), "epochs": len(scores), "seconds": float(seconds[-1])}
-        print(f"{name:<9} {found[name]}", flush=True)
+        found[name] = {"seconds_to": reached, "accuracy": scores[-1], "epochs": len(scores),
+                       "seconds": float(seconds[-1]), "compile_seconds": compiling, "scores": list(scores)}  # fmt: skip
+        told = f"{scores[-1]:.4f} after {seconds[-1]:.1f} s; seconds to {reached}; compiling {compiling:.1f} s"
+        print(f"{name:<18}{told}", flush=True)
     return found
 
 

@@ -34,6 +34,19 @@ def _in_window(d, channels, s):
 
 
 @device_function
+def _moved(r, s_at, channel, terms, channels, s):
+    """The place in the window and the channel so many terms further on."""
+    channel = narrow(channel + terms)
+    while channel >= channels:
+        channel = narrow(channel - channels)
+        s_at = narrow(s_at + 1)
+        if s_at == s:
+            s_at = narrow(0)
+            r = narrow(r + 1)
+    return r, s_at, channel
+
+
+@device_function
 def _pixel(d, p, q):
     """Pixel d of a batch: its row, its column and its image."""
     row = quotient(d, q)
@@ -148,7 +161,7 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
             cuda.syncthreads()
             if step < steps:
                 for i in range(a_items):
-                    if x_width == 1:
+                    if x_width == 1 and (i == 0 or threads % rows != 0):
                         here = narrow(d + (t + i * threads) // rows)
                         at_r, at_s, channel = _in_window(here, c_group, s)
                     own = i if x_width == 4 else 0
@@ -157,17 +170,14 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
                     inside = (here < d_end) & (ih >= 0) & (ih < h) & (iw >= 0) & (iw < w)
                     offset = narrow((down * w + right) * c + channel)
                     put_a(a_tile, part, t, i, x, base[own] + offset, inside)
+                    if x_width == 1 and threads % rows == 0:
+                        here = narrow(here + threads // rows)
+                        at_r, at_s, channel = _moved(at_r, at_s, channel, threads // rows, c_group, s)
                 put_matrix(b_tile, part, t, weight, k, group * k_group, column, d, d_end)
                 d = narrow(d + depth)
                 if x_width == 4:
                     here = narrow(here + depth)
-                    channel = narrow(channel + depth)
-                    while channel >= c_group:
-                        channel = narrow(channel - c_group)
-                        at_s = narrow(at_s + 1)
-                        if at_s == s:
-                            at_s = narrow(0)
-                            at_r = narrow(at_r + 1)
+                    at_r, at_s, channel = _moved(at_r, at_s, channel, depth, c_group, s)
             commit()
             part = narrow(part + 1 if part + 1 < parts else 0)
             if step >= parts - 1:
@@ -288,13 +298,7 @@ def input_kernel(tile: Tile, real: Any, width: int, x_width: int, strided: bool)
                 d = narrow(d + depth)
                 if deep:
                     here = narrow(here + depth)
-                    channel = narrow(channel + depth)
-                    while channel >= k_group:
-                        channel = narrow(channel - k_group)
-                        at_s = narrow(at_s + 1)
-                        if at_s == s:
-                            at_s = narrow(0)
-                            at_r = narrow(at_r + 1)
+                    at_r, at_s, channel = _moved(at_r, at_s, channel, depth, k_group, s)
             commit()
             part = narrow(part + 1 if part + 1 < parts else 0)
             if step >= parts - 1:
@@ -327,7 +331,8 @@ def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
     threads, parts, one = tile.threads, parts_of(real), np.dtype(real).type(1)
     a_size, a_items, a_lanes, put_a = operand(rows, tile, x_width, False)
     a_size, b_size = parts * a_size, parts * operand(columns, tile, y_width, False).size
-    b_lanes, own_pixels = columns // y_width, a_items if x_width == 4 else 1
+    b_lanes, tracked = columns // y_width, a_items <= 8  # whether each pixel's place moves along; many take registers
+    own_pixels = a_items if tracked else 1
     multiply, put_matrix = multiplier(tile, False, False), matrix_putter(tile, y_width)
     row_quads, column_quads, sums_corner, write = per_rows // 4, per_columns // 4, corner(tile), quad_writer(y_width)
     row_spread, column_spread, n_sums = tile.row_spread, tile.column_spread, per_rows * per_columns
@@ -380,15 +385,15 @@ def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
             if step < steps:
                 for i in range(a_items):
                     term = narrow(d + (t + i * threads) // a_lanes)
-                    own = i if x_width == 4 else 0
-                    if x_width == 1:
+                    own = i if tracked else 0
+                    if not tracked:
                         at_h, at_w, n = _pixel(term, p, q)
                         out_h[0], out_w[0] = at_h, at_w
                         base[0] = ((n * h + at_h * stride_h) * w + at_w * stride_w) * c
                     ih, iw = narrow(out_h[own] * stride_h + top), narrow(out_w[own] * stride_w + left)
                     inside = (term < d_end) & (row < n_rows) & (ih >= 0) & (ih < h) & (iw >= 0) & (iw < w)
                     put_a(a_tile, part, t, i, x, base[own] + offset, inside)
-                    if x_width == 4:
+                    if tracked:
                         out_w[i] = narrow(out_w[i] + depth)
                         base[i] += along
                         while out_w[i] >= q:

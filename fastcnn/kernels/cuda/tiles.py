@@ -67,7 +67,7 @@ class Tile(NamedTuple):
         return 4 if self.cores else self.columns // (self.per_columns // 4)
 
 
-# The last is for what is tiny (and for the simulator, whose threads are Python's).
+# The last but one is for what is tiny (and for the simulator, whose threads are Python's).
 TILES = (
     Tile(128, 128, 8, 8, 8),
     Tile(128, 64, 16, 8, 4),
@@ -76,6 +76,7 @@ TILES = (
     Tile(64, 16, 16, 4, 4),
     Tile(16, 64, 16, 4, 4),
     Tile(16, 16, 8, 4, 4),
+    Tile(16, 32, 16, 4, 4),
 )
 
 TENSOR_TILES = (
@@ -118,7 +119,7 @@ def choose_tile(shape: Shape, dtype: np.dtype[Any], quads: bool) -> Tile:
     if shape.rows * shape.columns <= 1024 and shape.depth <= 4096:
         return TILES[6]
     if shape.rows <= 16:
-        return TILES[5]
+        return TILES[5 if shape.columns > 32 else 7]
     if shape.columns <= 16:
         return TILES[4]
     if dtype == np.float32 and has_tensor_cores():
@@ -144,7 +145,7 @@ def blocks(shape: Shape, tile: Tile) -> int:
     return -(-shape.rows // tile.rows) * -(-shape.columns // tile.columns) * shape.groups
 
 
-def choose_splits(shape: Shape, tile: Tile, most: int = 512) -> tuple[int, int]:
+def choose_splits(shape: Shape, tile: Tile, most: int = 1024) -> tuple[int, int]:
     """In how many parts the sum is cut, each for blocks of its own, and the terms of one; by the shape alone."""
     steps = max(-(-shape.depth // tile.depth), 1)
     n_blocks = max(blocks(shape, tile), 1)
