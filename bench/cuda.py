@@ -1,14 +1,14 @@
 """On a GPU: checks, then times; a table on the screen and figures in JSON.
 
-    python -m bench.cuda [--limit SECONDS] [--out FILE] [--quick]
+    python -m bench.cuda [--limit SECONDS] [--out FILE] [--quick] [--sections NAME ...]
 
-1. One training step of each network, in each precision, is what the reference in NumPy computes in double precision; no
-   figure without that.
+1. One training step of each network, in each precision, is what the reference in NumPy computes in double precision.
+   No figure without that: other sections are run after it, or with a FILE that has it.
 2. The card's own limits: a large copy, and large matrix products if PyTorch is there.
 3. Convolutions and their gradients alone: GFLOP/s and GB/s, of arrays read and written once.
-4. Training steps of `seed` and `vgg` at batch 128, 512 and 4096 in float32, tf32 and bf16, beside PyTorch where it is
-   installed, eager and as a CUDA graph: channels_last, the same precision (TF32 switched off or on, autocast to
-   bfloat16), images on the GPU already, and the loss brought to the host in each step on every side.
+4. Training steps of `seed` and `vgg` at batch 128, 512 and 4096 in float32 and tf32, at 4096 in bf16 too, beside
+   PyTorch where it is installed, eager and as a CUDA graph: channels_last, the same precision (TF32 switched off or on,
+   autocast to bfloat16), images on the GPU already, and the loss brought to the host in each step on every side.
 5. Fits of Fashion-MNIST to 92 % and 94 % of the test images, if it is on the disk; of `fast` in each precision.
 6. PyTorch's steps compiled with max-autotune, which takes a minute or more for each.
 
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=540.0, help="seconds after which nothing new is begun")
     parser.add_argument("--out", type=Path, default=RESULTS / "cuda.json")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, for the simulator")
+    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), metavar="NAME")
     args = parser.parse_args()
     try:
         from fastcnn.kernels import get_backend
@@ -64,20 +65,19 @@ def main() -> None:
     from fastcnn.kernels.cuda import driver
 
     card = driver.device_names()[0]
-    result: dict[str, Any] = {"card": card, "cpu": cpu_name(), "simulated": driver.SIMULATED}
+    result: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    if result.get("card", card) != card:
+        raise SystemExit(f"{args.out} is of another card, {result['card']}")
+    result |= {"card": card, "cpu": cpu_name(), "simulated": driver.SIMULATED}
     result["versions"] = versions("fastcnn", "numba", "numba-cuda", "numpy", "torch")
     print(f"{card}; {result['versions']}", flush=True)
-
-    def keep() -> None:
+    if "checks" not in (*result, *args.sections):
+        raise SystemExit("the section checks comes first")
+    for name in args.sections:
+        print(f"\n== {name} (after {perf_counter() - STARTED:.0f} s)", flush=True)
+        result[name] = SECTIONS[name](args)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
-
-    for name, section in {
-        "checks": check, "limits": limits, "kernels": kernels, "steps": steps, "fit": fit, "compiled": compiled,
-    }.items():  # fmt: skip
-        print(f"\n== {name} (after {perf_counter() - STARTED:.0f} s)", flush=True)
-        result[name] = section(args)
-        keep()
     print(f"\n{args.out} written, {perf_counter() - STARTED:.0f} s in all")
 
 
@@ -87,14 +87,14 @@ def late(args: argparse.Namespace, needed: float) -> bool:
 
 
 def seconds_of(call: Callable[[], Any], wait: Callable[[], Any], quick: bool) -> float:
-    """Of one call: the median of seven runs of at least 50 ms each, the GPU idle before and after."""
+    """Of one call: the median of seven runs of at least 30 ms each, the GPU idle before and after."""
     for _ in range(1 if quick else 3):
         call()
     wait()
     start = perf_counter()
     call()
     wait()
-    count = 1 if quick else max(1, int(0.05 / max(perf_counter() - start, 1e-6)))
+    count = 1 if quick else max(1, int(0.03 / max(perf_counter() - start, 1e-6)))
     runs = []
     for _ in range(1 if quick else 7):
         start = perf_counter()
@@ -123,7 +123,7 @@ def check(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name in ("tiny",) if args.quick else ("seed", "vgg", "lenet5", "strided"):
         net = TINY if args.quick else NETWORKS[name]
-        x, labels = batch_of(net, 3 if args.quick else 32)
+        x, labels = batch_of(net, 3 if args.quick else 16)
         layers, shape = fastcnn_layers(net), net.input_shape
         right = Network(layers, shape, device="reference", dtype="float64", random_state=0)
         found = {p: Network(layers, shape, device="cuda", precision=p, random_state=0) for p in PRECISIONS}
@@ -242,6 +242,8 @@ def _measured(
     batches, rows = (3,) if args.quick else (128, 512, 4096), []
     print(f"{'network':<9}{'batch':>6}  {'precision':<10}{'side':<20}{'ms':>9}{'images/s':>12}")
     for (name, net), batch, precision, (side, make) in product(networks.items(), batches, precisions, sides.items()):
+        if precision == "bf16" and batch < batches[-1]:
+            continue
         row: dict[str, Any] = {"network": name, "batch": batch, "precision": precision, "side": side, "seconds": None}
         rows.append(row)
         if late(args, needed):
@@ -359,6 +361,10 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
 
 _FOLDERS = [f for f in (os.environ.get("FASHION_MNIST"), "/usr/share/datasets/fashion-mnist", "fashion-mnist") if f]
 
+
+SECTIONS = {
+    "checks": check, "limits": limits, "kernels": kernels, "steps": steps, "fit": fit, "compiled": compiled,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

@@ -425,6 +425,7 @@ def test_full_form(few):
         ({"dense_units": (2.5,)}, "dense_units"),
         ({"augment": ["flip"]}, "augment"),
         ({"device": "tpu"}, "'device' parameter of CNNClassifier"),
+        ({"precision": "half"}, "'precision' parameter of CNNClassifier"),
         ({"dropout": 1.0}, "'dropout' parameter of CNNClassifier"),
         ({"solver": "lbfgs"}, "'solver' parameter of CNNClassifier"),
         ({"scoring": "accuarcy"}, "'scoring' parameter of CNNClassifier"),

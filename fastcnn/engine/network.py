@@ -7,7 +7,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any, NamedTuple
 
@@ -349,7 +349,7 @@ class Network:
         if sample_weight is None and mix is None and (micro_batch_size or n) >= n > 0:
             labels = self._checked_labels(n, labels)
             with self._lock:
-                with self._kernels.threads(self.n_jobs):
+                with self._kernels.threads(self.n_jobs), self._precise():
                     plan = self._ready(x, "training")
                     plan.train(labels, label_smoothing)
                     self.optimizer.update(self._kernels, flat, flat_grads)
@@ -489,13 +489,17 @@ class Network:
 
     def _compiled_plan(self, batch: int, mode: str) -> Plan:
         groups = self._inference_groups if mode == "inference" else self._groups
-        with self._kernels.precise(self.precision) if hasattr(self._kernels, "precise") else nullcontext():
+        with self._precise():
             return compile_plan(
                 groups, self.input_shape, batch, self.dtype, self._kernels, mode,
                 lanes=self._kernels.max_threads(self.n_jobs), params=self._parameters.values,
                 grads=self._parameters.grads, dropout_states=self._dropout_states, winograd=self.winograd,
                 fuse=self.fuse, memory=self._kept_memory,
             )  # fmt: skip
+
+    def _precise(self) -> AbstractContextManager[None]:
+        """Where launches are recorded: what tensor cores may round to, if there are any."""
+        return self._kernels.precise(self.precision) if hasattr(self._kernels, "precise") else nullcontext()
 
     # ----------------------------------------------------------------------------------------------------------- checks
 

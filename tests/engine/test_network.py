@@ -293,6 +293,7 @@ def test_errors_name_what_is_wrong_and_change_nothing():
         (lambda: Network([MaxPool2D(5)], (4, 4, 1)), "layer 0, MaxPool2D.*does not fit"),
         (lambda: Network([Dense(2)], (4, 0, 1)), "input_shape must be"),
         (lambda: Network([Dense(2)], (4,), dtype="float16"), "dtype must be"),
+        (lambda: Network([Dense(2)], (4,), precision="half"), "precision must be one of 'float32', 'tf32'"),
         (lambda: Network([Dense(2)], (4,), device="tpu"), "no backend 'tpu'"),
         (lambda: Network([Dense(2)], (4,), n_jobs=0), "n_jobs must be"),
     ]:

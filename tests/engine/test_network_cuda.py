@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fastcnn import CNNClassifier, Network
+from fastcnn.kernels.contract import PRECISIONS
 from fastcnn.layers import BatchNorm, Conv2D, Dense, Dropout, MaxPool2D, ReLU, SpatialDropout
 from fastcnn.training.optimizers import SGD, Adam, AdamW, Muon
 from tests.engine.test_network import CHAINS, batch, randomize
@@ -52,6 +53,22 @@ def test_chains(name, fuse):
     for expected, actual in zip(*results, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-11)
     assert_equal_networks(nets, 1e-8, 1e-10)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_precision_of_every_product(precision):
+    net = Network([Conv2D(32, activation="relu")], (6, 6, 20), device="cuda", precision=precision, random_state=0)
+    again = pickle.loads(pickle.dumps(net))
+    assert again.precision == precision
+    for mode in ("inference", "training_dx"):
+        plan = again._plan_for(2, mode)
+        names = [call.name for part in (plan._forward, plan._backward) for call in part.calls if "conv_" in call.name]
+        assert len(names) == (1 if mode == "inference" else 3)
+        assert all(f"'{precision}'" in name for name in names), names
+    trained = Network([Conv2D(32), Dense(3)], (6, 6, 4), device="cuda", precision=precision, random_state=0)
+    trained.train_step(batch((6, 6, 4), 2, dtype=np.float32), np.arange(2))
+    names = [call.name for call in trained.plan._training.program.calls if "conv_forward" in call.name]
+    assert any(f"'{precision}'" in name for name in names), names
 
 
 @pytest.mark.parametrize("optimizer", [Adam, lambda: AdamW(clip_norm=0.1), Muon, lambda: SGD(0.05, l2=0.01)])

@@ -19,7 +19,7 @@ from fastcnn.kernels.cuda.activations import activation_functions
 from fastcnn.kernels.cuda.arrays import none, width_of, workspace
 from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, launch, linear, types
 from fastcnn.kernels.cuda.intrinsics import quotient, vectors
-from fastcnn.kernels.cuda.sums import CELLS, LINES, MANY_LINES, WIDTH, add_parts, chunks_of
+from fastcnn.kernels.cuda.sums import AT_ONCE, CELLS, LINES, MANY_LINES, WIDTH, add_parts, chunks_of
 
 MANY_CELLS = WIDTH * MANY_LINES
 
@@ -96,8 +96,10 @@ def norm_kernels(real: Any, width: int = 1) -> _Kernels:
         cell = cuda.threadIdx.y * WIDTH + cuda.threadIdx.x
         total = zero
         if c < columns:
-            for chunk in range(cuda.threadIdx.y, chunks, MANY_LINES):
-                total += make(max(min(each, rows - chunk * each), 0)) * means[chunk * columns + c]
+            for some in range(cuda.threadIdx.y, chunks, AT_ONCE * MANY_LINES):
+                for chunk in range(some, some + AT_ONCE * MANY_LINES, MANY_LINES):
+                    if chunk < chunks:
+                        total += make(max(min(each, rows - chunk * each), 0)) * means[chunk * columns + c]
         cells[cell] = total
         cuda.syncthreads()
         middle = zero
@@ -107,10 +109,12 @@ def norm_kernels(real: Any, width: int = 1) -> _Kernels:
         cuda.syncthreads()
         total = zero
         if c < columns:
-            for chunk in range(cuda.threadIdx.y, chunks, MANY_LINES):
-                seen = make(max(min(each, rows - chunk * each), 0))
-                difference = means[chunk * columns + c] - middle
-                total += squares[chunk * columns + c] + seen * difference * difference
+            for some in range(cuda.threadIdx.y, chunks, AT_ONCE * MANY_LINES):
+                for chunk in range(some, some + AT_ONCE * MANY_LINES, MANY_LINES):
+                    if chunk < chunks:
+                        seen = make(max(min(each, rows - chunk * each), 0))
+                        difference = means[chunk * columns + c] - middle
+                        total += squares[chunk * columns + c] + seen * difference * difference
         cells[cell] = total
         cuda.syncthreads()
         if cuda.threadIdx.y == 0 and c < columns:

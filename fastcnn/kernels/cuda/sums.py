@@ -20,6 +20,7 @@ __all__ = ["LINES", "WIDTH", "add_parts", "chunks_of", "column_sums"]
 WIDTH, LINES = (4, 2) if SIMULATED else (32, 8)
 CELLS = WIDTH * LINES
 MANY_LINES = 2 if SIMULATED else 32  # of a block that adds up what others have summed
+AT_ONCE = 4  # numbers that a thread asks for before it adds the first of them
 _FEW_PARTS = 16  # so many a thread adds up alone
 
 
@@ -63,8 +64,10 @@ def many_parts_kernel(real: Any) -> Kernel:
         i = cuda.blockIdx.x * WIDTH + cuda.threadIdx.x
         total = zero
         if i < size:
-            for j in range(cuda.threadIdx.y, n_parts, MANY_LINES):
-                total += parts[j * size + i]
+            for first in range(cuda.threadIdx.y, n_parts, AT_ONCE * MANY_LINES):
+                for j in range(first, first + AT_ONCE * MANY_LINES, MANY_LINES):
+                    if j < n_parts:
+                        total += parts[j * size + i]
         cells[cuda.threadIdx.y * WIDTH + cuda.threadIdx.x] = total
         cuda.syncthreads()
         if cuda.threadIdx.y == 0 and i < size:
