@@ -235,10 +235,13 @@ class Kernel:
     signature : str
         One letter for each argument.
     name : str
+    registers : int or None
+        The most that a thread may have, so that more blocks find room on a multiprocessor.
     """
 
-    def __init__(self, function: Callable[..., None], signature: str, name: str) -> None:
+    def __init__(self, function: Callable[..., None], signature: str, name: str, registers: int | None = None) -> None:
         self.function, self.signature, self.name = function, signature.replace(" ", ""), name
+        self.registers = registers
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
     def types(self, real: Any, passed: Sequence[Any] = ()) -> tuple[Any, ...]:
@@ -260,18 +263,20 @@ class Kernel:
         key = real, passed
         if key not in self._compiled:
             # Without link-time optimisation: what is compiled here is what the tests look at.
-            options = {} if SIMULATED else {"lto": False}
+            options = {} if SIMULATED else {"lto": False, "max_registers": self.registers}
             with _gpu, reported(f"compiling {self.name}"):
                 signature = types.void(*self.types(real, passed))
                 self._compiled[key] = cuda.jit([signature], **options)(self.function)
         return self._compiled[key]
 
 
-def kernel(signature: str, name: str | None = None) -> Callable[[Callable[..., None]], Kernel]:
+def kernel(
+    signature: str, name: str | None = None, registers: int | None = None
+) -> Callable[[Callable[..., None]], Kernel]:
     """Make a function a `Kernel`."""
 
     def make(function: Callable[..., None]) -> Kernel:
-        return Kernel(function, signature, name or function.__name__)
+        return Kernel(function, signature, name or function.__name__, registers)
 
     return make
 

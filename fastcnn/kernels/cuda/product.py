@@ -105,7 +105,7 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
     row_spread, column_spread, n_sums = tile.row_spread, tile.column_spread, per_rows * per_columns
     number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
 
-    @kernel("R R R R B G r i i i i i i i i i", f"conv_forward{tuple(tile)}")
+    @kernel("R R R R B G r i i i i i i i i i", f"conv_forward{tuple(tile)}", tile.registers)
     def forward(
         x, weight, bias, y, argmax, g, alpha, n_rows, has_bias, want_argmax, window_h, window_w, pooled_h, pooled_w,
         split_depth, size,
@@ -229,7 +229,7 @@ def input_kernel(tile: Tile, real: Any, width: int, x_width: int, strided: bool)
     row_spread, column_spread, n_sums = tile.row_spread, tile.column_spread, per_rows * per_columns
     number, zero, scaled = getattr(types, np.dtype(real).name), np.dtype(real).type(0), tile.cores == "fp16"
 
-    @kernel("R R R G i i i r r", f"conv_input{tuple(tile)}")
+    @kernel("R R R G i i i r r", f"conv_input{tuple(tile)}", tile.registers)
     def backward_input(dy, weight, dx, g, n_rows, split_depth, size, scale, unscale):
         a_tile = cuda.shared.array(a_size, number, ALIGNMENT)
         b_tile = cuda.shared.array(b_size, number, ALIGNMENT)
@@ -338,7 +338,7 @@ def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
     row_spread, column_spread, n_sums = tile.row_spread, tile.column_spread, per_rows * per_columns
     number, zero, scaled = getattr(types, np.dtype(real).name), np.dtype(real).type(0), tile.cores == "fp16"
 
-    @kernel("R R R G i i i r r", f"conv_weight{tuple(tile)}")
+    @kernel("R R R G i i i r r", f"conv_weight{tuple(tile)}", tile.registers)
     def backward_weight(x, dy, dw, g, n_pixels, split_depth, size, scale, unscale):
         a_tile = cuda.shared.array(a_size, number, ALIGNMENT)
         b_tile = cuda.shared.array(b_size, number, ALIGNMENT)

@@ -58,6 +58,11 @@ class Tile(NamedTuple):
         return (self.rows // self.per_rows) * (self.columns // self.per_columns)
 
     @property
+    def registers(self) -> int | None:
+        """The most that a thread may have: with 128, four blocks of four warps find room on a multiprocessor."""
+        return 128 if self.cores and self.per_rows * self.per_columns == 32 else None
+
+    @property
     def row_spread(self) -> int:
         """From one quad of a thread's rows to the next."""
         return 32 if self.cores else self.rows // (self.per_rows // 4)
