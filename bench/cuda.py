@@ -45,8 +45,9 @@ TINY = Net((6, 6, 1), (Conv(4, 3, padding=1), RELU, HALVE, Flatten(), Dense(CLAS
 STARTED = perf_counter()
 GOALS = (0.92, 0.94)
 PRECISIONS = ("float32", "tf32", "bf16", "fp16")
-# Of a gradient, |found - right| / |right|. A few maxima and ReLUs always fall the other way.
-ALLOWED = {"float32": 2e-3, "tf32": 5e-2, "bf16": 2e-1, "fp16": 5e-2}
+# Of a gradient, |found - right| / |right|. One ReLU or maximum that falls the other way makes some 1e-3 of that in a
+# deep network, and noise of 1e-6 in the images makes one fall: the reference's own gradient changes as much.
+ALLOWED = {"float32": 1e-2, "tf32": 5e-2, "bf16": 2e-1, "fp16": 5e-2}
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def main() -> None:
     result: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     if result.get("card", card) != card:
         raise SystemExit(f"{args.out} is of another card, {result['card']}")
-    result |= {"card": card, "cpu": cpu_name(), "simulated": driver.SIMULATED}
+    result |= {"command": "python -m bench.cuda", "card": card, "cpu": cpu_name(), "simulated": driver.SIMULATED}
     result["versions"] = versions("fastcnn", "numba", "numba-cuda", "numpy", "torch")
     print(f"{card}; {result['versions']}", flush=True)
     if "checks" not in (*result, *args.sections):
@@ -123,7 +124,7 @@ def check(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name in ("tiny",) if args.quick else ("seed", "vgg", "lenet5", "strided"):
         net = TINY if args.quick else NETWORKS[name]
-        x, labels = batch_of(net, 3 if args.quick else 16)
+        x, labels = batch_of(net, 3 if args.quick else 32)
         layers, shape = fastcnn_layers(net), net.input_shape
         right = Network(layers, shape, device="reference", dtype="float64", random_state=0)
         found = {p: Network(layers, shape, device="cuda", precision=p, random_state=0) for p in PRECISIONS}
@@ -241,7 +242,7 @@ def _measured(
     networks = {"tiny": TINY} if args.quick else {name: NETWORKS[name] for name in ("seed", "vgg")}
     batches, rows = (3,) if args.quick else (128, 512, 4096), []
     print(f"{'network':<9}{'batch':>6}  {'precision':<10}{'side':<20}{'ms':>9}{'images/s':>12}")
-    for (name, net), batch, precision, (side, make) in product(networks.items(), batches, precisions, sides.items()):
+    for precision, (name, net), batch, (side, make) in product(precisions, networks.items(), batches, sides.items()):
         if precision == "bf16" and batch < batches[-1]:
             continue
         row: dict[str, Any] = {"network": name, "batch": batch, "precision": precision, "side": side, "seconds": None}
@@ -352,8 +353,10 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
         seconds, scores = np.cumsum(model._history.epoch_seconds), model.validation_scores_
         reached = {f"{goal:.0%}": next((float(t) for t, s in zip(seconds, scores, strict=True) if s >= goal), None)
                    for goal in GOALS}  # fmt: skip
-        found[name] = {"seconds_to": reached, "accuracy": scores[-1], "epochs": len(scores),
-                       "seconds": float(seconds[-1]), "compile_seconds": compiling, "scores": list(scores)}  # fmt: skip
+        found[name] = {
+            "epochs": len(scores), "epoch_seconds": list(model._history.epoch_seconds), "scores": list(scores),
+            "accuracy": scores[-1], "seconds_to": reached, "compile_seconds": compiling,
+        }  # fmt: skip
         told = f"{scores[-1]:.4f} after {seconds[-1]:.1f} s; seconds to {reached}; compiling {compiling:.1f} s"
         print(f"{name:<18}{told}", flush=True)
     return found

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bench import report_cluster, report_recipes
+from bench import report_cluster, report_cuda, report_recipes
 from bench.networks import NETWORKS
 from bench.peers import BATCHES, NAMES, summary
 from tests.cases import LAYERS
@@ -42,7 +42,14 @@ def _goal(what: str, asked: str, measured: str, reached: bool, complete: bool = 
 
 def goals(results: Results) -> list[Goal]:
     """All of them, in order; results are those of bench/results by name."""
-    return [*_peers(results), *_kernels(results), *_the_rest(results), *_recipes(results), *_cluster(results)]
+    return [
+        *_peers(results),
+        *_kernels(results),
+        *_the_rest(results),
+        *_recipes(results),
+        *_cluster(results),
+        *_cuda(results),
+    ]
 
 
 def _missing(what: str, asked: str) -> Goal:
@@ -153,3 +160,8 @@ def _the_rest(results: Results) -> Iterator[Goal]:
         yield _goal(what, asked, f"{max(added.values()):.0f} us at most", max(added.values()) < ONE_IMAGE)
     else:
         yield _missing(what, asked)
+
+
+def _cuda(results: Results) -> Iterator[Goal]:
+    for what, bound, ratio, reached in report_cuda.asked(results.get("cuda", {})):
+        yield _missing(what, bound) if ratio is None else _goal(what, bound, f"{ratio:.2f}", reached)

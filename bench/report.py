@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import report_cluster, report_recipes
+from bench import report_cluster, report_cuda, report_recipes
 from bench.goals import Results, goals
 from bench.machine import RESULTS
 from bench.peers import BUSY, NAMES, suspect
@@ -324,6 +324,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "recipes": lambda r: report_recipes.lines(r, about(r)),
     "features": lambda r: report_recipes.features(r, about(r)),
     "cluster": lambda r: report_cluster.lines(r, about(r), table),
+    "cuda": lambda r: report_cuda.lines(r, about(r), table),
 }  # fmt: skip
 
 
@@ -336,7 +337,8 @@ def write(results: Path, target: Path) -> None:
         lines += [*SECTIONS[name](r), ""]
         if name in plots:
             lines += [f"![{name}](plots/{plots[name]})", ""]
-    lines += ["## GPU", "", "Not measured on a GPU.", ""]
+    if "cuda" not in found:
+        lines += ["## GPU", "", "Not measured on a GPU.", ""]
     target.write_text("\n".join(lines))
 
 

@@ -130,7 +130,7 @@ def why_unavailable() -> str | None:
         except Exception as failure:  # a driver may fail in many ways
             available, error, count = False, failure, 0
     if available and count:
-        return _too_old()
+        return _too_old() or _too_new()
     if error is None:
         return "the compiler's libraries (NVVM) were not found: pip install fastcnn[cuda]"
     text = _one_line(error)
@@ -149,6 +149,15 @@ def _too_old() -> str | None:
             f"the NVIDIA driver is too old: it knows CUDA {driver[0]}.{driver[1]}, the installed libraries are "
             f"of CUDA {runtime[0]}.{runtime[1]}: update it, or install numba-cuda[cu{driver[0]}]"
         )
+    return None
+
+
+def _too_new() -> str | None:
+    """What is wrong if numba-cuda uses what this NumPy has no more (0.30 and NumPy 2.5): nothing would compile."""
+    try:
+        import_module("numba.cuda.np.arrayobj")
+    except AttributeError as error:
+        return f"the installed numba-cuda does not work with NumPy {np.__version__} ({error}): pip install 'numpy<2.5'"
     return None
 
 

@@ -87,7 +87,7 @@ def norm_kernels(real: Any, width: int = 1) -> _Kernels:
             means[cuda.blockIdx.y * columns + column] = middle
             squares[cuda.blockIdx.y * columns + column] = square
 
-    @kernel("R R R R R R i i i i r r")
+    @kernel("R R R R R R i i i i r r", registers=64)
     def finish(
         means, squares, mean, inv_std, running_mean, running_var, rows, columns, each, chunks, momentum, epsilon
     ):

@@ -58,7 +58,7 @@ def many_parts_kernel(real: Any) -> Kernel:
     number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
     cells_size = WIDTH * MANY_LINES
 
-    @kernel("R R R i i i i i r")
+    @kernel("R R R i i i i i r", registers=64)
     def add_many_parts(parts, bias, y, n_parts, size, width, has_bias, code, alpha):
         cells = cuda.shared.array(cells_size, number)
         i = cuda.blockIdx.x * WIDTH + cuda.threadIdx.x

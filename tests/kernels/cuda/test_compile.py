@@ -94,6 +94,13 @@ def test_simple_kernels(real, capability):
             sound_ptx(kernel, real, capability, np.int32)
 
 
+@pytest.mark.skipif(not shutil.which("ptxas"), reason="NVIDIA's assembler is not installed")
+def test_blocks_of_1024_threads_have_registers_enough(tmp_path):
+    for kernel in (sums.many_parts_kernel(FLOAT32), norm.norm_kernels(FLOAT32).finish):
+        report = assemble(sound_ptx(kernel, FLOAT32, (9, 0)), (9, 0), tmp_path, kernel.registers)
+        assert sums.WIDTH * sums.MANY_LINES * int(re.search(r"Used (\d+) registers", report)[1]) <= 65_536, report
+
+
 @CAPABILITIES
 @pytest.mark.parametrize("width", [4, 1])
 @pytest.mark.parametrize(

@@ -123,6 +123,16 @@ def test_an_old_driver(monkeypatch):
     assert "it knows CUDA 12.4" in text and "numba-cuda[cu12]" in text
 
 
+def test_a_numpy_that_is_too_new(monkeypatch):
+    def fail(name):
+        raise AttributeError("module 'numpy' has no attribute 'row_stack'")
+
+    monkeypatch.setattr(driver, "_versions", lambda: (None, None))
+    monkeypatch.setattr(driver, "import_module", fail)
+    text = refused(monkeypatch, True, None)
+    assert "row_stack" in text and "numpy<2.5" in text
+
+
 def test_no_compiler(monkeypatch):
     assert "NVVM" in refused(monkeypatch, False, None)
 
