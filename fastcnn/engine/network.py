@@ -349,9 +349,10 @@ class Network:
         if sample_weight is None and mix is None and (micro_batch_size or n) >= n > 0:
             labels = self._checked_labels(n, labels)
             with self._lock:
-                with self._kernels.threads(self.n_jobs), self._precise():
+                with self._kernels.threads(self.n_jobs):
                     plan = self._ready(x, "training")
-                    plan.train(labels, label_smoothing)
+                    with self._precise():
+                        plan.train(labels, label_smoothing)
                     self.optimizer.update(self._kernels, flat, flat_grads)
                 # While a GPU is waited for, another thread may give it the next batch to build.
                 loss, hits = plan.figures()

@@ -85,7 +85,6 @@ TILES = (
 )
 
 TENSOR_TILES = (
-    Tile(128, 128, tensor.DEPTH, 8, 8, "float32"),
     Tile(128, 64, tensor.DEPTH, 8, 8, "float32"),
     Tile(128, 32, tensor.DEPTH, 4, 8, "float32"),
     Tile(64, 64, tensor.DEPTH, 4, 8, "float32"),
@@ -140,9 +139,9 @@ def choose_tile(shape: Shape, dtype: np.dtype[Any], quads: bool) -> Tile:
 def _tensor_tile(shape: Shape, quads: bool) -> Tile:
     """The widest tile that fits the columns, if its blocks keep the GPU busy; else more of a smaller one."""
     if shape.columns <= 32 or shape.rows <= 32:
-        return TENSOR_TILES[2 if shape.rows >= 4096 else 4]
-    many = blocks(shape, TENSOR_TILES[1]) >= 3 * 132
-    return TENSOR_TILES[1 if many and quads else 3]
+        return TENSOR_TILES[1 if shape.rows >= 4096 else 3]
+    many = blocks(shape, TENSOR_TILES[0]) >= 3 * 132
+    return TENSOR_TILES[0 if many and quads else 2]
 
 
 def blocks(shape: Shape, tile: Tile) -> int:

@@ -37,7 +37,7 @@ from fastcnn.kernels.cuda import batches, elementwise, losses, norm, optimizers,
 if not nvvm.is_available():
     pytest.skip("NVVM, the compiler, is not installed", allow_module_level=True)
 
-USUAL = (tiles.TILES[2], tiles.TENSOR_TILES[1])
+USUAL = (tiles.TILES[2], tiles.TENSOR_TILES[0])
 TILES = [*tiles.TILES, *(t._replace(cores=p) for t in tiles.TENSOR_TILES for p in PRECISIONS)]
 FLOAT32, FLOAT64 = np.dtype("float32"), np.dtype("float64")
 
