@@ -76,6 +76,8 @@ class Optimizer(ABC):
 
     _vectors: ClassVar[tuple[str, ...]]  # names of the flat state vectors
 
+    _scratch: Any = None  # memory of steps that need some
+
     def __init__(self, learning_rate: float, clip_norm: float | None) -> None:
         self.learning_rate = _positive("learning_rate", learning_rate)
         self.clip_norm = None if clip_norm is None else _positive("clip_norm", clip_norm)
@@ -86,7 +88,6 @@ class Optimizer(ABC):
         self._matrices: tuple[Matrix, ...] = ()
         self._state: dict[str, np.ndarray] = {}
         self._squares = np.zeros(1)
-        self._scratch: Any = None  # of steps that need some
 
     def bind(
         self,

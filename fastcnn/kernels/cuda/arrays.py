@@ -82,7 +82,8 @@ class DeviceArray:
     @property
     def quads(self) -> bool:
         """Whether it lies so that four numbers may be read at once."""
-        return self._offset % (4 * self.dtype.itemsize) == 0
+        at = self._offset if SIMULATED else self.address
+        return at % (4 * self.dtype.itemsize) == 0
 
     def __len__(self) -> int:
         return self.shape[0]

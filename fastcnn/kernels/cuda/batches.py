@@ -117,7 +117,7 @@ def gather_images(images, moves, matrix, scaling, out):
     replay(_gather, (out, images, moves, matrix, scaling), out.shape[1:])
 
 
-def _gather(out, images, moves, matrix, scaling, _, height, width, channels):
+def _gather(out, images, moves, matrix, scaling, height, width, channels):
     plain, warp, _, _ = batch_kernels(out.dtype)
     sizes = out.size, height, width, channels
     if matrix.size:
@@ -133,7 +133,7 @@ def relight_images(x, light, scaling):
     replay(_relight, (x, light, scaling), x.shape)
 
 
-def _relight(x, light, scaling, _, n, height, width, channels):
+def _relight(x, light, scaling, n, height, width, channels):
     launch(batch_kernels(x.dtype)[2], n * channels, THREADS, x, light, scaling, height * width, channels)
 
 
@@ -142,5 +142,5 @@ def blend_images(x, partner, share, out):
     replay(_blend, (x, partner, share, out), (x.size // max(len(x), 1),))
 
 
-def _blend(x, partner, share, out, _, values):
+def _blend(x, partner, share, out, values):
     linear(batch_kernels(x.dtype)[3], x.size, x, partner, share, out, x.size, values)

@@ -312,11 +312,12 @@ class Call:
         real = next((arg.dtype for letter, arg in arrays if letter == "R"), np.dtype(np.float64))
         self.compiled = kernel.compiled(real, tuple(arg.dtype for letter, arg in arrays if letter == "A"))
         self.args = [_argument(letter, arg, real) for letter, arg in zip(kernel.signature, args, strict=True)]
-        self.name, self.where = kernel.name, (grid, block, stream())
+        self.name, self.where = kernel.name, (grid, block)
         self.kept = args  # the memory must outlive the launch
 
-    def __call__(self) -> None:
-        self.compiled[self.where](*self.args)
+    def __call__(self, where: Any) -> None:
+        """Launch it in the stream `where`."""
+        self.compiled[(*self.where, where)](*self.args)
 
 
 def _argument(letter: str, value: Any, real: np.dtype[Any]) -> Any:
@@ -395,13 +396,15 @@ def capture(calls: Sequence[Call]) -> Graph:
             raise RuntimeError(str(result[0]))
         return result[1] if len(result) > 1 else None
 
+    # In a stream of its own: what other threads copy or wait for meanwhile must not fall into the graph.
     with _gpu, cuda.defer_cleanup():
         mode = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-        checked(api.cuStreamBeginCapture(int(stream()), mode))
         try:
-            run(calls)
+            checked(api.cuStreamBeginCapture(int(captures()), mode))
+            for call in calls:
+                call(captures())
         finally:
-            graph = checked(api.cuStreamEndCapture(int(stream())))
+            graph = checked(api.cuStreamEndCapture(int(captures())))
         try:
             return Graph(checked(api.cuGraphInstantiate(graph, 0)))
         finally:
@@ -414,7 +417,7 @@ def run(calls: Sequence[Call]) -> None:
     try:
         for call in calls:
             name = call.name
-            call()
+            call(stream())
     except Exception as error:
         if not of_driver(error):
             raise
@@ -432,7 +435,9 @@ def address_of(memory: Any) -> int:
 
 
 def copy_to_device(address: int, host: np.ndarray) -> None:
-    """The numbers of a contiguous array to `address`, in the stream; `host` may be written afterwards."""
+    """The numbers of a contiguous array to `address`, in the stream; `host` may be written afterwards, if it is not in
+    page-locked memory.
+    """
     _copy("cuMemcpyHtoDAsync", address, host.__array_interface__["data"][0], host.nbytes)
 
 
@@ -465,6 +470,12 @@ def _check(what: str, result: tuple[Any, ...]) -> None:
 @cache
 def stream() -> Any:
     """The one stream."""
+    return cuda.stream()
+
+
+@cache
+def captures() -> Any:
+    """The stream in which graphs are captured, which does nothing else."""
     return cuda.stream()
 
 

@@ -75,11 +75,12 @@ def norm_kernels(real: Any, width: int = 1) -> _Kernels:
         square_cells[cell] = square
         cuda.syncthreads()
         if cuda.threadIdx.y == 0 and column < columns:
-            middle, square = zero, zero
-            seen = make(max(end - first, 1))
-            for line in range(LINES):
-                middle += make(_share(end, first + line, LINES)) * mean_cells[line * WIDTH + cuda.threadIdx.x]
-            middle /= seen
+            # Distances from a mean that is there: of numbers far from zero a sum of means would lose digits.
+            origin, total, square = mean_cells[cuda.threadIdx.x], zero, zero
+            for line in range(1, LINES):
+                share = make(_share(end, first + line, LINES))
+                total += share * (mean_cells[line * WIDTH + cuda.threadIdx.x] - origin)
+            middle = origin + total / make(max(end - first, 1))
             for line in range(LINES):
                 difference = mean_cells[line * WIDTH + cuda.threadIdx.x] - middle
                 square += square_cells[line * WIDTH + cuda.threadIdx.x]
@@ -94,18 +95,20 @@ def norm_kernels(real: Any, width: int = 1) -> _Kernels:
         cells = cuda.shared.array(MANY_CELLS, numbers)
         c = cuda.blockIdx.x * WIDTH + cuda.threadIdx.x
         cell = cuda.threadIdx.y * WIDTH + cuda.threadIdx.x
-        total = zero
+        origin, total = zero, zero
         if c < columns:
+            origin = means[c]
             for some in range(cuda.threadIdx.y, chunks, AT_ONCE * MANY_LINES):
                 for chunk in range(some, some + AT_ONCE * MANY_LINES, MANY_LINES):
                     if chunk < chunks:
-                        total += make(max(min(each, rows - chunk * each), 0)) * means[chunk * columns + c]
+                        seen = make(max(min(each, rows - chunk * each), 0))
+                        total += seen * (means[chunk * columns + c] - origin)
         cells[cell] = total
         cuda.syncthreads()
         middle = zero
         for line in range(MANY_LINES):
             middle += cells[line * WIDTH + cuda.threadIdx.x]
-        middle /= make(max(rows, 1))
+        middle = origin + middle / make(max(rows, 1))
         cuda.syncthreads()
         total = zero
         if c < columns:

@@ -154,7 +154,7 @@ def forward_kernel(tile: Tile, real: Any, x_width: int, w_width: int, window: in
         here = narrow(d + t % a_lanes * x_width if x_width == 4 else d + t // rows)
         at_r, at_s, channel = _in_window(here, c_group, s)
         column = narrow(first_column + t % b_lanes * w_width)
-        column = narrow(column if column < k_group else -1)
+        column = narrow(column if column < k_group else -w_width)
         part, multiplied = narrow(0), narrow(0)
         for step in range(steps + parts - 1):
             arrive(parts - 2)
@@ -377,7 +377,7 @@ def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
         to_line, to_image = narrow((stride_h * w - q * stride_w) * c), narrow((h - p * stride_h) * w * c)
         along, offset = narrow(depth * stride_w * c), (top * w + left) * c + channel
         column = narrow(first_column + t % b_lanes * y_width)
-        column = narrow(column if column < k_group else -1)
+        column = narrow(column if column < k_group else -y_width)
         part, multiplied = narrow(0), narrow(0)
         for step in range(steps + parts - 1):
             arrive(parts - 2)

@@ -16,7 +16,7 @@ from fastcnn.kernels.cuda.driver import SIMULATED, Call, Graph, capture, recordi
 
 __all__ = ["Program", "record", "replay"]
 
-_MOST_KEPT = 32  # graphs of `replay`
+_MOST_KEPT = 256  # graphs of `replay`
 
 
 class Program:
@@ -98,7 +98,8 @@ def replay(
     fixed: tuple[Any, ...] = (),
     numbers: Sequence[float] = (),
 ) -> None:
-    """Run what ``launches(*arrays, vector, *fixed)`` launches; `vector` has `numbers`, which change.
+    """Run what ``launches(*arrays, vector, *fixed)`` launches; `vector` has `numbers`, which change. Without numbers
+    there is none.
 
     It is done as a graph from the second call with the same arrays on. The arrays belong to the caller, who may free
     them: another array that begins at the same place is then served by the same graph.
@@ -113,16 +114,17 @@ def replay(
     _replayed[key] = kept
     if numbers:
         kept.numbers[...] = np.asarray(numbers, real)
+    given = (*arrays, kept.numbers, *fixed) if numbers else (*arrays, *fixed)
     if kept.graph is None and kept.runs == 1 and graphs_wanted():
         with recording() as calls:
-            launches(*arrays, kept.numbers, *fixed)
-        kept.graph = captured(calls)
+            launches(*given)
         theirs = {id(array._memory) for array in arrays}
         kept.owned = [
             a for call in calls for a in call.kept if isinstance(a, DeviceArray) and id(a._memory) not in theirs
         ]
+        kept.graph = captured(calls)
     kept.runs += 1
     if kept.graph is not None:
         kept.graph.launch()
     else:
-        launches(*arrays, kept.numbers, *fixed)
+        launches(*given)

@@ -72,7 +72,8 @@ class Tile(NamedTuple):
         return 4 if self.cores else self.columns // (self.per_columns // 4)
 
 
-# The last but one is for what is tiny (and for the simulator, whose threads are Python's).
+# The first three serve double precision, and cards without tensor cores; the last but one what is tiny (and the
+# simulator, whose threads are Python's).
 TILES = (
     Tile(128, 128, 8, 8, 8),
     Tile(128, 64, 16, 8, 4),

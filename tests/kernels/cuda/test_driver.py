@@ -198,7 +198,7 @@ def test_a_kernel_that_fails_is_named(monkeypatch):
     network = net(device="cuda")
     network.train_step(X, LABELS)
 
-    def fail(self):
+    def fail(self, where):
         raise CudaAPIError(700, "CUDA_ERROR_ILLEGAL_ADDRESS")
 
     monkeypatch.setattr(driver.Call, "__call__", fail)
@@ -210,7 +210,7 @@ def test_a_kernel_that_fails_is_named(monkeypatch):
 def test_a_mistake_of_ours_stays_what_it_is(monkeypatch):
     network = net(device="cuda")
 
-    def fail(self):
+    def fail(self, where):
         raise ZeroDivisionError
 
     monkeypatch.setattr(driver.Call, "__call__", fail)
