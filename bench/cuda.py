@@ -33,6 +33,7 @@ import numpy as np
 
 from bench.machine import RESULTS, cpu_name, versions
 from bench.networks import CLASSES, HALVE, NETWORKS, RELU, Conv, Dense, Flatten, Net, fastcnn_layers
+from fastcnn.kernels.contract import PRECISIONS
 
 LAYERS = {  # batch, (H, W, C), filters: of the networks below
     "seed conv1": (512, (28, 28, 1), 32),
@@ -44,7 +45,6 @@ LAYERS = {  # batch, (H, W, C), filters: of the networks below
 TINY = Net((6, 6, 1), (Conv(4, 3, padding=1), RELU, HALVE, Flatten(), Dense(CLASSES)))
 STARTED = perf_counter()
 GOALS = (0.92, 0.94)
-PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 # Of a gradient, |found - right| / |right|. One ReLU or maximum that falls the other way makes some 1e-3 of that in a
 # deep network, and noise of 1e-6 in the images makes one fall: the reference's own gradient changes as much.
 ALLOWED = {"float32": 1e-2, "tf32": 5e-2, "bf16": 2e-1, "fp16": 5e-2}

@@ -120,23 +120,15 @@ class DeviceArray:
         with reported("a copy to the GPU"):
             if not hasattr(values, "__cuda_array_interface__"):
                 host = np.ascontiguousarray(np.broadcast_to(np.asarray(values), target.shape), self.dtype)
-                if SIMULATED:
-                    target.flat.copy_to_device(host.reshape(-1))
-                else:
-                    copy_to_device(target.address, host)
+                copy_to_device(target.address, host)
             elif (source := place(values)).dtype == self.dtype and source.shape == target.shape:
-                if SIMULATED:
-                    target.flat.copy_to_device(source.flat)
-                else:
-                    copy_on_device(target.address, source.address, target.nbytes)
+                copy_on_device(target.address, source.address, target.nbytes)
             else:
                 target[...] = np.asarray(source)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         host = np.empty(self.shape, self.dtype)
-        if self.size and SIMULATED:
-            self.flat.copy_to_host(host.reshape(-1))
-        elif self.size:
+        if self.size:
             copy_from_device(host, self.address)
         return host if dtype is None else host.astype(dtype, copy=False)
 

@@ -19,6 +19,7 @@ from fastcnn.kernels.cuda.activations import activation_functions
 from fastcnn.kernels.cuda.arrays import none, width_of, workspace
 from fastcnn.kernels.cuda.driver import Kernel, cuda, device_function, kernel, launch, linear, types
 from fastcnn.kernels.cuda.intrinsics import quotient, vectors
+from fastcnn.kernels.cuda.pool import place_of, window_reader
 from fastcnn.kernels.cuda.sums import AT_ONCE, CELLS, LINES, MANY_LINES, WIDTH, add_parts, chunks_of
 
 MANY_CELLS = WIDTH * MANY_LINES
@@ -48,6 +49,7 @@ def norm_kernels(real: Any, width: int = 1) -> _Kernels:
     """`width`: numbers that the kernels which go through whole images read at once, 4 or 1."""
     activate, gradient = activation_functions(real)
     read, write = vectors(width)
+    read_window = window_reader(real, width)
     make, numbers = np.dtype(real).type, getattr(types, np.dtype(real).name)
     zero, one, lowest = make(0), make(1), make(-np.inf)
 
@@ -258,19 +260,11 @@ def norm_kernels(real: Any, width: int = 1) -> _Kernels:
         # A thread for each window, and for what no window covers at the right and below.
         down, across = quotient(h + r - 1, r), quotient(w + s - 1, s)
         for i in range(cuda.grid(1) * width, size, cuda.gridsize(1) * width):
-            cell = quotient(i, c)
-            channel = i - cell * c
-            line = quotient(cell, across)
-            n = quotient(line, down)
-            at_p, at_q = line - n * down, cell - line * across
+            n, at_p, at_q, channel = place_of(i, c, across, down)
             covered = at_p < p and at_q < q
             if covered:
                 at = ((n * p + at_p) * q + at_q) * c + channel
-                read(y, at, ys)
-                read(dy, at, dzs)
-                for m in range(width):
-                    dzs[m] = gradient(ys[m], dzs[m], code, alpha)
-                    winners[m] = argmax[at + m]
+                read_window(y, dy, argmax, at, ys, dzs, winners, code, alpha)
             for at_r in range(min(r, h - at_p * r)):
                 for at_s in range(min(s, w - at_q * s)):
                     at = ((n * h + at_p * r + at_r) * w + at_q * s + at_s) * c + channel

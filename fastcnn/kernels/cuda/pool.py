@@ -19,7 +19,7 @@ _PLAIN = (0, 0.0)
 
 
 @device_function
-def _place(i, c, width, height):
+def place_of(i, c, width, height):
     """Element i of images (n, height, width, c): image, row, column, channel."""
     pixel = quotient(i, c)
     row = quotient(pixel, width)
@@ -43,7 +43,7 @@ def max_forward_kernel(real: Any) -> Kernel:
     def maxpool_forward(x, y, argmax, g, size, want_argmax):
         h, w, c, r, s, p, q, stride_h, stride_w, pad_top, pad_left, _, _, _, _, _, _ = g
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
-            n, at_p, at_q, channel = _place(i, c, q, p)
+            n, at_p, at_q, channel = place_of(i, c, q, p)
             best, place = lowest, -1
             for at_r in range(r):
                 ih = at_p * stride_h - pad_top + at_r
@@ -77,7 +77,7 @@ def max_backward_kernel(real: Any) -> Kernel:
     def maxpool_backward(y, dy, argmax, dx, g, size, code, alpha):
         h, w, c, r, s, p, q, stride_h, stride_w, pad_top, pad_left, _, _, _, _, _, _ = g
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
-            n, ih, iw, channel = _place(i, c, w, h)
+            n, ih, iw, channel = place_of(i, c, w, h)
             p_from, p_to = _windows(ih, pad_top, r, stride_h, p)
             q_from, q_to = _windows(iw, pad_left, s, stride_w, q)
             total = zero
@@ -93,13 +93,31 @@ def max_backward_kernel(real: Any) -> Kernel:
 
 
 @cache
+def window_reader(real: Any, width: int) -> Any:
+    """The device function that reads, of the `width` pooled numbers from `at` on, the gradients before the activation
+    and the winners.
+    """
+    _, gradient = activation_functions(real)
+    read, _ = vectors(width)
+
+    @device_function
+    def read_window(y, dy, argmax, at, ys, dzs, winners, code, alpha):
+        read(y, at, ys)
+        read(dy, at, dzs)
+        for m in range(width):
+            dzs[m] = gradient(ys[m], dzs[m], code, alpha)
+            winners[m] = argmax[at + m]
+
+    return read_window
+
+
+@cache
 def window_backward_kernel(real: Any, width: int) -> Kernel:
     """`max_backward_kernel` for windows side by side: a thread for each window, and for what no window covers at the
     right and below. `width`: channels at once.
     """
-    _, gradient = activation_functions(real)
     number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
-    read, write = vectors(width)
+    read_window, (_, write) = window_reader(real, width), vectors(width)
 
     @kernel("R R A R G i i r")
     def window_backward(y, dy, argmax, dx, g, size, code, alpha):
@@ -110,15 +128,11 @@ def window_backward_kernel(real: Any, width: int) -> Kernel:
         h, w, c, r, s, p, q, _, _, _, _, _, _, _, _, _, _ = g
         down, across = quotient(h + r - 1, r), quotient(w + s - 1, s)
         for i in range(cuda.grid(1) * width, size, cuda.gridsize(1) * width):
-            n, at_p, at_q, channel = _place(i, c, across, down)
+            n, at_p, at_q, channel = place_of(i, c, across, down)
             covered = at_p < p and at_q < q
             if covered:
                 at = ((n * p + at_p) * q + at_q) * c + channel
-                read(y, at, ys)
-                read(dy, at, dzs)
-                for m in range(width):
-                    dzs[m] = gradient(ys[m], dzs[m], code, alpha)
-                    winners[m] = argmax[at + m]
+                read_window(y, dy, argmax, at, ys, dzs, winners, code, alpha)
             for at_r in range(min(r, h - at_p * r)):
                 for at_s in range(min(s, w - at_q * s)):
                     for m in range(width):
@@ -156,7 +170,7 @@ def average_forward_kernel(real: Any) -> Kernel:
     def avgpool_forward(x, y, g, size):
         h, w, c, r, s, p, q, stride_h, stride_w, pad_top, pad_left, _, _, all_count, _, _, _ = g
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
-            n, at_p, at_q, channel = _place(i, c, q, p)
+            n, at_p, at_q, channel = place_of(i, c, q, p)
             total, count = zero, zero
             for at_r in range(r):
                 ih = at_p * stride_h - pad_top + at_r
@@ -185,7 +199,7 @@ def average_backward_kernel(real: Any) -> Kernel:
     def avgpool_backward(dy, dx, g, size):
         h, w, c, r, s, p, q, stride_h, stride_w, pad_top, pad_left, _, _, all_count, _, _, _ = g
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
-            n, ih, iw, channel = _place(i, c, w, h)
+            n, ih, iw, channel = place_of(i, c, w, h)
             p_from, p_to = _windows(ih, pad_top, r, stride_h, p)
             q_from, q_to = _windows(iw, pad_left, s, stride_w, q)
             total = zero
