@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from itertools import groupby
 from math import prod
 from typing import Any
 
@@ -70,6 +71,7 @@ config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small layers of small batches are no m
 THREADS = 8 if SIMULATED else 256  # of a block where nothing else says how many
 MOST_BLOCKS = 2 if SIMULATED else 4096
 
+_BRANCHES = 16  # of a graph that run at once
 _local = threading.local()  # what this thread records
 _gpu = threading.RLock()  # one thread at a time: the workspace and the stream are everybody's
 
@@ -304,16 +306,16 @@ def _scalar(dtype: Any) -> Any:
 
 
 class Call:
-    """A kernel with its arguments and launch shape."""
+    """A kernel with its arguments and launch shape, and the `branch` that it was made in, or None."""
 
-    __slots__ = ("args", "compiled", "kept", "name", "where")
+    __slots__ = ("args", "branch", "compiled", "kept", "name", "where")
 
     def __init__(self, kernel: Kernel, grid: Any, block: Any, args: Sequence[Any]) -> None:
         arrays = [(letter, arg) for letter, arg in zip(kernel.signature, args, strict=True) if letter in "RA"]
         real = next((arg.dtype for letter, arg in arrays if letter == "R"), np.dtype(np.float64))
         self.compiled = kernel.compiled(real, tuple(arg.dtype for letter, arg in arrays if letter == "A"))
         self.args = [_argument(letter, arg, real) for letter, arg in zip(kernel.signature, args, strict=True)]
-        self.name, self.where = kernel.name, (grid, block)
+        self.name, self.where, self.branch = kernel.name, (grid, block), getattr(_local, "branch", None)
         self.kept = args  # the memory must outlive the launch
 
     def __call__(self, where: Any) -> None:
@@ -361,6 +363,18 @@ def recording() -> Iterator[list[Call]]:
         _local.calls = before
 
 
+@contextmanager
+def branch() -> Iterator[None]:
+    """What is launched within the block does not touch what the branches before and after it write: in a graph they
+    run side by side. Else they run one after the other.
+    """
+    _local.branch = object()
+    try:
+        yield
+    finally:
+        _local.branch = None
+
+
 class Graph:
     """Launches as the driver keeps them, run by one call."""
 
@@ -397,19 +411,39 @@ def capture(calls: Sequence[Call]) -> Graph:
             raise RuntimeError(str(result[0]))
         return result[1] if len(result) > 1 else None
 
-    # In a stream of its own: what other threads copy or wait for meanwhile must not fall into the graph.
+    # In streams of their own: what other threads copy or wait for meanwhile must not fall into the graph.
+    trunk, *sides = captures()
     with _gpu, cuda.defer_cleanup():
         mode = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         try:
-            checked(api.cuStreamBeginCapture(int(captures()), mode))
-            for call in calls:
-                call(captures())
+            checked(api.cuStreamBeginCapture(int(trunk), mode))
+            for together, group in groupby(calls, lambda call: call.branch is not None):
+                if not together:
+                    for call in group:
+                        call(trunk)
+                    continue
+                branches = [list(branch) for _, branch in groupby(group, lambda call: call.branch)]
+                used = sides[: len(branches)]
+                _tell(trunk, used)
+                for i, launches in enumerate(branches):
+                    for call in launches:
+                        call(used[i % len(used)])
+                for side in used:
+                    _tell(side, [trunk])
         finally:
-            graph = checked(api.cuStreamEndCapture(int(captures())))
+            graph = checked(api.cuStreamEndCapture(int(trunk)))
         try:
             return Graph(checked(api.cuGraphInstantiate(graph, 0)))
         finally:
             api.cuGraphDestroy(graph)
+
+
+def _tell(stream: Any, others: Sequence[Any]) -> None:
+    """The `others` wait for all that was launched in `stream`."""
+    there = cuda.event(timing=False)
+    there.record(stream)
+    for other in others:
+        there.wait(other)
 
 
 def run(calls: Sequence[Call]) -> None:
@@ -479,9 +513,9 @@ def stream() -> Any:
 
 
 @cache
-def captures() -> Any:
-    """The stream in which graphs are captured, which does nothing else."""
-    return cuda.stream()
+def captures() -> list[Any]:
+    """The streams in which graphs are captured, which do nothing else: the trunk, and those of branches."""
+    return [cuda.stream() for _ in range(1 + _BRANCHES)]
 
 
 @cache

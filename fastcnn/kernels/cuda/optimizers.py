@@ -12,13 +12,13 @@ import numpy as np
 
 from fastcnn.kernels.contract import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
 from fastcnn.kernels.cuda import conv, dense
-from fastcnn.kernels.cuda.arrays import DeviceArray, none, workspace
-from fastcnn.kernels.cuda.driver import THREADS, Kernel, cuda, kernel, launch, linear, types
+from fastcnn.kernels.cuda.arrays import none, workspace
+from fastcnn.kernels.cuda.driver import THREADS, Kernel, branch, cuda, kernel, launch, linear, types
 from fastcnn.kernels.cuda.intrinsics import quotient
 from fastcnn.kernels.cuda.program import replay
 
 _PLAIN = (0, 0.0)
-_BLOCKS = 256  # partial sums of squares, at most
+_SQUARES = 128  # partial sums of squares, and their sum
 
 
 @cache
@@ -111,14 +111,17 @@ def add_squares(parts, out, n):
 
 
 def sum_squares(x, out):
-    """out[0] (float64, (1,), on the host or the GPU) = sum of squares of the flat vector x, in two stages."""
-    blocks = max(min(-(-x.size // (8 * THREADS)), _BLOCKS), 1)
-    parts = workspace(_BLOCKS + 2, np.float64)
-    total = out if isinstance(out, DeviceArray) else parts[_BLOCKS : _BLOCKS + 1]
+    """out[0] (float64, (1,), on the host) = sum of squares of the flat vector x, in two stages."""
+    out[...] = np.asarray(_sum_squares(x, workspace(_SQUARES, np.float64)))
+
+
+def _sum_squares(x, parts):
+    """The sum, on the GPU, at the end of `parts` (_SQUARES,), which holds partial sums before it."""
+    blocks = max(min(-(-x.size // (8 * THREADS)), _SQUARES - 1), 1)
+    total = parts[_SQUARES - 1 : _SQUARES]
     launch(square_parts, blocks, THREADS, x if x.size else none(x.dtype), parts, x.size)
     launch(add_squares, 1, 1, parts, total, blocks)
-    if total is not out:
-        out[...] = np.asarray(total)
+    return total
 
 
 # ------------------------------------------------------------------------------------------------------------- Muon
@@ -167,18 +170,20 @@ def muon_kernels(real: Any) -> tuple[Kernel, Kernel, Kernel, Kernel]:
 
 
 def muon_scratch(matrices):
-    """For the largest matrix: three of its size, three of its shorter side's square, partial sums of the products."""
-    return max((_parts_of(rows, columns)[-1] for _, rows, columns in matrices), default=0)
+    """For each matrix what `_parts_of` says: all are worked on at once."""
+    return sum(_parts_of(rows, columns)[-1] for _, rows, columns in matrices)
 
 
 @cache
 def _parts_of(rows: int, columns: int) -> list[int]:
-    """Where the parts of scratch begin, and where it ends."""
+    """Where the parts of a matrix's scratch begin, and where it ends: partial sums of squares, three of its size, three
+    of its shorter side's square, partial sums of the products.
+    """
     short, long = min(rows, columns), max(rows, columns)
     squares = max(dense.dense_forward_scratch(short, short, n, t, 1) for n in (short, long) for t in "fd")
     gram = max(dense.dense_backward_scratch(short, short, long, t, 1) for t in "fd")
     starts = [0]
-    for size in (short * long,) * 3 + (short * short,) * 3 + (max(squares, gram),):
+    for size in (2 * _SQUARES, *(short * long,) * 3, *(short * short,) * 3, max(squares, gram)):
         starts.append(starts[-1] + -(-size // 64) * 64)
     return starts
 
@@ -191,27 +196,32 @@ def muon_update(params, grads, m, matrices, settings, scratch):
 
 
 def _muon(params, grads, m, scratch, settings, nesterov, matrices):
+    end = 0
+    for matrix in matrices:
+        begin, end = end, end + _parts_of(*matrix[1:])[-1]
+        with branch():
+            _matrix_step(params, grads, m, scratch[begin:end], settings, nesterov, *matrix)
+
+
+def _matrix_step(params, grads, m, scratch, settings, nesterov, start, rows, columns):
     a, b, c = NEWTON_SCHULZ
     momentum, scaled, weighted, step = muon_kernels(params.dtype)
-    square = workspace(_BLOCKS + 2, np.float64)[_BLOCKS + 1 : _BLOCKS + 2]  # behind what `sum_squares` takes
     nothing = np.empty(0)  # no bias
-    for start, rows, columns in matrices:
-        part, size, turned = slice(start, start + rows * columns), rows * columns, rows > columns
-        short, long = min(rows, columns), max(rows, columns)
-        starts = _parts_of(rows, columns)
-        u, x, y = (scratch[at : at + size] for at in starts[:3])
-        gram, gram_2, mixed = (scratch[at : at + short * short].reshape(short, short) for at in starts[3:6])
-        rest = scratch[starts[6] :]
-        x, y = x.reshape(short, long), y.reshape(short, long)
-        linear(momentum, size, grads[part], m[part], u, settings, size, nesterov)
-        sum_squares(u, square)
-        linear(scaled, size, u, square, x, rows, columns, turned)
-        for _ in range(NEWTON_SCHULZ_STEPS):
-            g = dense.geometry_of(x.shape)
-            conv.product_input(x, x, g, gram, rest)
-            dense.dense_forward(gram, gram, nothing, _PLAIN, gram_2, rest)
-            linear(weighted, gram.size, gram, gram_2, mixed, gram.size, b, c)
-            dense.dense_forward(mixed, x, nothing, _PLAIN, y, rest)
-            linear(weighted, size, x, y, x, size, a, 1.0)
-        length = 0.2 * math.sqrt(max(rows, columns))
-        linear(step, size, params[part], x, settings, rows, columns, turned, length)
+    part, size, turned = slice(start, start + rows * columns), rows * columns, rows > columns
+    short, long = min(rows, columns), max(rows, columns)
+    starts = _parts_of(rows, columns)
+    squares = scratch[: starts[1]].view(np.float64)
+    u, x, y = (scratch[at : at + size] for at in starts[1:4])
+    gram, gram_2, mixed = (scratch[at : at + short * short].reshape(short, short) for at in starts[4:7])
+    rest = scratch[starts[7] :]
+    x, y = x.reshape(short, long), y.reshape(short, long)
+    linear(momentum, size, grads[part], m[part], u, settings, size, nesterov)
+    linear(scaled, size, u, _sum_squares(u, squares), x, rows, columns, turned)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        conv.product_input(x, x, dense.geometry_of(x.shape), gram, rest)
+        dense.dense_forward(gram, gram, nothing, _PLAIN, gram_2, rest)
+        linear(weighted, gram.size, gram, gram_2, mixed, gram.size, b, c)
+        dense.dense_forward(mixed, x, nothing, _PLAIN, y, rest)
+        linear(weighted, size, x, y, x, size, a, 1.0)
+    length = 0.2 * math.sqrt(max(rows, columns))
+    linear(step, size, params[part], x, settings, rows, columns, turned, length)

@@ -22,6 +22,7 @@ CELLS = WIDTH * LINES
 MANY_LINES = 2 if SIMULATED else 32  # of a block that adds up what others have summed
 AT_ONCE = 4  # numbers that a thread asks for before it adds the first of them
 _FEW_PARTS = 16  # so many a thread adds up alone
+_MANY_SUMS = 2**16  # so many threads, one for each sum, keep the GPU busy
 
 
 def chunks_of(rows: int, columns: int) -> tuple[int, int]:
@@ -86,7 +87,7 @@ def add_parts(parts: DeviceArray, n_parts: int, y: DeviceArray, bias: Any = None
     has_bias = bias is not None and bias.size > 0
     vectors = parts, bias if has_bias else none(y.dtype), y
     args = (n_parts, y.size, y.shape[-1], has_bias, *activation)
-    if n_parts <= _FEW_PARTS:
+    if n_parts <= _FEW_PARTS or y.size >= _MANY_SUMS:
         linear(parts_kernel(y.dtype), y.size, *vectors, *args)
     else:
         launch(many_parts_kernel(y.dtype), -(-y.size // WIDTH), (WIDTH, MANY_LINES), *vectors, *args)

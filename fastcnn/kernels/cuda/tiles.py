@@ -155,8 +155,9 @@ def choose_splits(shape: Shape, tile: Tile, most: int = 1024) -> tuple[int, int]
     steps = max(-(-shape.depth // tile.depth), 1)
     n_blocks = max(blocks(shape, tile), 1)
     least = 2 if n_blocks <= 16 else 8  # steps of one part: reading the first takes longer than the rest
-    wanted = min(-(-_BUSY // (tile.threads * n_blocks)), most, -(-steps // least)) if n_blocks < 264 else 1
-    each = -(-steps // max(wanted, 1))
+    # Not one block more than there is room for: those left over would take as long again.
+    wanted = max(min(_BUSY // (tile.threads * n_blocks), most, -(-steps // least)), 1) if n_blocks < 264 else 1
+    each = -(-steps // wanted)
     return -(-steps // each), each * tile.depth
 
 

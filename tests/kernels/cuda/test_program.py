@@ -1,0 +1,56 @@
+"""Programs: what is launched again and again does the same as what is launched once, in branches too."""
+
+import numpy as np
+import pytest
+
+from tests.gpu import unavailable
+
+pytestmark = [pytest.mark.cuda, pytest.mark.small]
+
+if unavailable():
+    pytest.skip(f"no GPU and no simulator: {unavailable()}", allow_module_level=True)
+
+from fastcnn.kernels.cuda import arrays, program
+from fastcnn.kernels.cuda.driver import branch, linear, recording
+from fastcnn.kernels.cuda.optimizers import muon_kernels
+
+PARTS = 20  # more than there are streams for branches
+
+
+def launch_sums(a, b, out):
+    """out = 3 a + b, 5 a + b, ..., in branches of two launches each; then out[0] += 2 a, after all of them."""
+    _, _, weighted, _ = muon_kernels(a.dtype)
+    for i in range(PARTS):
+        with branch():
+            linear(weighted, a.size, a, b, out[i], a.size, 2.0 * i, 1.0)
+            linear(weighted, a.size, a, out[i], out[i], a.size, 3.0, 1.0)
+    linear(weighted, a.size, a, out[0], out[0], a.size, 2.0, 1.0)
+
+
+def test_branches_do_what_one_launch_after_the_other_does():
+    a, b = (arrays.place(np.linspace(start, 1, 10, dtype=np.float32)) for start in (-1, 0))
+    out = arrays.place(np.zeros((PARTS, 10), np.float32))
+    right = np.asarray(b) + np.arange(3, 3 + 2 * PARTS, 2)[:, np.newaxis] * np.asarray(a)
+    right[0] += 2 * np.asarray(a)
+    with recording() as calls:
+        launch_sums(a, b, out)
+    assert [call.branch for call in calls[-3:]] == [calls[-2].branch, calls[-2].branch, None]
+    run = program.Program(calls)
+    for _ in range(3):  # launches, the capture of a graph, the graph
+        out[...] = np.zeros((PARTS, 10), np.float32)
+        run()
+        np.testing.assert_allclose(out, right, rtol=1e-6)
+    assert (run.graph is not None) == program.graphs_wanted()
+
+
+def test_replayed_launches_take_new_numbers():
+    def add(x, numbers):
+        _, _, weighted, _ = muon_kernels(x.dtype)
+        linear(weighted, x.size, numbers, x, x, x.size, 1.0, 1.0)
+
+    x = arrays.place(np.zeros(2))
+    for i in range(4):
+        program.replay(add, (x,), (), (float(i), 10.0 * i))
+    np.testing.assert_array_equal(x, [6, 60])
+    kept = next(reversed(program._replayed.values()))
+    assert kept.runs == 4 and (kept.graph is not None) == program.graphs_wanted()
