@@ -1,8 +1,8 @@
 """PyTorch's side of `bench.recipes`: a recipe's network, augmentation and training, in PyTorch's best mode.
 
 The network starts from the same parameters, and learns by the same schedule from mini-batches of the same size, drawn
-by PyTorch's generator. Images stay bytes until their batch is put together, and are mirrored, erased, scaled and
-blended a batch at a time.
+by PyTorch's generator. Images stay bytes until their batch is put together, and are mirrored, moved, erased and scaled
+a batch at a time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from bench.machine import usable_cores
 from fastcnn import CNNClassifier, layers
 from fastcnn.engine.network import Network
 from fastcnn.kernels.contract import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
-from fastcnn.training.augment import MixUp, RandomErasing, RandomHorizontalFlip, RandomShift, check_augment
+from fastcnn.training.augment import RandomErasing, RandomHorizontalFlip, RandomShift, check_augment
 from fastcnn.training.schedules import make_schedule
+from fastcnn.training.views import View, views_of
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 MODES = [f"{way}-{layout}" for layout in LAYOUTS for way in ("eager", "compiled")]
@@ -49,7 +50,7 @@ class Torch:
             raise ValueError(f"not translated to PyTorch: solver={clf.solver!r}")
         self.clf, self.augment = clf, check_augment(clf.augment)
         if unknown := [
-            a for a in self.augment if not isinstance(a, RandomHorizontalFlip | RandomShift | RandomErasing | MixUp)
+            a for a in self.augment if not isinstance(a, RandomHorizontalFlip | RandomShift | RandomErasing)
         ]:
             raise ValueError(f"not translated to PyTorch: {unknown}")
         torch.set_flush_denormal(True)
@@ -136,16 +137,8 @@ class Torch:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
             net.zero_grad(set_to_none=True)
-            x, partner, share = self._blended(self._augmented(images))
-            y = called(x.to(memory_format=self.memory_format))
-            if partner is None:
-                loss = nn.functional.cross_entropy(y, labels, label_smoothing=smoothing)
-            else:
-                own, other = (
-                    nn.functional.cross_entropy(y, of, label_smoothing=smoothing, reduction="none")
-                    for of in (labels, labels[partner])
-                )
-                loss = (share * own + (1 - share) * other).mean()
+            y = called(self._augmented(images).to(memory_format=self.memory_format))
+            loss = nn.functional.cross_entropy(y, labels, label_smoothing=smoothing)
             loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
@@ -192,14 +185,6 @@ class Torch:
                     x = x.masked_fill(erased & (torch.rand(n) < p)[:, None, None, None], 0.0)
         return (x - self.mean) / self.deviation
 
-    def _blended(self, x: Any) -> tuple[Any, Any, Any]:
-        """Images mixed with others of their batch, the others' places, and how much of the image itself there is."""
-        alpha = next((item.alpha for item in self.augment if isinstance(item, MixUp)), None)
-        if alpha is None:
-            return x, None, None
-        share, partner = torch.distributions.Beta(alpha, alpha).sample((len(x),)), torch.randperm(len(x))
-        return torch.lerp(x[partner], x, share[:, None, None, None]), partner, share
-
     # ---------------------------------------------------------------------------------------------- training
 
     def fit(self, X: np.ndarray, y: np.ndarray, epochs: int) -> list[float]:
@@ -241,12 +226,16 @@ class Torch:
         self.net.eval()
         found = []
         for images in self._images(X).split(PREDICTED):
-            x = ((images.float() - self.mean) / self.deviation).to(memory_format=self.memory_format)
-            proba = self.net(x).softmax(1)
-            if self.clf.tta:
-                proba = proba + self.net(x.flip(3)).softmax(1)
+            proba = sum(self.net(self._seen(images.float(), view)).softmax(1) for view in views_of(self.clf.tta))
             found.append(proba.argmax(1))
         return torch.cat(found).numpy()
+
+    def _seen(self, x: Any, view: View) -> Any:
+        """Scaled images as in the view."""
+        height, width = x.shape[2:]
+        padded = nn.functional.pad(x.flip(3) if view.mirrored else x, (1, 1, 1, 1))
+        moved = padded[:, :, 1 - view.down : 1 - view.down + height, 1 - view.right : 1 - view.right + width]
+        return ((moved - self.mean) / self.deviation).to(memory_format=self.memory_format)
 
 
 class _Muon(torch.optim.Optimizer):

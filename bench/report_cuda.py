@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any, NamedTuple
 
-EAGER, GRAPH, LARGE, SECONDS = 2.0, 1.0, 0.5, 5.0  # asked: times PyTorch's speed at 128 and 512, at 4096; to 92 %
+EAGER, GRAPH, LARGE, SECONDS = 2.0, 1.0, 0.8, 5.0  # asked: times PyTorch's speed at 128 and 512, at 4096; to 92 %
 LARGE_BATCH, GOAL = 4096, 0.92
 Table = Callable[[list[str], list[list[str]]], list[str]]
 
@@ -26,7 +27,7 @@ class Cell(NamedTuple):
 
 def cells(r: dict[str, Any]) -> list[Cell]:
     found: dict[tuple[str, int, str], dict[str, float]] = {}
-    for row in r.get("steps", []):
+    for row in (*r.get("steps", []), *r.get("compiled", [])):
         if row["seconds"] is not None:
             found.setdefault((row["network"], row["batch"], row["precision"]), {})[row["side"]] = row["seconds"]
     return [Cell(*key, seconds) for key, seconds in found.items()]
@@ -47,20 +48,53 @@ def asked(r: dict[str, Any]) -> Iterator[tuple[str, str, float | None, bool]]:
     ):
         ratio = least(r, peer, large)
         yield f"GPU: {what}", f"{bound:.1f}", ratio, ratio is not None and ratio >= bound
-    seconds = [s for fit in r.get("fit", {}).values() if (s := _seconds_to_goal(fit)) is not None]
+    seconds = [
+        s for fit in r.get("fit", {}).values() if (s := fit.get("seconds_to", {}).get(f"{GOAL:.0%}")) is not None
+    ]
     what, fastest = "GPU: seconds of training to 92 % of Fashion-MNIST, at most", min(seconds, default=None)
     yield what, f"{SECONDS:.0f}", fastest, fastest is not None and fastest < SECONDS
 
 
-def _seconds_to_goal(fit: dict[str, Any]) -> float | None:
-    """Of training until 92 % were right; if they were not counted after each epoch, until the end."""
-    if "seconds_to" in fit:
-        return fit["seconds_to"]["92%"]
-    return sum(fit["epoch_seconds"]) if fit.get("accuracy", 0) >= GOAL else None
+STEPS = (
+    "max-autotune is PyTorch's `torch.compile`, which was measured while time was left. Ratios are to PyTorch eager "
+    "and to its CUDA graph."
+)
+CHECKS = (
+    "|found - right| / |right| of all gradients of one step. In a deep network one ReLU or maximum that falls the "
+    "other way makes some 1e-3 of it, and numbers of 11 or 8 bits make many fall."
+)
+KERNELS = "3x3, batch 512; the forward one has ReLU and 2x2 pooling. Bytes are those of arrays read and written once."
+FITS = (
+    "One fit each (seed 0), kernels compiled; test images are scored after each epoch, which is not counted. The first "
+    "epoch may have some compiling left in it."
+)
 
 
 def lines(r: dict[str, Any], about: list[str], table: Table) -> list[str]:
-    sides = [side for side in ("torch eager", "torch graph", "fastcnn before", "fastcnn")
+    limits = r["limits"]
+    rates = ", ".join(f"of {p} {limits[f'{p}_tflop_per_s']:.0f}" for p in ("float32", "tf32", "bf16"))
+    card = f"{r['card']}; a copy moves {limits['copy_gb_per_s']:,.0f} GB/s, PyTorch's product of large matrices reaches"
+    found = ["## GPU", "", *about, f"{card} {rates} TFLOP/s.", ""]
+    for title, text, made in (
+        ("Training steps", STEPS, _steps),
+        ("Against the reference in double precision", CHECKS, _checks),
+        ("Convolutions alone", KERNELS, _kernels),
+        ("Fashion-MNIST", FITS, _fits),
+    ):
+        found += [f"### {title}", "", text, "", *made(r, table), ""]
+    return found[:-1]
+
+
+def _checks(r: dict[str, Any], table: Table) -> list[str]:
+    rows = [
+        [c["network"], c["precision"], f"{c['loss']:.5f}", f"{c['expected']:.5f}", f"{c['error']:.1e}"]
+        for c in r["checks"]
+    ]
+    return table(["network", "precision", "loss", "reference", "error of the gradient"], rows)
+
+
+def _steps(r: dict[str, Any], table: Table) -> list[str]:
+    sides = [side for side in ("torch eager", "torch graph", "torch max-autotune", "fastcnn")
              if any(side in cell.seconds for cell in cells(r))]  # fmt: skip
     rows = []
     for cell in cells(r):
@@ -68,19 +102,25 @@ def lines(r: dict[str, Any], about: list[str], table: Table) -> list[str]:
         row = [f"{cell.network} {cell.batch}", cell.precision]
         row += [f"{1e3 * cell.seconds[side]:.3f}" if side in cell.seconds else "-" for side in sides]
         rows.append(row + [f"{ratio:.2f}" if ratio else "-" for ratio in ratios])
-    head = ["network, batch", "precision", *(f"{side}, ms" for side in sides), "times eager", "times graph"]
-    found = ["## GPU", "", *about, f"{r['card']}; a copy moves {r['limits']['copy_gb_per_s']:,.0f} GB/s, a product of "
-             f"float32 by PyTorch reaches {r['limits']['float32_tflop_per_s']:.0f} TFLOP/s.", ""]  # fmt: skip
-    found += [text for note in r.get("notes", []) for text in (note, "")]
-    found += ["### Training steps", "", *table(head, rows), ""]
-    found += ["### Against the reference in double precision", ""]
-    checks = [[c["network"], c["precision"], f"{c['loss']:.5f}", f"{c['expected']:.5f}", f"{c['error']:.1e}"]
-              for c in r["checks"]]  # fmt: skip
-    found += [*table(["network", "precision", "loss", "reference", "error of the gradient"], checks), ""]
-    found += ["### Fashion-MNIST", ""]
-    fits = [
-        [name, str(fit["epochs"]), ", ".join(f"{s:.2f}" for s in fit["epoch_seconds"]), f"{fit['accuracy']:.4f}"]
-        for name, fit in r["fit"].items()
-        if "epoch_seconds" in fit
-    ]
-    return [*found, *table(["recipe", "epochs", "seconds of each", "test accuracy"], fits)]
+    return table(["network, batch", "precision", *(f"{s}, ms" for s in sides), "times eager", "times graph"], rows)
+
+
+def _kernels(r: dict[str, Any], table: Table) -> list[str]:
+    rows = [
+        [k["layer"], k["kernel"], k["precision"], f"{1e6 * k['seconds']:.0f}", f"{1e-3 * k['gflop_per_s']:.1f}",
+         f"{k['gb_per_s']:,.0f}"]
+        for k in r["kernels"]
+    ]  # fmt: skip
+    return table(["layer", "kernel", "precision", "us", "TFLOP/s", "GB/s"], rows)
+
+
+def _fits(r: dict[str, Any], table: Table) -> list[str]:
+    def told(seconds: float | None) -> str:
+        return "-" if seconds is None else f"{seconds:.1f}"
+
+    rows = [
+        [name, str(fit["epochs"]), f"{median(fit['epoch_seconds']):.2f}", f"{sum(fit['epoch_seconds']):.1f}",
+         f"{fit['accuracy']:.4f}", *map(told, fit["seconds_to"].values())]
+        for name, fit in r["fit"].items() if "epoch_seconds" in fit
+    ]  # fmt: skip
+    return table(["recipe", "epochs", "seconds of one", "of all", "test accuracy", "to 92 %", "to 94 %"], rows)

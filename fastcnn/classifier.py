@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from functools import partial
 from math import inf, isfinite, log, nan, prod
@@ -41,11 +41,11 @@ from fastcnn.training.initializers import KINDS
 from fastcnn.training.loop import History, train
 from fastcnn.training.optimizers import SGD, Adam, AdamW, Muon, Optimizer
 from fastcnn.training.schedules import SCHEDULES, make_schedule
+from fastcnn.training.views import PLAIN, TTA, View, views_of
 
 __all__ = ["CNNClassifier"]
 
 OfBatch = Callable[[Any], np.ndarray]
-Merge = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of the results for images and their mirror images
 
 # In inference: images together, and fewer of large ones.
 _BATCH_IMAGES, _BATCH_VALUES = 256, 2**22
@@ -188,10 +188,12 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         The validation score. None: accuracy. "loss": minus the cross-entropy. Else a scikit-learn scorer,
         which is called with images as rows ``(n, H*W*C)``.
 
-    tta : "flip" or None, default=None
-        Test-time augmentation of `predict`, `predict_proba` and so `score`, where a call does not say otherwise.
-        "flip": the mean of the probabilities of the image and of its mirror image, left to right, for twice the time.
-        Validation during training goes without.
+    tta : {"flip", "shift", "flip+shift"} or None, default=None
+        Test-time augmentation of `predict`, `predict_proba` and so `score`, where a call does not say otherwise: the
+        mean of the probabilities of several views of an image. "flip": the image and its mirror image, left to
+        right, for twice the time. "shift": the image, and moved by one pixel up, down, left and right, for five times
+        the time; it helps networks that were trained with `RandomShift`. "flip+shift": the five and their mirror
+        images. Validation during training goes without.
 
     class_weight : dict {label: weight}, "balanced" or None, default=None
         Weights of the classes in the training loss, times `sample_weight`. "balanced": ``n / (n_classes *
@@ -360,7 +362,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "scoring": [StrOptions({*get_scorer_names(), "loss"}), callable, None],
-        "tta": [StrOptions({"flip"}), None],
+        "tta": [StrOptions(set(TTA)), None],
         "class_weight": [StrOptions({"balanced"}), dict, None],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
@@ -890,7 +892,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
             Images.
-        tta : "flip", False or None, default=None
+        tta : {"flip", "shift", "flip+shift"}, False or None, default=None
             As the parameter of the estimator, which None stands for; False: without.
 
         Returns
@@ -908,7 +910,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
             Images.
-        tta : "flip", False or None, default=None
+        tta : {"flip", "shift", "flip+shift"}, False or None, default=None
             As the parameter of the estimator, which None stands for; False: without.
 
         Returns
@@ -916,8 +918,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         ndarray of shape (n, n_classes), of the network's dtype
             In the order of `classes_`.
         """
-        flips, rows, proba = self._flips(tta), self._rows(X), self.network_.predict_proba
-        return self._predict(proba, rows, (lambda a, b: (a + b) / 2) if flips else None)
+        views, rows = self._views(tta), self._rows(X)
+        return self._predict(self.network_.predict_proba, rows, views) / len(views)
 
     def predict_log_proba(self, X: Any, tta: str | bool | None = None) -> np.ndarray:
         """The logarithm of each class's probability, finite where the probability is rounded to 0.
@@ -926,7 +928,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
             Images.
-        tta : "flip", False or None, default=None
+        tta : {"flip", "shift", "flip+shift"}, False or None, default=None
             As the parameter of the estimator, which None stands for; False: without.
 
         Returns
@@ -934,12 +936,12 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         ndarray of shape (n, n_classes), of the network's dtype
             In the order of `classes_`.
         """
-        flips, rows = self._flips(tta), self._rows(X)
+        views, rows = self._views(tta), self._rows(X)
 
         def log_proba(x: np.ndarray) -> np.ndarray:
             return _log_softmax(self.network_.forward(x))
 
-        return self._predict(log_proba, rows, (lambda a, b: np.logaddexp(a, b) - log(2)) if flips else None)
+        return self._predict(log_proba, rows, views, np.logaddexp) - log(len(views))
 
     def _rows(self, X: Any) -> Any:
         check_is_fitted(self)
@@ -959,13 +961,15 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             return np.asarray(placed)
         return placed.reshape(len(placed), self.n_features_in_)
 
-    def _flips(self, tta: str | bool | None) -> bool:
-        """Whether mirror images count, for what a call says."""
+    def _views(self, tta: str | bool | None) -> tuple[View, ...]:
+        """The views of images that are averaged over, for what a call says."""
         check_is_fitted(self)
         asked = self.tta if tta is None else tta
-        if asked not in (None, False, "flip"):
-            raise ValueError(f'tta must be "flip", False or None, got {asked!r}')
-        return asked == "flip"
+        if asked is False or asked is None:
+            return views_of(None)
+        if asked not in TTA:
+            raise ValueError(f"tta must be one of {', '.join(map(repr, TTA))}, False or None, got {asked!r}")
+        return views_of(str(asked))
 
     def network_input(self, X: Any) -> np.ndarray:
         """Images as `network_` takes them: ``(image - channel_offset_) / channel_scale_``.
@@ -984,9 +988,11 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         BatchBuilder(rows, self.image_shape_, *args).build(np.arange(len(rows)), x)
         return x
 
-    def _predict(self, of_batch: OfBatch, rows: np.ndarray, merge: Merge | None = None) -> np.ndarray:
+    def _predict(
+        self, of_batch: OfBatch, rows: np.ndarray, views: Sequence[View], add: np.ufunc = np.add
+    ) -> np.ndarray:
         """`_run`, if its result is finite."""
-        result = self._run(of_batch, rows, merge)
+        result = self._run(of_batch, rows, views, add)
         if not np.isfinite(result).all():
             image = int(np.nonzero(~np.isfinite(result).all(axis=1))[0][0])
             pixels = np.asarray(rows[image])
@@ -996,19 +1002,20 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             )
         return result
 
-    def _run(self, of_batch: OfBatch, rows: np.ndarray, merge: Merge | None = None) -> np.ndarray:
-        """`of_batch` of all images, a few at a time; with `merge` it is merged with that of their mirror images."""
+    def _run(
+        self, of_batch: OfBatch, rows: np.ndarray, views: Sequence[View] = (PLAIN,), add: np.ufunc = np.add
+    ) -> np.ndarray:
+        """`of_batch` of all images, a few at a time, added up over `views`."""
         size = max(1, min(len(rows), _BATCH_IMAGES, _BATCH_VALUES // rows.shape[1]))
         builder = self._builder(rows)
         x = builder.empty(size)
         y = np.empty((len(rows), len(self.classes_)), self.network_.dtype)
         for part in chunks(len(rows), size):
             index = np.arange(part.start, part.stop)
-            builder.build(index, x[: len(index)])
-            y[part] = of_batch(x[: len(index)])
-            if merge is not None:
-                builder.build(index, x[: len(index)], mirrored=True)
-                y[part] = merge(y[part], of_batch(x[: len(index)]))
+            for i, view in enumerate(views):
+                builder.build(index, x[: len(index)], view=None if view == PLAIN else view)
+                result = of_batch(x[: len(index)])
+                y[part] = add(y[part], result) if i else result
         return y
 
     # ---------------------------------------------------------------------------------------- files

@@ -26,6 +26,7 @@ from fastcnn.persistence import (
     write_onnx,
 )
 from fastcnn.training.loop import History, Progress
+from fastcnn.training.views import views_of
 
 __all__ = ["ModelFiles"]
 
@@ -136,8 +137,8 @@ class ModelFiles:
         """Write the fitted classifier as an ONNX graph, for other programs to run: from images to labels.
 
         The graph takes "images" (n, H, W, C), channels last and not scaled, as `predict` does, and gives "label" and
-        "probabilities", (n, n_classes) of float32, with mirror images if the estimator's `tta` says so. Under "classes"
-        and "image_shape" the file's metadata have these as JSON.
+        "probabilities", (n, n_classes) of float32, the mean over the views that the estimator's `tta` says. Under
+        "classes" and "image_shape" the file's metadata have these as JSON.
 
         Parameters
         ----------
@@ -168,7 +169,7 @@ class ModelFiles:
             offset=self.channel_offset_,
             scale=self.channel_scale_,
             classes=self.classes_,
-            flip=self.tta == "flip",
+            views=views_of(self.tta),
         )
         write_onnx(path, chain, opset, fold_batch_norm, input_dtype)
 

@@ -9,10 +9,10 @@ Each is a function that takes any parameters of `CNNClassifier` and puts them in
 >>> clf = fast(max_iter=5, random_state=0)
 
 All are trained with Muon, a learning rate that rises and falls once, and smoothed labels. Training mirrors images left
-to right, and prediction takes the mean over both (``tta="flip"``). That suits clothes, animals and most of what a
-camera sees, but not digits and letters: ``fast(augment=[RandomShift(1)])``. With an `augment` that has no
-`RandomHorizontalFlip`, prediction does without mirror images too. The two larger ones, which train for longer, erase
-parts of images as well, and `best`, which trains for the longest, blends images with others.
+to right; the two larger ones, which train for longer, erase parts of images as well, and `best`, which trains for the
+longest, moves them. Prediction takes the mean over what training does: over mirror images with a
+`RandomHorizontalFlip`, over moved ones with a `RandomShift` (``tta="flip+shift"``). Mirror images suit clothes, animals
+and most of what a camera sees, but not digits and letters: ``fast(augment=[RandomShift(1)])``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from fastcnn.classifier import CNNClassifier
 from fastcnn.layers import AdaptiveMaxPool2D, BatchNorm, Conv2D, Layer, MaxPool2D, ReLU, Residual
-from fastcnn.training.augment import MixUp, RandomErasing, RandomHorizontalFlip, check_augment
+from fastcnn.training.augment import RandomErasing, RandomHorizontalFlip, RandomShift, check_augment
 
 __all__ = ["RECIPES", "balanced", "best", "fast"]
 
@@ -79,11 +79,13 @@ def balanced(**parameters: Any) -> CNNClassifier:
     TypeError
         As `fast`.
     """
-    return _classifier(_residual_layers(32, 64, 128), {"max_iter": 16, "augment": _erasing()}, parameters)
+    recipe = {"max_iter": 16, "augment": [RandomHorizontalFlip(), RandomErasing(0.4)]}
+    return _classifier(_stages((32, 0), (64, 1), (128, 1)), recipe, parameters)
 
 
 def best(**parameters: Any) -> CNNClassifier:
-    """As `balanced`, with half as many channels again: 1,046,746 parameters for grey images of 10 classes.
+    """As `balanced` with a skip more in each stage, thirteen convolutions: 855,402 parameters for grey images of 10
+    classes.
 
     Parameters
     ----------
@@ -100,8 +102,8 @@ def best(**parameters: Any) -> CNNClassifier:
     TypeError
         As `fast`.
     """
-    recipe = {"max_iter": 50, "augment": [*_erasing(), MixUp(0.2)]}
-    return _classifier(_residual_layers(48, 96, 192), recipe, parameters)
+    recipe = {"max_iter": 44, "augment": [RandomHorizontalFlip(), RandomErasing(0.5), RandomShift(2)]}
+    return _classifier(_stages((32, 1), (64, 2), (128, 2)), recipe, parameters)
 
 
 RECIPES: dict[str, Callable[..., CNNClassifier]] = {"fast": fast, "balanced": balanced, "best": best}
@@ -114,14 +116,16 @@ def _convolutions(*channels: int) -> list[Layer]:
     ]  # fmt: skip
 
 
-def _residual_layers(first: int, second: int, third: int) -> list[Layer]:
-    layers = [*_convolutions(first), MaxPool2D()]
-    layers += [*_convolutions(second), Residual(_convolutions(second, second)), MaxPool2D()]
-    return [*layers, *_convolutions(third), Residual(_convolutions(third, third))]
-
-
-def _erasing() -> list[Any]:
-    return [RandomHorizontalFlip(), RandomErasing(0.4)]
+def _stages(*stages: tuple[int, int]) -> list[Layer]:
+    """Of each stage (channels, skips) a convolution, and so many pairs of them with a skip; between stages images
+    halve.
+    """
+    layers: list[Layer] = []
+    for channels, skips in stages:
+        pooling = [MaxPool2D()] if layers else []
+        layers += [*pooling, *_convolutions(channels)]
+        layers += [Residual(_convolutions(channels, channels)) for _ in range(skips)]
+    return layers
 
 
 def _classifier(layers: list[Layer], recipe: dict[str, Any], given: dict[str, Any]) -> CNNClassifier:
@@ -140,5 +144,6 @@ def _classifier(layers: list[Layer], recipe: dict[str, Any], given: dict[str, An
         **recipe,
         **given,
     }
-    flips = any(isinstance(item, RandomHorizontalFlip) for item in check_augment(parameters["augment"]))
-    return CNNClassifier(**{"tta": "flip" if flips else None, **parameters})
+    kinds = {type(item) for item in check_augment(parameters["augment"])}
+    views = [name for name, kind in (("flip", RandomHorizontalFlip), ("shift", RandomShift)) if kind in kinds]
+    return CNNClassifier(**{"tta": "+".join(views) or None, **parameters})

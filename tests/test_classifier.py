@@ -780,6 +780,24 @@ def test_flipped_images_at_test_time(few, fitted):
         fitted.predict(X, tta="crop")
 
 
+@pytest.mark.parametrize("tta", ["shift", "flip+shift"])
+def test_moved_images_at_test_time(few, fitted, tta):
+    X, _ = few
+
+    def moved(x, down, right):
+        height, width = x.shape[1:3]
+        padded = np.pad(x, [(0, 0), (1, 1), (1, 1), *[(0, 0)] * (x.ndim - 3)])
+        return padded[:, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
+
+    sides = [X, X[:, :, ::-1]] if tta == "flip+shift" else [X]
+    moves = [(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)]
+    expected = np.mean([fitted.predict_proba(moved(x, *move)) for x in sides for move in moves], axis=0)
+    proba = fitted.predict_proba(X, tta=tta)
+    np.testing.assert_allclose(proba, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(fitted.predict(X, tta=tta), proba.argmax(axis=1))
+    np.testing.assert_allclose(fitted.predict_log_proba(X, tta=tta), np.log(proba), rtol=1e-3, atol=1e-5)
+
+
 def test_the_estimators_own_tta_is_for_calls_that_do_not_say(few, fitted):
     X, y = few
     clf = copy(fitted).set_params(tta="flip")

@@ -11,7 +11,7 @@ from fastcnn.datasets import load_idx_folder, load_image_folder
 from fastcnn.engine.network import Network
 from fastcnn.layers import Conv2D, Dense, Flatten
 from fastcnn.recipes import RECIPES, balanced, best, fast
-from fastcnn.training.augment import RandomHorizontalFlip, RandomShift
+from fastcnn.training.augment import RandomErasing, RandomHorizontalFlip, RandomShift
 
 
 def n_params(recipe, image_shape):
@@ -44,10 +44,12 @@ def test_parameters_take_the_place_of_the_recipes(recipe):
 
 @pytest.mark.small
 @pytest.mark.parametrize("recipe", RECIPES.values())
-def test_prediction_mirrors_images_where_training_does(recipe):
-    assert recipe().tta == "flip"
-    assert recipe(augment=[RandomShift(1)]).tta is recipe(augment=None).tta is None
+def test_prediction_is_a_mean_over_what_training_does(recipe):
+    assert recipe().tta == ("flip+shift" if recipe is best else "flip")
+    assert recipe(augment=[RandomShift(1)]).tta == "shift"
+    assert recipe(augment=None).tta is recipe(augment=RandomErasing()).tta is None
     assert recipe(augment=RandomHorizontalFlip()).tta == "flip"
+    assert recipe(augment=[RandomHorizontalFlip(), RandomShift(1)]).tta == "flip+shift"
     assert recipe(tta=None).tta is None and recipe(augment=None, tta="flip").tta == "flip"
     with pytest.raises(ValueError, match="augment must"):
         recipe(augment="flip")

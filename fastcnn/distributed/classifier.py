@@ -326,7 +326,7 @@ class DaskCNNClassifier(CNNClassifier):
         Parameters
         ----------
         X : dask array or array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
-        tta : "flip", False or None, default=None
+        tta : {"flip", "shift", "flip+shift"}, False or None, default=None
             As the parameter of the estimator, which None stands for; False: without.
 
         Returns
@@ -393,7 +393,7 @@ class DaskCNNClassifier(CNNClassifier):
         import dask
         import dask.array as da
 
-        self._flips(tta)
+        self._views(tta)
         made = dask.delayed(CNNClassifier._of_saved, traverse=False)
         predictor = made(self._predictor(), dask_key_name=f"fastcnn-model-{uuid.uuid4().hex}")
         labels = method == "predict"

@@ -20,6 +20,7 @@ import numpy as np
 from fastcnn import __version__
 from fastcnn.engine.ops import ACTIVATIONS, Op
 from fastcnn.persistence.files import replacing
+from fastcnn.training.views import View
 
 __all__ = ["OPSETS", "write_onnx"]
 
@@ -47,7 +48,7 @@ class Chain:
     offset: np.ndarray
     scale: np.ndarray
     classes: np.ndarray
-    flip: bool  # the mean of the probabilities of images and their mirror images
+    views: Sequence[View]  # the mean of whose probabilities is taken
 
 
 class _Graph:
@@ -104,17 +105,15 @@ def write_onnx(
     images = "images" if input_dtype == "float32" else g.add("Cast", ["images"], to=onnx.TensorProto.FLOAT)
     offset = g.constant("input.offset", chain.offset.astype(np.float32))
     factor = g.constant("input.factor", (1 / chain.scale).astype(np.float32))
-    scaled = g.add("Mul", [g.add("Sub", [images, offset]), factor])
-    channels_first = g.add("Transpose", [scaled], perm=[0, 3, 1, 2])
-    name = "probabilities"
-    if chain.flip:
-        slices = {"starts": -1, "ends": np.iinfo(np.int64).min + 1, "axes": 3, "steps": -1}
-        mirrored = [g.constant(f"mirror.{key}", np.array([value], np.int64)) for key, value in slices.items()]
-        both = [_run(g, chain, channels_first, fold_batch_norm)]
-        both.append(_run(g, chain, g.add("Slice", [channels_first, *mirrored]), fold_batch_norm))
-        g.add("Mul", [g.add("Add", both), g.constant("half", np.array(0.5, np.float32))], name)
-    else:
-        _run(g, chain, channels_first, fold_batch_norm, name)
+    name, one = "probabilities", len(chain.views) == 1
+    total = ""
+    for view in chain.views:
+        seen = _seen(g, images, view)
+        scaled = g.add("Transpose", [g.add("Mul", [g.add("Sub", [seen, offset]), factor])], perm=[0, 3, 1, 2])
+        proba = _run(g, chain, scaled, fold_batch_norm, name if one else None)
+        total = g.add("Add", [total, proba]) if total else proba
+    if not one:
+        g.add("Mul", [total, g.constant("share", np.array(1 / len(chain.views), np.float32))], name)
     best = g.add("ArgMax", [name], axis=1, keepdims=0)
     g.add("Gather", [g.constant("classes", labels), best], "label")
 
@@ -149,6 +148,19 @@ def _labels(classes: np.ndarray) -> tuple[np.ndarray, Any]:
     if all(isinstance(label, str) for label in classes.tolist()):
         return classes.astype(object), types.STRING
     raise TypeError(f"classes {classes!r} cannot be written: expected numbers or strings")
+
+
+def _seen(g: _Graph, images: str, view: View) -> str:
+    """Images, with channels last, as in the view."""
+    if view.mirrored:
+        slices = {"starts": -1, "ends": np.iinfo(np.int64).min + 1, "axes": 2, "steps": -1}
+        constants = [g.constant(f"mirror.{key}", np.array([value], np.int64)) for key, value in slices.items()]
+        images = g.add("Slice", [images, *constants])
+    if view.down or view.right:  # what is added on one side is cut off on the other
+        before, after = [0, view.down, view.right, 0], [0, -view.down, -view.right, 0]
+        pads = g.constant(f"move.{view.down}.{view.right}", np.array([*before, *after], np.int64))
+        images = g.add("Pad", [images, pads])
+    return images
 
 
 def _run(g: _Graph, chain: Chain, x: str, fold: bool, output: str | None = None) -> str:

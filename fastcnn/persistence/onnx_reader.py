@@ -35,6 +35,7 @@ from fastcnn.layers import (
 )
 from fastcnn.persistence.models import SavedModel
 from fastcnn.persistence.onnx import import_onnx
+from fastcnn.training.views import PLAIN, TTA, View
 
 __all__ = ["read_onnx"]
 
@@ -71,10 +72,11 @@ class _Value:
     shift: np.ndarray
     steps: tuple[_Step, ...] = ()
     order: np.ndarray | None = None
-    mirrored: bool = False
+    view: View = PLAIN
     sigmoid: bool = False
     softmax: bool = False
-    flips: float = 0.0  # how often mirror images were added; 0.5 once they were halved
+    views: tuple[View, ...] = ()  # whose probabilities were added, and then multiplied by `share`
+    share: float = 1.0
 
     def then(self, layer: Layer, **params: np.ndarray) -> _Value:
         shape = layer.output_shape(self.shape)
@@ -191,8 +193,10 @@ class _Reader:
             self.constants[node.output[0]] = found[0].transpose(attributes.get("perm"))
 
     def _model(self, value: _Value) -> SavedModel:
-        if value.flips not in (0.0, 0.5) or value.mirrored or value.sigmoid:
-            raise ValueError("its output is neither logits, their softmax, nor the mean of that over mirror images")
+        tta = next((name for name, views in TTA.items() if sorted(views) == sorted(value.views)), None)
+        of_one = value.view == PLAIN and not value.views
+        if value.sigmoid or not (tta or of_one) or not np.isclose(value.share * max(len(value.views), 1), 1):
+            raise ValueError("its output is neither logits, their softmax, nor the mean of that over views of an image")
         if len(value.shape) != 1:
             value = _flattened(value)
         if value.order is not None or not (value.steps and isinstance(value.steps[-1].layer, Dense)):
@@ -202,7 +206,7 @@ class _Reader:
             value = _dense(value, np.eye(n, dtype=np.float32), None)  # a classifier's last layer is dense
         layers = [step.layer for step in value.steps]
         return SavedModel(
-            parameters={"layers": layers[:-1], "tta": "flip" if value.flips else None},
+            parameters={"layers": layers[:-1], "tta": tta},
             layers=layers,
             image_shape=self.image_shape,
             dtype="float32",
@@ -405,7 +409,25 @@ def _mirror(found: _Found, attributes: _Attributes) -> _Value:
         raise ValueError("that is not a mirror image of the input")
     if starts[0] not in (-1, x.shape[1] - 1) or ends[0] > -x.shape[1] - 1:
         raise ValueError("of a part of the image")
-    return replace(x, mirrored=not x.mirrored)
+    if x.view.down or x.view.right:
+        raise ValueError("of an image that was moved")
+    return replace(x, view=x.view._replace(mirrored=not x.view.mirrored))
+
+
+def _pad(found: _Found, attributes: _Attributes) -> _Value:
+    """What is added on one side and cut off on the other moves an image."""
+    x: _Value = found[0]
+    pads = np.array(attributes["pads"] if "pads" in attributes else _constant(found, 1, "the padding")).tolist()
+    value = attributes.get("value", 0) if len(found) < 3 else _constant(found, 2, "the value").item()
+    places = (1, 2) if x.channels_last else (2, 3)
+    if x.steps or len(x.shape) != 3 or len(pads) != 8 or attributes.get("mode", b"constant") != b"constant":
+        raise ValueError("that does not move the input")
+    (down, up), (right, left) = ((pads[place], pads[place + 4]) for place in places)
+    if any(pads[place + side] for side in (0, 4) for place in range(4) if place not in places) or value:
+        raise ValueError("that does not move the input")
+    if (up, left) != (-down, -right) or x.shift.any() or x.view.down or x.view.right:
+        raise ValueError("that does not move the input")
+    return replace(x, view=x.view._replace(down=down, right=right))
 
 
 def _two(found: _Found) -> tuple[_Value, Any]:
@@ -431,7 +453,7 @@ def _add(found: _Found, attributes: _Attributes, sign: float = 1.0) -> _Value:
     if isinstance(other, _Value):
         if sign < 0:
             raise ValueError("of two tensors")
-        return _flip_mean(x, other) if x.softmax else _residual(x, other)
+        return _sum_of_views(x, other) if x.softmax else _residual(x, other)
     value = sign * _of_channels(x, other)
     if not x.steps and len(x.shape) == 3:
         return replace(x, shift=x.shift + value)
@@ -455,7 +477,7 @@ def _mul(found: _Found, attributes: _Attributes) -> _Value:
             return (other if x.sigmoid else x).then(SiLU())
         raise ValueError("of two tensors")
     if x.softmax and other.size == 1:
-        return replace(x, flips=x.flips * float(other.ravel()[0]))
+        return replace(x, share=x.share * float(other.ravel()[0]))
     if x.steps or len(x.shape) != 3:
         raise ValueError("with a constant, after the first layer")
     value = _of_channels(x, other)
@@ -477,15 +499,16 @@ def _same_steps(x: _Value, other: _Value) -> bool:
     return len(x.steps) == len(other.steps) and all(a.same(b) for a, b in zip(x.steps, other.steps, strict=True))
 
 
-def _flip_mean(x: _Value, other: _Value) -> _Value:
-    if not (other.softmax and x.mirrored != other.mirrored and _same_steps(x, other)):
-        raise ValueError("of probabilities that are not those of mirror images")
-    return replace(x, mirrored=False, flips=1.0)
+def _sum_of_views(x: _Value, other: _Value) -> _Value:
+    if not (other.softmax and x.share == other.share == 1 and _same_steps(x, other)):
+        raise ValueError("of probabilities that are not those of views of one image")
+    views = (x.views or (x.view,)) + (other.views or (other.view,))
+    return replace(x, views=views)
 
 
 def _residual(x: _Value, other: _Value) -> _Value:
     """What both chains start with, and then one beside the other."""
-    if x.shape != other.shape or x.sigmoid or other.sigmoid or x.mirrored != other.mirrored:
+    if x.shape != other.shape or x.sigmoid or other.sigmoid or x.view != other.view:
         raise ValueError(f"of tensors of shapes {x.shape} and {other.shape}")
     if (x.order is None) != (other.order is None):
         raise ValueError("of vectors in different orders")
@@ -509,7 +532,7 @@ _HANDLERS: dict[str, Callable[[_Found, _Attributes], _Value]] = {
     "Div": _div, "Dropout": _same, "Elu": _layer(lambda a: ELU(float(a.get("alpha", 1.0)))), "Flatten": _flatten,
     "Gemm": _gemm, "GlobalAveragePool": _global(AvgPool2D), "GlobalMaxPool": _global(MaxPool2D), "Identity": _same,
     "LeakyRelu": _layer(lambda a: LeakyReLU(float(a.get("alpha", 0.01)))), "MatMul": _matmul,
-    "MaxPool": _pool(MaxPool2D), "Mul": _mul, "ReduceMean": _mean, "Relu": _layer(lambda a: ReLU()),
+    "MaxPool": _pool(MaxPool2D), "Mul": _mul, "Pad": _pad, "ReduceMean": _mean, "Relu": _layer(lambda a: ReLU()),
     "Reshape": _reshape, "Sigmoid": _sigmoid, "Slice": _mirror, "Softmax": _softmax, "Squeeze": _squeeze, "Sub": _sub,
     "Tanh": _layer(lambda a: Tanh()), "Transpose": _transpose,
 }  # fmt: skip

@@ -367,7 +367,15 @@ def check_augment(augment: Sequence[Augmentation] | Augmentation | None) -> tupl
 
 def draw(augment: tuple[Augmentation, ...], rng: np.random.Generator, m: int, height: int, width: int) -> Draws:
     """Draw what happens to each of ``m`` images; ``augment`` is what ``check_augment`` returned."""
-    draws = Draws(
+    draws = unchanged(m)
+    for item in augment:
+        item.draw(rng, height, width, draws)
+    return draws
+
+
+def unchanged(m: int) -> Draws:
+    """That nothing happens to ``m`` images."""
+    return Draws(
         flip=np.zeros(m, np.uint8),
         shift=np.zeros((m, 2), np.int64),
         warp=np.tile(np.eye(2), (m, 1, 1)),
@@ -377,6 +385,3 @@ def draw(augment: tuple[Augmentation, ...], rng: np.random.Generator, m: int, he
         partner=np.arange(m),
         share=np.ones(m),
     )
-    for item in augment:
-        item.draw(rng, height, width, draws)
-    return draws

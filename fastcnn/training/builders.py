@@ -16,10 +16,11 @@ from fastcnn.training.augment import (
     RandomAffine,
     RandomBrightness,
     RandomContrast,
-    RandomHorizontalFlip,
     check_augment,
     draw,
+    unchanged,
 )
+from fastcnn.training.views import View
 
 __all__ = ["BatchBuilder", "DeviceBatchBuilder", "Mix", "RngKey", "StagedBatchBuilder", "builder_for", "random_stream"]
 
@@ -137,11 +138,11 @@ class BatchBuilder:
         """An array for batches of up to ``size`` images."""
         return np.empty((size, *self.image_shape), self.dtype)
 
-    def build(self, index: ArrayLike, out: Any, rng_key: RngKey | None = None, *, mirrored: bool = False) -> Mix | None:
+    def build(self, index: ArrayLike, out: Any, rng_key: RngKey | None = None, view: View | None = None) -> Mix | None:
         """Write the images of ``index`` (m,) into ``out``, C-contiguous (m, H, W, C) of the builder's dtype.
 
         With ``rng_key`` (seed, epoch, batch number) the images are augmented; the same key changes them the
-        same way. Without it they may be ``mirrored`` left to right. May be called from several threads at once.
+        same way. Without it they are as in the ``view``. May be called from several threads at once.
 
         Returns
         -------
@@ -166,11 +167,11 @@ class BatchBuilder:
             raise ValueError(
                 f"out must be a C-contiguous {self.dtype} array of shape {shape}, got {out.dtype} of shape {out.shape}"
             )
-        augment = self.augment if rng_key is not None else (RandomHorizontalFlip(1.0),) if mirrored else ()
-        if not augment:
-            self._write(rows, augment, None, out)
+        if rng_key is None or not self.augment:
+            self._write(rows, (), _seen(view, m) if rng_key is None and view else None, out)
             return None
-        draws = draw(augment, random_stream(rng_key or (0, 0, 0), _AUGMENT), m, *self.image_shape[:2])
+        augment = self.augment
+        draws = draw(augment, random_stream(rng_key, _AUGMENT), m, *self.image_shape[:2])
         self._write(rows, augment, draws, out)
         return Mix(draws.partner, draws.share.astype(self.dtype)) if _has(augment, MixUp) else None
 
@@ -389,6 +390,14 @@ def builder_for(
         except MemoryError:  # others were faster
             pass
     return StagedBatchBuilder(kernels, images, image_shape, *args, **kwargs)
+
+
+def _seen(view: View, m: int) -> Draws:
+    """The view of m images, as if it had been drawn."""
+    draws = unchanged(m)
+    draws.flip[...] = view.mirrored
+    draws.shift[...] = view.down, view.right
+    return draws
 
 
 def _has(augment: Augmentations, *kinds: type[Augmentation]) -> bool:

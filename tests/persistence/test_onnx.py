@@ -30,6 +30,7 @@ from fastcnn.layers import (
     SpatialDropout,
     Tanh,
 )
+from fastcnn.training.views import TTA
 
 CHAINS = {
     "nothing but the last layer": [],
@@ -110,15 +111,42 @@ def test_graphs_come_back(name, fold, tmp_path):
     twin.set_params(max_iter=1).fit(X, np.arange(30) % 2)  # its layers train
 
 
-def test_mirror_images(tmp_path):
-    clf, X = fitted(CHAINS["convolution"], tta="flip")
+@pytest.mark.parametrize("tta", TTA)
+def test_the_mean_over_views(tmp_path, tta):
+    clf, X = fitted(CHAINS["convolution"], tta=tta)
     clf.to_onnx(tmp_path / "model.onnx")
     _, proba = answers(tmp_path / "model.onnx", X.astype(np.float32))
-    assert_allclose(proba, clf.predict_proba(X, tta="flip"), atol=1e-5)
+    assert_allclose(proba, clf.predict_proba(X, tta=tta), atol=1e-5)
     assert np.abs(proba - clf.predict_proba(X, tta=False)).max() > 1e-3
     twin = CNNClassifier.from_onnx(tmp_path / "model.onnx")
-    assert twin.tta == "flip"
+    assert twin.tta == tta
     assert_allclose(twin.predict_proba(X), proba, atol=1e-5)
+
+
+def pads_of(model):
+    node = next(node for node in model.graph.node if node.op_type == "Pad")
+    return next(constant for constant in model.graph.initializer if constant.name == node.input[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda pads: pads.__setitem__(5, 0), "does not move"),  # grows
+        (lambda pads: pads.__setitem__(0, 1), "does not move"),  # another axis
+        (lambda pads: pads.__setitem__(slice(None), [0, -2, 0, 0, 0, 2, 0, 0]), "views of an image"),  # by two pixels
+    ],
+)
+def test_views_that_are_not_ours_are_refused(tmp_path, change, message):
+    clf, _ = fitted(CHAINS["convolution"], tta="shift")
+    clf.to_onnx(tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    pads = pads_of(model)
+    values = numpy_helper.to_array(pads).copy()
+    change(values)
+    pads.CopyFrom(numpy_helper.from_array(values, pads.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=message):
+        CNNClassifier.from_onnx(tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(

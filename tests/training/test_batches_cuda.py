@@ -19,6 +19,7 @@ from fastcnn.training.augment import (
 )
 from fastcnn.training.batches import BatchLoader
 from fastcnn.training.builders import BatchBuilder, DeviceBatchBuilder, StagedBatchBuilder, builder_for
+from fastcnn.training.views import View
 from tests.gpu import SIMULATED, unavailable
 
 pytestmark = [pytest.mark.cuda, pytest.mark.small]
@@ -71,12 +72,15 @@ def test_a_batch_is_that_of_the_cpu(augment, source, dtype):
             np.testing.assert_array_equal(a, b)
 
 
-def test_mirror_images_and_no_augmentation_without_a_key():
+def test_views_and_no_augmentation_without_a_key():
     args = arguments(augment=AUGMENT["light"])
     for builder in BatchBuilder(*args), builder_for(KERNELS, *args):
         plain, _ = built(builder, [2, 7])
-        mirrored, _ = built(builder, [2, 7], mirrored=True)
+        mirrored, _ = built(builder, [2, 7], view=View(mirrored=True))
         np.testing.assert_array_equal(mirrored, plain[:, :, ::-1])
+        moved, _ = built(builder, [2, 7], view=View(True, 1, -2))
+        np.testing.assert_array_equal(moved[:, 1:, :-2], mirrored[:, :-1, 2:])
+        np.testing.assert_allclose(moved[:, :1], np.broadcast_to(-np.multiply(MEAN, INV_STD), moved[:, :1].shape))
 
 
 def test_a_mean_that_is_large_beside_the_spread():
