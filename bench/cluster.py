@@ -169,8 +169,7 @@ def fits(args: argparse.Namespace) -> list[dict[str, Any]]:
     for seed in args.seeds:
         for side in args.sides:
             key = {"seed": seed, "epochs": args.epochs, "images": args.images}
-            if side == "two workers":
-                key |= {"sync_every": args.sync_every, "learning_rate": args.learning_rate}
+            key |= {"sync_every": args.sync_every, "learning_rate": args.learning_rate}  # of the two workers
             runs.append({"side": side, **key, **run(side, key)})
             r = runs[-1]
             print(f"{side}, seed {seed}: {r['images_per_second']:,.0f} images/s, {r['accuracy']:.4f}", flush=True)
@@ -253,7 +252,7 @@ def constants(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _key(run: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(run.get(name, 0) for name in KEYS)
+    return tuple(run[name] for name in KEYS)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {

@@ -17,12 +17,17 @@ Pair = tuple[dict[str, Any], dict[str, Any]]
 
 def pairs(r: dict[str, Any]) -> dict[tuple[int, float], list[Pair]]:
     """The runs of one process and of two workers, seed by seed; by steps a round and learning rate, the most first."""
-    alone = {run["seed"]: run for run in r.get("fits", []) if run["side"] == ONE}
+    alone = {_setting(run): run for run in r.get("fits", []) if run["side"] == ONE}
     found: dict[tuple[int, float], list[Pair]] = {}
     for run in r.get("fits", []):
-        if run["side"] == TWO and run["seed"] in alone:
-            found.setdefault((run["sync_every"], run["learning_rate"]), []).append((alone[run["seed"]], run))
+        if run["side"] == TWO and _setting(run) in alone:
+            found.setdefault((run["sync_every"], run["learning_rate"]), []).append((alone[_setting(run)], run))
     return dict(sorted(found.items(), reverse=True))
+
+
+def _setting(run: dict[str, Any]) -> tuple[Any, ...]:
+    """What the two workers were told, and the seed; one process ran beside them."""
+    return tuple(run[name] for name in ("sync_every", "learning_rate", "epochs", "images", "seed"))
 
 
 def ratio(both: list[Pair]) -> float:
@@ -54,8 +59,6 @@ def goals(r: dict[str, Any] | None) -> Iterator[tuple[str, str, str, bool | None
 
 def lines(r: dict[str, Any], about: list[str], table: Any) -> list[str]:
     found = ["## On a cluster", "", *about]
-    if pairs(r):
-        found += ["One process was run once a seed, for all settings.", ""]
     if tried := r.get("rates"):
         found += [
             "Learning rates of two workers, by the accuracy on 5,000 training images set aside (seed 0):",
