@@ -292,7 +292,7 @@ def test_recipes(recipe, monkeypatch):
     options = "--epochs 2 --augment shift:1 --early-stopping --learning-rate .001 --layers conv:4"
     assert run("train", "digits", "--recipe", recipe, *options.split())[0] == 130
     made = seen[-1].get_params()
-    assert made["augment"] == [RandomShift(1)] and made["tta"] is None and made["layers"] == [Conv2D(4)]
+    assert made["augment"] == [RandomShift(1)] and made["tta"] == "shift" and made["layers"] == [Conv2D(4)]
     assert (made["max_iter"], made["learning_rate_init"], made["n_iter_no_change"]) == (2, 0.001, 10)
     assert made["solver"] == asked.solver and made["label_smoothing"] == asked.label_smoothing
 
