@@ -47,7 +47,8 @@ STARTED = perf_counter()
 GOALS = (0.92, 0.94)
 # Of a gradient, |found - right| / |right|. One ReLU or maximum that falls the other way makes some 1e-3 of that in a
 # deep network, and noise of 1e-6 in the images makes one fall: the reference's own gradient changes as much.
-ALLOWED = {"float32": 1e-2, "tf32": 1e-1, "bf16": 4e-1, "fp16": 1e-1}
+ALLOWED = {"float32": 1e-2, "tf32": 1e-1, "bf16": 2e-1, "fp16": 1e-1}
+LOSS_ALLOWED = 2e-2
 
 
 def main() -> None:
@@ -137,7 +138,7 @@ def check(args: argparse.Namespace) -> list[dict[str, Any]]:
             row = {"network": name, "precision": precision, "loss": loss, "expected": expected_loss, "error": error}
             rows.append(row)
             print(f"{name:<9}{precision:<9}loss {loss:.5f} ({expected_loss:.5f}), gradients {error:.1e}", flush=True)
-            if not (error < ALLOWED[precision] and abs(loss - expected_loss) < ALLOWED[precision]):
+            if not (error < ALLOWED[precision] and abs(loss - expected_loss) < LOSS_ALLOWED):
                 raise SystemExit(f"{name}: the GPU does not compute what the reference does; nothing is timed")
     return rows
 

@@ -43,13 +43,10 @@ def replaced(settings: Settings, change: Callable[[Layer], list[Layer]]) -> Sett
     return {"layers": [new for layer in settings["layers"] for new in change(layer)]}
 
 
-def augmented(*more: Any) -> Callable[[Settings], Settings]:
-    return lambda settings: {"augment": [*settings["augment"], *more]}
-
-
-def erasing(*which: Any) -> Callable[[Settings], Settings]:
-    """With `which` in place of what the recipe erases."""
-    return lambda settings: {"augment": [*[a for a in settings["augment"] if not isinstance(a, RandomErasing)], *which]}
+def augmented(*more: Any, but: tuple[type, ...] = ()) -> Callable[[Settings], Settings]:
+    """With `more`, in place of what the recipe has of these kinds and of `but`."""
+    kinds = *map(type, more), *but
+    return lambda settings: {"augment": [*[a for a in settings["augment"] if not isinstance(a, kinds)], *more]}
 
 
 def _without_norm(layer: Layer) -> list[Layer]:
@@ -90,9 +87,9 @@ CHANGES: dict[str, Callable[[Settings], Settings]] = {  # what is changed, from 
     },
     "with shifts of 2": augmented(RandomShift(2)),
     "with shifts of 1": augmented(RandomShift(1)),
-    "without erasing": erasing(),
-    "with erasing, a quarter": erasing(RandomErasing(0.25)),
-    "with cutout of 8, a half": erasing(Cutout(8, 0.5)),
+    "without erasing": augmented(but=(RandomErasing,)),
+    "with erasing, a quarter": augmented(RandomErasing(0.25)),
+    "with cutout of 8, a half": augmented(Cutout(8, 0.5), but=(RandomErasing,)),
     "with turns of 5 degrees, sizes 0.95 to 1.05": augmented(RandomAffine(5, (0.95, 1.05))),
     "with contrast 0.2": augmented(RandomContrast(0.2)),
     "with brightness 0.1": augmented(RandomBrightness(0.1)),

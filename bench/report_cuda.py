@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any, NamedTuple
 
+from fastcnn.kernels.contract import PRECISIONS
+
 EAGER, GRAPH, LARGE, SECONDS = 2.0, 1.0, 0.8, 5.0  # asked: times PyTorch's speed at 128 and 512, at 4096; to 92 %
 LARGE_BATCH, GOAL = 4096, 0.92
 Table = Callable[[list[str], list[list[str]]], list[str]]
@@ -57,7 +59,7 @@ def asked(r: dict[str, Any]) -> Iterator[tuple[str, str, float | None, bool]]:
 
 STEPS = (
     "max-autotune is PyTorch's `torch.compile`, which was measured while time was left. Ratios are to PyTorch eager "
-    "and to its CUDA graph."
+    "and to its CUDA graph. '-': not measured."
 )
 CHECKS = (
     "|found - right| / |right| of all gradients of one step. In a deep network one ReLU or maximum that falls the "
@@ -71,18 +73,23 @@ FITS = (
 
 
 def lines(r: dict[str, Any], about: list[str], table: Table) -> list[str]:
-    limits = r["limits"]
-    rates = ", ".join(f"of {p} {limits[f'{p}_tflop_per_s']:.0f}" for p in ("float32", "tf32", "bf16"))
-    card = f"{r['card']}; a copy moves {limits['copy_gb_per_s']:,.0f} GB/s, PyTorch's product of large matrices reaches"
-    found = ["## GPU", "", *about, f"{card} {rates} TFLOP/s.", ""]
-    for title, text, made in (
-        ("Training steps", STEPS, _steps),
-        ("Against the reference in double precision", CHECKS, _checks),
-        ("Convolutions alone", KERNELS, _kernels),
-        ("Fashion-MNIST", FITS, _fits),
+    found = ["## GPU", "", *about, f"{r['card']}{_limits(r)}.", ""]
+    for section, title, text, made in (
+        ("steps", "Training steps", STEPS, _steps),
+        ("checks", "Against the reference in double precision", CHECKS, _checks),
+        ("kernels", "Convolutions alone", KERNELS, _kernels),
+        ("fit", "Fashion-MNIST", FITS, _fits),
     ):
-        found += [f"### {title}", "", text, "", *made(r, table), ""]
+        if section in r:
+            found += [f"### {title}", "", text, "", *made(r, table), ""]
     return found[:-1]
+
+
+def _limits(r: dict[str, Any]) -> str:
+    limits = r.get("limits", {})
+    rates = [f"{limits[key]:.0f} in {p}" for p in PRECISIONS if (key := f"{p}_tflop_per_s") in limits]
+    copied = f"; a copy moves {limits['copy_gb_per_s']:,.0f} GB/s" if limits else ""
+    return copied + (f"; PyTorch's products of large matrices reach {', '.join(rates)} TFLOP/s" if rates else "")
 
 
 def _checks(r: dict[str, Any], table: Table) -> list[str]:

@@ -964,12 +964,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     def _views(self, tta: str | bool | None) -> tuple[View, ...]:
         """The views of images that are averaged over, for what a call says."""
         check_is_fitted(self)
-        asked = self.tta if tta is None else tta
-        if asked is False or asked is None:
-            return views_of(None)
-        if asked not in TTA:
-            raise ValueError(f"tta must be one of {', '.join(map(repr, TTA))}, False or None, got {asked!r}")
-        return views_of(str(asked))
+        return views_of(self.tta if tta is None else tta)
 
     def network_input(self, X: Any) -> np.ndarray:
         """Images as `network_` takes them: ``(image - channel_offset_) / channel_scale_``.

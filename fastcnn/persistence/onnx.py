@@ -1,7 +1,7 @@
 """A fitted network as an ONNX graph: from pixels, channels last, to labels and probabilities.
 
-Scaling, mirror images and the softmax are part of the graph. ONNX has channels first: images are transposed once on
-their way in, and back where they are flattened, so that dense weights stay as they are. Numbers are float32.
+Scaling, mirrored and moved images and the softmax are part of the graph. ONNX has channels first: images are transposed
+on their way in, and back where they are flattened, so that dense weights stay as they are. Numbers are float32.
 
 The package `onnx` is needed: ``pip install fastcnn[onnx]``.
 """

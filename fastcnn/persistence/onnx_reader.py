@@ -418,9 +418,10 @@ def _pad(found: _Found, attributes: _Attributes) -> _Value:
     """What is added on one side and cut off on the other moves an image."""
     x: _Value = found[0]
     pads = np.array(attributes["pads"] if "pads" in attributes else _constant(found, 1, "the padding")).tolist()
-    value = attributes.get("value", 0) if len(found) < 3 else _constant(found, 2, "the value").item()
+    value = _constant(found, 2, "the value").item() if len(found) > 2 and found[2] is not None else 0
     places = (1, 2) if x.channels_last else (2, 3)
-    if x.steps or len(x.shape) != 3 or len(pads) != 8 or attributes.get("mode", b"constant") != b"constant":
+    constant = attributes.get("mode", b"constant") == b"constant" and not attributes.get("value")
+    if x.steps or len(x.shape) != 3 or len(pads) != 8 or not constant or any(given is not None for given in found[3:]):
         raise ValueError("that does not move the input")
     (down, up), (right, left) = ((pads[place], pads[place + 4]) for place in places)
     if any(pads[place + side] for side in (0, 4) for place in range(4) if place not in places) or value:
@@ -473,7 +474,7 @@ def _sub(found: _Found, attributes: _Attributes) -> _Value:
 def _mul(found: _Found, attributes: _Attributes) -> _Value:
     x, other = _two(found)
     if isinstance(other, _Value):
-        if x.sigmoid != other.sigmoid and _same_steps(x, other):
+        if x.sigmoid != other.sigmoid and x.view == other.view and _same_chain(x, other):
             return (other if x.sigmoid else x).then(SiLU())
         raise ValueError("of two tensors")
     if x.softmax and other.size == 1:
@@ -495,12 +496,17 @@ def _div(found: _Found, attributes: _Attributes) -> _Value:
     return _mul([found[0], 1 / divisor], attributes)
 
 
-def _same_steps(x: _Value, other: _Value) -> bool:
-    return len(x.steps) == len(other.steps) and all(a.same(b) for a, b in zip(x.steps, other.steps, strict=True))
+def _same_input(x: _Value, other: _Value) -> bool:
+    return np.array_equal(x.factor, other.factor) and np.array_equal(x.shift, other.shift)
+
+
+def _same_chain(x: _Value, other: _Value) -> bool:
+    same = len(x.steps) == len(other.steps) and all(a.same(b) for a, b in zip(x.steps, other.steps, strict=True))
+    return same and _same_input(x, other)
 
 
 def _sum_of_views(x: _Value, other: _Value) -> _Value:
-    if not (other.softmax and x.share == other.share == 1 and _same_steps(x, other)):
+    if not (other.softmax and x.share == other.share == 1 and _same_chain(x, other)):
         raise ValueError("of probabilities that are not those of views of one image")
     views = (x.views or (x.view,)) + (other.views or (other.view,))
     return replace(x, views=views)
@@ -508,8 +514,10 @@ def _sum_of_views(x: _Value, other: _Value) -> _Value:
 
 def _residual(x: _Value, other: _Value) -> _Value:
     """What both chains start with, and then one beside the other."""
-    if x.shape != other.shape or x.sigmoid or other.sigmoid or x.view != other.view:
+    if x.shape != other.shape or x.sigmoid or other.sigmoid:
         raise ValueError(f"of tensors of shapes {x.shape} and {other.shape}")
+    if x.view != other.view or not _same_input(x, other):
+        raise ValueError("of tensors that come from differently scaled, mirrored or moved images")
     if (x.order is None) != (other.order is None):
         raise ValueError("of vectors in different orders")
     common = 0

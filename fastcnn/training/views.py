@@ -26,6 +26,16 @@ TTA: dict[str, tuple[View, ...]] = {
 }
 
 
-def views_of(tta: str | None) -> tuple[View, ...]:
-    """The views of one of `TTA`; the image alone for None."""
-    return (PLAIN,) if tta is None else TTA[tta]
+def views_of(tta: str | bool | None) -> tuple[View, ...]:
+    """The views of one of `TTA`; the image alone for None and False.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these.
+    """
+    if tta is None or tta is False:
+        return (PLAIN,)
+    if not isinstance(tta, str) or tta not in TTA:
+        raise ValueError(f"tta must be one of {', '.join(map(repr, TTA))}, False or None, got {tta!r}")
+    return TTA[tta]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import numpy as np
@@ -123,30 +124,68 @@ def test_the_mean_over_views(tmp_path, tta):
     assert_allclose(twin.predict_proba(X), proba, atol=1e-5)
 
 
-def pads_of(model):
-    node = next(node for node in model.graph.node if node.op_type == "Pad")
-    return next(constant for constant in model.graph.initializer if constant.name == node.input[1])
+def node_of(model, kind, place=0):
+    return [node for node in model.graph.node if node.op_type == kind][place]
+
+
+def set_constant(model, node, place, values):
+    """Give `node` another constant in the place of an input."""
+    name = f"{node.name}.{place}"
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
+    node.input.extend([""] * (place + 1 - len(node.input)))
+    node.input[place] = name
+
+
+def moved_by(*pads):
+    return lambda model: set_constant(model, node_of(model, "Pad"), 1, np.array(pads, np.int64))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda pads: pads.__setitem__(5, 0), "does not move"),  # grows
-        (lambda pads: pads.__setitem__(0, 1), "does not move"),  # another axis
-        (lambda pads: pads.__setitem__(slice(None), [0, -2, 0, 0, 0, 2, 0, 0]), "views of an image"),  # by two pixels
+        (moved_by(0, -1, 0, 0, 0, 0, 0, 0), "does not move"),  # it shrinks
+        (moved_by(1, -1, 0, 0, -1, 1, 0, 0), "does not move"),  # along the batch
+        (moved_by(0, -2, 0, 0, 0, 2, 0, 0), "views of an image"),  # by two pixels
+        (lambda m: set_constant(m, node_of(m, "Pad"), 2, np.float32(3)), "does not move"),  # uncovered is not 0
+        (lambda m: set_constant(m, node_of(m, "Pad"), 3, np.arange(4)), "does not move"),  # axes are named
+        (lambda m: node_of(m, "Pad").attribute.append(helper.make_attribute("mode", "edge")), "does not move"),
+        (lambda m: set_constant(m, node_of(m, "Sub", 1), 1, np.float32(9)), "views of one image"),  # scaled otherwise
+        (lambda m: set_constant(m, node_of(m, "Mul", -1), 1, np.float32(0.3)), "views of an image"),  # not the mean
     ],
 )
 def test_views_that_are_not_ours_are_refused(tmp_path, change, message):
     clf, _ = fitted(CHAINS["convolution"], tta="shift")
-    clf.to_onnx(tmp_path / "model.onnx")
+    clf.to_onnx(tmp_path / "model.onnx", opset=18)
+    CNNClassifier.from_onnx(tmp_path / "model.onnx")
     model = onnx.load(tmp_path / "model.onnx")
-    pads = pads_of(model)
-    values = numpy_helper.to_array(pads).copy()
-    change(values)
-    pads.CopyFrom(numpy_helper.from_array(values, pads.name))
+    change(model)
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=message):
         CNNClassifier.from_onnx(tmp_path / "model.onnx")
+
+
+def test_mirror_images_of_scaled_images_are_read_too(tmp_path):
+    """As this package wrote them first: mirrored after scaling, channels first."""
+    clf, X = fitted(CHAINS["convolution"], tta="flip")
+    clf.to_onnx(tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    mirror = node_of(model, "Slice")
+    after = model.graph.node[list(model.graph.node).index(mirror) + 3]  # Sub, Mul
+    assert after.op_type == "Transpose"
+    node_of(model, "Sub", 1).input[0] = mirror.input[0]
+    for node in model.graph.node:
+        node.input[:] = [mirror.output[0] if name == after.output[0] else name for name in node.input]
+    mirror.input[0] = after.output[0]
+    set_constant(model, mirror, 3, np.array([3]))
+    nodes = [node for node in model.graph.node if node is not mirror]
+    nodes.insert(nodes.index(after) + 1, mirror)
+    nodes = [copy.deepcopy(node) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "model.onnx")
+    twin = CNNClassifier.from_onnx(tmp_path / "model.onnx")
+    assert twin.tta == "flip"
+    assert_allclose(twin.predict_proba(X), clf.predict_proba(X), atol=1e-5)
 
 
 @pytest.mark.parametrize(

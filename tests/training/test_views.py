@@ -14,3 +14,7 @@ def test_the_views_of_each_name():
     assert set(views_of("flip+shift")) == {View(side, *view[1:]) for side in (0, 1) for view in views_of("shift")}
     for name in TTA:
         assert views_of(name)[0] == View() and len(set(views_of(name))) == len(views_of(name))
+    assert views_of(False) == views_of(None)
+    for wrong in ("crop", True, ["flip"]):
+        with pytest.raises(ValueError, match="tta must be"):
+            views_of(wrong)

@@ -138,7 +138,7 @@ def walk(clf: Any, evidence: Evidence, chosen: list[int], max_maps: int) -> Walk
         pass
     packed = np.concatenate(parts, axis=1)
     logits = everything[str(len(network.layers) - 1)]
-    # With mirror images the probabilities are not those of this pass: what is walked is the image itself.
+    # A mean over views is not what this pass gives: what is walked is the image itself.
     proba = _softmax(logits)
     values = {
         "classes": evidence.names,

@@ -188,7 +188,7 @@
     const verdict = [`Image ${image.n} is `, element("b", {}, data.classes[image.y]), ". The network says ",
       element("b", {}, data.classes[said]), ` (${percent(image.proba[said])}), which is `,
       element("b", {}, said === image.y ? "right" : "wrong"), "."];
-    if (image.predicted !== said) verdict.push(` Together with its mirror image: ${data.classes[image.predicted]}.`);
+    if (image.predicted !== said) verdict.push(` The mean over its views says: ${data.classes[image.predicted]}.`);
     $(".verdict").replaceChildren(...verdict);
   }
 

@@ -278,7 +278,7 @@ _workspaces: dict[Any, DeviceArray] = {}
 
 
 def workspace(size: int, dtype: Any) -> DeviceArray:
-    """Memory for what one kernel hands to the next; the next call may get the same."""
+    """Memory for what one kernel hands to the next; the next call may get the same. Not for a `branch`."""
     have = _workspaces.get(np.dtype(dtype))
     if have is None or have.size < size:
         grown = max(size, 2 * (0 if have is None else have.size), 1024)

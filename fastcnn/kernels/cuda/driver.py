@@ -365,14 +365,15 @@ def recording() -> Iterator[list[Call]]:
 
 @contextmanager
 def branch() -> Iterator[None]:
-    """What is launched within the block does not touch what the branches before and after it write: in a graph they
-    run side by side. Else they run one after the other.
+    """What is launched within the block does not touch what the branches right before and after it write (so it takes
+    no `workspace`): in a graph they run side by side. Else they run one after the other.
     """
+    before = getattr(_local, "branch", None)
     _local.branch = object()
     try:
         yield
     finally:
-        _local.branch = None
+        _local.branch = before
 
 
 class Graph:
@@ -415,27 +416,36 @@ def capture(calls: Sequence[Call]) -> Graph:
     trunk, *sides = captures()
     with _gpu, cuda.defer_cleanup():
         mode = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        checked(api.cuStreamBeginCapture(int(trunk), mode))
         try:
-            checked(api.cuStreamBeginCapture(int(trunk), mode))
-            for together, group in groupby(calls, lambda call: call.branch is not None):
-                if not together:
-                    for call in group:
-                        call(trunk)
-                    continue
-                branches = [list(branch) for _, branch in groupby(group, lambda call: call.branch)]
-                used = sides[: len(branches)]
-                _tell(trunk, used)
-                for i, launches in enumerate(branches):
-                    for call in launches:
-                        call(used[i % len(used)])
-                for side in used:
-                    _tell(side, [trunk])
-        finally:
-            graph = checked(api.cuStreamEndCapture(int(trunk)))
+            _launch_in(trunk, sides, calls)
+        except BaseException:
+            status, graph = api.cuStreamEndCapture(int(trunk))
+            if not int(status):
+                api.cuGraphDestroy(graph)
+            raise
+        graph = checked(api.cuStreamEndCapture(int(trunk)))
         try:
             return Graph(checked(api.cuGraphInstantiate(graph, 0)))
         finally:
             api.cuGraphDestroy(graph)
+
+
+def _launch_in(trunk: Any, sides: Sequence[Any], calls: Sequence[Call]) -> None:
+    """In the stream `trunk`, and branches in streams beside it."""
+    for together, group in groupby(calls, lambda call: call.branch is not None):
+        if not together:
+            for call in group:
+                call(trunk)
+            continue
+        branches = [list(branch) for _, branch in groupby(group, lambda call: call.branch)]
+        used = sides[: len(branches)]
+        _tell(trunk, used)
+        for i, launches in enumerate(branches):
+            for call in launches:
+                call(used[i % len(used)])
+        for side in used:
+            _tell(side, [trunk])
 
 
 def _tell(stream: Any, others: Sequence[Any]) -> None:

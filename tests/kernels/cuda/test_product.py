@@ -130,3 +130,4 @@ def test_the_rule_covers_every_shape(shape, dtype):
         splits, each = tiles.choose_splits(shape, tile)
         assert tile in tiles.TILES + tiles.TENSOR_TILES and each % tile.depth == 0
         assert (splits - 1) * each < shape.depth <= splits * each
+        assert splits == 1 or splits * tiles.blocks(shape, tile) * tile.threads <= tiles._BUSY
