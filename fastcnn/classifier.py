@@ -1008,7 +1008,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         for part in chunks(len(rows), size):
             index = np.arange(part.start, part.stop)
             for i, view in enumerate(views):
-                builder.build(index, x[: len(index)], view=None if view == PLAIN else view)
+                builder.build(index, x[: len(index)], view=view)
                 result = of_batch(x[: len(index)])
                 y[part] = add(y[part], result) if i else result
         return y

@@ -20,7 +20,7 @@ from fastcnn.training.augment import (
     draw,
     unchanged,
 )
-from fastcnn.training.views import View
+from fastcnn.training.views import PLAIN, View
 
 __all__ = ["BatchBuilder", "DeviceBatchBuilder", "Mix", "RngKey", "StagedBatchBuilder", "builder_for", "random_stream"]
 
@@ -138,11 +138,11 @@ class BatchBuilder:
         """An array for batches of up to ``size`` images."""
         return np.empty((size, *self.image_shape), self.dtype)
 
-    def build(self, index: ArrayLike, out: Any, rng_key: RngKey | None = None, view: View | None = None) -> Mix | None:
+    def build(self, index: ArrayLike, out: Any, rng_key: RngKey | None = None, view: View = PLAIN) -> Mix | None:
         """Write the images of ``index`` (m,) into ``out``, C-contiguous (m, H, W, C) of the builder's dtype.
 
         With ``rng_key`` (seed, epoch, batch number) the images are augmented; the same key changes them the
-        same way. Without it they are as in the ``view``. May be called from several threads at once.
+        same way. Else they are as in the ``view``. May be called from several threads at once.
 
         Returns
         -------
@@ -168,12 +168,11 @@ class BatchBuilder:
                 f"out must be a C-contiguous {self.dtype} array of shape {shape}, got {out.dtype} of shape {out.shape}"
             )
         if rng_key is None or not self.augment:
-            self._write(rows, (), _seen(view, m) if rng_key is None and view else None, out)
+            self._write(rows, (), None if view == PLAIN else _seen(view, m), out)
             return None
-        augment = self.augment
-        draws = draw(augment, random_stream(rng_key, _AUGMENT), m, *self.image_shape[:2])
-        self._write(rows, augment, draws, out)
-        return Mix(draws.partner, draws.share.astype(self.dtype)) if _has(augment, MixUp) else None
+        draws = draw(self.augment, random_stream(rng_key, _AUGMENT), m, *self.image_shape[:2])
+        self._write(rows, self.augment, draws, out)
+        return Mix(draws.partner, draws.share.astype(self.dtype)) if _has(self.augment, MixUp) else None
 
     def _write(self, rows: NDArray[np.int64], augment: Augmentations, draws: Draws | None, out: Any) -> None:
         """The images of ``rows``, changed as drawn."""

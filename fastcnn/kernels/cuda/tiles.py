@@ -42,6 +42,7 @@ __all__ = [
 
 ALIGNMENT = None if SIMULATED else 16  # bytes, of shared memory that is read in quads
 _GAP = 4  # numbers between two rows in shared memory, against conflicts of its banks
+_MOST_PARTS = 1024  # that a sum is cut into
 _BUSY = 264 * 256  # threads that keep a large GPU busy: two blocks of 256 for each of its 132 multiprocessors
 
 
@@ -150,13 +151,13 @@ def blocks(shape: Shape, tile: Tile) -> int:
     return -(-shape.rows // tile.rows) * -(-shape.columns // tile.columns) * shape.groups
 
 
-def choose_splits(shape: Shape, tile: Tile, most: int = 1024) -> tuple[int, int]:
+def choose_splits(shape: Shape, tile: Tile) -> tuple[int, int]:
     """In how many parts the sum is cut, each for blocks of its own, and the terms of one; by the shape alone."""
     steps = max(-(-shape.depth // tile.depth), 1)
     n_blocks = max(blocks(shape, tile), 1)
     least = 2 if n_blocks <= 16 else 8  # steps of one part: reading the first takes longer than the rest
     # Not one block more than there is room for: those left over would take as long again.
-    wanted = max(min(_BUSY // (tile.threads * n_blocks), most, -(-steps // least)), 1) if n_blocks < 264 else 1
+    wanted = max(min(_BUSY // (tile.threads * n_blocks), _MOST_PARTS, -(-steps // least)), 1) if n_blocks < 264 else 1
     each = -(-steps // wanted)
     return -(-steps // each), each * tile.depth
 
