@@ -256,7 +256,7 @@ def _emit_batchnorm(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -
         dgamma, dbeta = e.grad(group, "batchnorm", "weight"), e.grad(group, "batchnorm", "bias")
         out = rows(dx, c) if isinstance(dx, Buffer) else e.none(2)
         seen = yr if act else rows(dy, c)  # without an activation y is not looked at, and need not live so long
-        args = (xr, gamma, mean, inv_std, seen, rows(dy, c), activation, out, dgamma, dbeta)
+        args = (xr, gamma, beta, mean, inv_std, seen, rows(dy, c), activation, out, dgamma, dbeta)
         e.step(name, "batchnorm_backward", *args)
 
     return backward

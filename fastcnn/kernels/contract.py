@@ -171,8 +171,10 @@ def batchnorm_fold(weight, bias, gamma, beta, running_mean, running_var, epsilon
     """
 
 
-def batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, dbeta):
-    """Gradients of the training-mode batch normalisation and the activation after it, from its output y."""
+def batchnorm_backward(x, gamma, beta, mean, inv_std, y, dy, activation, dx, dgamma, dbeta):
+    """Gradients of the training-mode batch normalisation and the activation after it, from its output y; or, where the
+    sign of y is enough, from x and beta, which tell it without another array of that size.
+    """
 
 
 def batchnorm_pool_forward(

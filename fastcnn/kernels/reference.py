@@ -360,7 +360,7 @@ def batchnorm_fold(weight, bias, gamma, beta, running_mean, running_var, epsilon
     new_bias[...] = beta + ((bias if bias.size else 0) - running_mean) * scale
 
 
-def batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, dbeta):
+def batchnorm_backward(x, gamma, beta, mean, inv_std, y, dy, activation, dx, dgamma, dbeta):
     """Gradients of the training-mode batch normalisation (Ioffe and Szegedy 2015, section 3)."""
     before = np.empty_like(dy)
     activation_backward(y, dy, activation, before)
@@ -393,7 +393,7 @@ def batchnorm_pool_backward(x, gamma, mean, inv_std, y, argmax, dy, activation, 
     maxpool2d_backward(dpooled, argmax, geometry, dz)
     rows = dz.reshape(-1, x.shape[-1])
     out = dx.reshape(rows.shape) if dx.size else dx
-    batchnorm_backward(x.reshape(rows.shape), gamma, mean, inv_std, rows, rows, plain, out, dgamma, dbeta)
+    batchnorm_backward(x.reshape(rows.shape), gamma, gamma, mean, inv_std, rows, rows, plain, out, dgamma, dbeta)
 
 
 # ----------------------------------------------------------------------------------------------------- losses

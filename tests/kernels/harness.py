@@ -372,13 +372,13 @@ def batchnorm_fold(backend, weight, bias, gamma, beta, running_mean, running_var
     return new_weight, new_bias
 
 
-def batchnorm_backward(backend, x, gamma, mean, inv_std, dy, want_dx=True, y=None, activation=IDENTITY):
-    """dx, dgamma, dbeta; y only where there is an activation."""
+def batchnorm_backward(backend, x, gamma, mean, inv_std, dy, want_dx=True, y=None, beta=None, activation=IDENTITY):
+    """dx, dgamma, dbeta; y and beta only where there is an activation."""
     with Outputs() as out:
         dx = out(x.shape, x.dtype, want_dx)
         dgamma, dbeta = out(gamma.shape, x.dtype), out(gamma.shape, x.dtype)
-        y = dy if y is None else y
-        backend.batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, dbeta)
+        y, beta = dy if y is None else y, gamma if beta is None else beta
+        backend.batchnorm_backward(x, gamma, beta, mean, inv_std, y, dy, activation, dx, dgamma, dbeta)
     return dx, dgamma, dbeta
 
 

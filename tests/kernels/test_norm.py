@@ -87,7 +87,7 @@ def test_backward(backend, shape, dtype):
     assert_same_bits(without[2], actual[2])
 
 
-@pytest.mark.parametrize("name", ["relu", "elu", "tanh"])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "tanh"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_with_an_activation(backend, shape, name):
     act = activation(name, 0.7)
@@ -104,7 +104,7 @@ def test_with_an_activation(backend, shape, name):
     assert_allclose(inference, harness.activation_forward(reference, expected, act), rtol=1e-12, atol=1e-12)
 
     actual = same_bits_on_threads(
-        lambda: harness.batchnorm_backward(backend, x, gamma, mean, inv_std, dy, y=y, activation=act)
+        lambda: harness.batchnorm_backward(backend, x, gamma, mean, inv_std, dy, y=y, beta=beta, activation=act)
     )
     dz = harness.activation_backward(reference, y, dy, act)
     for a, b in zip(actual, harness.batchnorm_backward(reference, x, gamma, mean, inv_std, dz), strict=True):

@@ -223,7 +223,7 @@ def merge_gradients(sums, rows, inv_std, dgamma, dbeta):
     return sums[-2 * c : -c], sums[-c:]
 
 
-def batchnorm_backward(x, gamma, mean, inv_std, y, dy, activation, dx, dgamma, dbeta):
+def batchnorm_backward(x, gamma, beta, mean, inv_std, y, dy, activation, dx, dgamma, dbeta):
     """Gradients of the training-mode batch normalisation (Ioffe and Szegedy 2015, section 3)."""
     x, gamma, y, dy, mean, inv_std = (as_input(a) for a in (x, gamma, y, dy, mean, inv_std))
     rows, c, blocks = x.shape[0], gamma.size, batch_blocks(x.shape[0])

@@ -118,13 +118,16 @@ class DeviceArray:
         if not target.size:
             return
         with reported("a copy to the GPU"):
-            if not hasattr(values, "__cuda_array_interface__"):
-                host = np.ascontiguousarray(np.broadcast_to(np.asarray(values), target.shape), self.dtype)
-                copy_to_device(target.address, host)
-            elif (source := place(values)).dtype == self.dtype and source.shape == target.shape:
-                copy_on_device(target.address, source.address, target.nbytes)
-            else:
-                target[...] = np.asarray(source)
+            if isinstance(values, DeviceArray) or hasattr(values, "__cuda_array_interface__"):
+                source = place(values)
+                if source.dtype == self.dtype and source.shape == target.shape:
+                    copy_on_device(target.address, source.address, target.nbytes)
+                    return
+                values = source
+            host = np.asarray(values, self.dtype)
+            if host.shape != target.shape or not host.flags.c_contiguous:
+                host = np.ascontiguousarray(np.broadcast_to(host, target.shape))
+            copy_to_device(target.address, host)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         host = np.empty(self.shape, self.dtype)

@@ -36,9 +36,8 @@ from fastcnn.kernels.cuda.norm import (
     batchnorm_fold,
     batchnorm_forward,
     batchnorm_inference,
-    batchnorm_pool_backward,
-    batchnorm_pool_forward,
 )
+from fastcnn.kernels.cuda.norm_pool import batchnorm_pool_backward, batchnorm_pool_forward
 from fastcnn.kernels.cuda.optimizers import adam_update, muon_scratch, muon_update, sgd_update, sum_squares
 from fastcnn.kernels.cuda.pool import (
     avgpool2d_backward,

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastcnn.kernels.cuda.arrays import DeviceArray, none, width_of
-from fastcnn.kernels.cuda.driver import launch
+from fastcnn.kernels.cuda.driver import branch, fork, launch
 from fastcnn.kernels.cuda.pool import maxpool2d_forward, pool_gradient
 from fastcnn.kernels.cuda.product import forward_kernel, input_kernel, weight_kernel
-from fastcnn.kernels.cuda.sums import add_parts, column_sums
+from fastcnn.kernels.cuda.sums import add_parts, column_parts, column_sums
 from fastcnn.kernels.cuda.tiles import Shape, Tile, choose_splits, choose_tile
 
 _PLAIN = (0, 0.0)  # no activation
@@ -46,12 +46,9 @@ def conv2d_forward_scratch(geometry, pool, n, dtype, lanes):
 def conv2d_backward_scratch(geometry, pool, n, dtype, lanes):
     """The gradient before pooling and activation, and partial sums."""
     g, dtype = geometry, np.dtype(dtype)
-    size = g.r * g.s * (g.c // g.groups) * g.k
-    parts = max(
-        _splits(shape, dtype) * out
-        for shape, out in ((_weight_shape(g, n), size), (_input_shape(g, n), n * g.h * g.w * g.c))
-    )
-    return _lines(n * g.p * g.q * g.k) + parts
+    n_pixels = n * g.p * g.q
+    parts = _weight_parts(g, n, dtype), column_parts(n * pool.p * pool.q, g.k)
+    return _lines(n_pixels * g.k) + sum(map(_lines, parts)) + _input_parts(g, n, dtype)
 
 
 def conv2d_forward(x, weight, bias, geometry, y, scratch):
@@ -94,12 +91,18 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
     if (dx.size or dw.size) and not (_is_identity(pool) and activation.code == 0):
         dz, rest = _cut(scratch, (len(dy), g.p, g.q, g.k))
         pool_gradient(y, dy, argmax, pool, activation, dz)
-    if dw.size:
-        product_weight(x, dz, g, dw, rest)
-    if db.size:
-        column_sums(y, dy, activation, db)
-    if dx.size:
-        product_input(dz, weight, g, dx, rest)
+    parts, rest = _cut(rest, (_weight_parts(g, len(dy), dy.dtype),))
+    db_parts, rest = _cut(rest, (column_parts(dy.size // g.k, g.k),))
+    with fork():
+        if db.size:
+            with branch():
+                column_sums(y, dy, activation, db, db_parts)
+        if dw.size:
+            with branch():
+                product_weight(x, dz, g, dw, parts)
+        if dx.size:
+            with branch():
+                product_input(dz, weight, g, dx, rest)
 
 
 # ---------------------------------------------------------------------------------------------------- products
@@ -197,6 +200,14 @@ def _parts(shape: Shape, tile: Tile) -> int:
 
 def _forward_parts(g, n, dtype) -> int:
     return _splits(_forward_shape(g, n), dtype) * n * g.p * g.q * g.k
+
+
+def _weight_parts(g, n, dtype) -> int:
+    return _splits(_weight_shape(g, n), dtype) * g.r * g.s * (g.c // g.groups) * g.k
+
+
+def _input_parts(g, n, dtype) -> int:
+    return _splits(_input_shape(g, n), dtype) * n * g.h * g.w * g.c
 
 
 def _is_identity(pool) -> bool:

@@ -34,6 +34,8 @@ class _Geometry(NamedTuple):
 class _NoPool(NamedTuple):
     r: int = 1
     s: int = 1
+    p: int = 1
+    q: int = 1
     stride_h: int = 1
     stride_w: int = 1
     pad_top: int = 0

@@ -33,6 +33,7 @@ __all__ = [
     "Kernel",
     "KernelError",
     "address_of",
+    "branch",
     "capture",
     "copy_from_device",
     "copy_on_device",
@@ -41,6 +42,7 @@ __all__ = [
     "device_function",
     "device_names",
     "event",
+    "fork",
     "free_memory",
     "has_room",
     "has_tensor_cores",
@@ -306,16 +308,17 @@ def _scalar(dtype: Any) -> Any:
 
 
 class Call:
-    """A kernel with its arguments and launch shape, and the `branch` that it was made in, or None."""
+    """A kernel with its arguments and launch shape, and the `fork` and the `branch` that it was made in, or None."""
 
-    __slots__ = ("args", "branch", "compiled", "kept", "name", "where")
+    __slots__ = ("args", "branch", "compiled", "fork", "kept", "name", "where")
 
     def __init__(self, kernel: Kernel, grid: Any, block: Any, args: Sequence[Any]) -> None:
         arrays = [(letter, arg) for letter, arg in zip(kernel.signature, args, strict=True) if letter in "RA"]
         real = next((arg.dtype for letter, arg in arrays if letter == "R"), np.dtype(np.float64))
         self.compiled = kernel.compiled(real, tuple(arg.dtype for letter, arg in arrays if letter == "A"))
         self.args = [_argument(letter, arg, real) for letter, arg in zip(kernel.signature, args, strict=True)]
-        self.name, self.where, self.branch = kernel.name, (grid, block), getattr(_local, "branch", None)
+        self.name, self.where = kernel.name, (grid, block)
+        self.fork, self.branch = getattr(_local, "fork", None), getattr(_local, "branch", None)
         self.kept = args  # the memory must outlive the launch
 
     def __call__(self, where: Any) -> None:
@@ -364,16 +367,30 @@ def recording() -> Iterator[list[Call]]:
 
 
 @contextmanager
+def fork() -> Iterator[None]:
+    """The `branch`es of this block run side by side in a graph, and what comes after the block waits for them all."""
+    with _kept("fork"):
+        yield
+
+
+@contextmanager
 def branch() -> Iterator[None]:
-    """What is launched within the block does not touch what the branches right before and after it write (so it takes
-    no `workspace`): in a graph they run side by side. Else they run one after the other.
+    """What is launched within the block does not touch what the other branches of the `fork` write (so it takes no
+    `workspace`). Without a graph they run one after the other.
     """
-    before = getattr(_local, "branch", None)
-    _local.branch = object()
+    with _kept("branch"):
+        yield
+
+
+@contextmanager
+def _kept(name: str) -> Iterator[None]:
+    """Within the block this thread's `name` is an object of its own."""
+    before = getattr(_local, name, None)
+    setattr(_local, name, object())
     try:
         yield
     finally:
-        _local.branch = before
+        setattr(_local, name, before)
 
 
 class Graph:
@@ -433,8 +450,8 @@ def capture(calls: Sequence[Call]) -> Graph:
 
 def _launch_in(trunk: Any, sides: Sequence[Any], calls: Sequence[Call]) -> None:
     """In the stream `trunk`, and branches in streams beside it."""
-    for together, group in groupby(calls, lambda call: call.branch is not None):
-        if not together:
+    for fork, group in groupby(calls, lambda call: call.fork):
+        if fork is None:
             for call in group:
                 call(trunk)
             continue

@@ -192,20 +192,22 @@ else:
 
 @cache
 def vectors(width: int) -> tuple[Any, Any]:
-    """The device functions that read `width` numbers (4 or 1) of an array into a thread's own, and write them."""
+    """The device functions that read `width` numbers (4 or 1) of an array into a thread's own, from `start` on, and
+    write them.
+    """
 
     @device_function
-    def read(array, at, numbers):
+    def read(array, at, numbers, start):
         if width == 4:
-            numbers[0], numbers[1], numbers[2], numbers[3] = load4(array, at)
+            numbers[start], numbers[start + 1], numbers[start + 2], numbers[start + 3] = load4(array, at)
         else:
-            numbers[0] = array[at]
+            numbers[start] = array[at]
 
     @device_function
-    def write(array, at, numbers):
+    def write(array, at, numbers, start):
         if width == 4:
-            store4(array, at, numbers[0], numbers[1], numbers[2], numbers[3])
+            store4(array, at, numbers[start], numbers[start + 1], numbers[start + 2], numbers[start + 3])
         else:
-            array[at] = numbers[0]
+            array[at] = numbers[start]
 
     return read, write

@@ -137,12 +137,15 @@ def loss_kernels(real: Any) -> tuple[Kernel, Kernel, Kernel]:
             if at == labels[row]:
                 hits += 1
         loss_cells[t], hit_cells[t] = loss, hits
-        cuda.syncthreads()
+        left = THREADS
+        while left > 1:  # halves of what is left, one on the other
+            left //= 2
+            cuda.syncthreads()
+            if t < left:
+                loss_cells[t] += loss_cells[t + left]
+                hit_cells[t] += hit_cells[t + left]
         if t == 0:
-            for other in range(1, THREADS):
-                loss += loss_cells[other]
-                hits += hit_cells[other]
-            figures[0], figures[1] = loss, np.float64(hits)
+            figures[0], figures[1] = loss_cells[0], np.float64(hit_cells[0])
 
     return softmax, cross_entropy, tally
 

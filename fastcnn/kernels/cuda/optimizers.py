@@ -13,7 +13,7 @@ import numpy as np
 from fastcnn.kernels.contract import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
 from fastcnn.kernels.cuda import conv, dense
 from fastcnn.kernels.cuda.arrays import none, workspace
-from fastcnn.kernels.cuda.driver import THREADS, Kernel, branch, cuda, kernel, launch, linear, types
+from fastcnn.kernels.cuda.driver import THREADS, Kernel, branch, cuda, fork, kernel, launch, linear, types
 from fastcnn.kernels.cuda.intrinsics import quotient
 from fastcnn.kernels.cuda.program import replay
 
@@ -197,10 +197,11 @@ def muon_update(params, grads, m, matrices, settings, scratch):
 
 def _muon(params, grads, m, scratch, settings, nesterov, matrices):
     end = 0
-    for matrix in matrices:
-        begin, end = end, end + _parts_of(*matrix[1:])[-1]
-        with branch():
-            _matrix_step(params, grads, m, scratch[begin:end], settings, nesterov, *matrix)
+    with fork():
+        for matrix in matrices:
+            begin, end = end, end + _parts_of(*matrix[1:])[-1]
+            with branch():
+                _matrix_step(params, grads, m, scratch[begin:end], settings, nesterov, *matrix)
 
 
 def _matrix_step(params, grads, m, scratch, settings, nesterov, start, rows, columns):

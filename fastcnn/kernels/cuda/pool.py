@@ -102,11 +102,11 @@ def window_reader(real: Any, width: int) -> Any:
 
     @device_function
     def read_window(y, dy, argmax, at, ys, dzs, winners, code, alpha):
-        read(y, at, ys)
-        read(dy, at, dzs)
+        read(y, at, ys, 0)
+        read(dy, at, dzs, 0)
+        read(argmax, at, winners, 0)
         for m in range(width):
             dzs[m] = gradient(ys[m], dzs[m], code, alpha)
-            winners[m] = argmax[at + m]
 
     return read_window
 
@@ -137,7 +137,7 @@ def window_backward_kernel(real: Any, width: int) -> Kernel:
                 for at_s in range(min(s, w - at_q * s)):
                     for m in range(width):
                         dxs[m] = dzs[m] if covered and winners[m] == at_r * s + at_s else zero
-                    write(dx, ((n * h + at_p * r + at_r) * w + at_q * s + at_s) * c + channel, dxs)
+                    write(dx, ((n * h + at_p * r + at_r) * w + at_q * s + at_s) * c + channel, dxs, 0)
 
     return window_backward
 
@@ -155,7 +155,7 @@ def pool_gradient(y, dy, argmax, pool, activation, dz):
         activation_backward(y, dy, activation, dz)
     elif (pool.r, pool.s) == (pool.stride_h, pool.stride_w) and not (pool.pad_top or pool.pad_left):
         size = len(dz) * -(-pool.h // pool.r) * -(-pool.w // pool.s) * pool.c
-        width = width_of(pool.c, y, dy, dz)
+        width = width_of(pool.c, y, dy, dz, argmax)
         args = y, dy, argmax, dz, pool, size, *activation
         linear(window_backward_kernel(dz.dtype, width), size // width, *args)
     else:

@@ -331,8 +331,7 @@ def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
     threads, parts, one = tile.threads, parts_of(real), np.dtype(real).type(1)
     a_size, a_items, a_lanes, put_a = operand(rows, tile, x_width, False)
     a_size, b_size = parts * a_size, parts * operand(columns, tile, y_width, False).size
-    b_lanes, tracked = columns // y_width, a_items <= 8  # whether each pixel's place moves along; many take registers
-    own_pixels = a_items if tracked else 1
+    b_lanes, apart = columns // y_width, threads // a_lanes  # pixels from one that a thread brings to its next
     multiply, put_matrix = multiplier(tile, False, False), matrix_putter(tile, y_width)
     row_quads, column_quads, sums_corner, write = per_rows // 4, per_columns // 4, corner(tile), quad_writer(y_width)
     row_spread, column_spread, n_sums = tile.row_spread, tile.column_spread, per_rows * per_columns
@@ -345,9 +344,6 @@ def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
         sums = cuda.local.array(n_sums, number)
         a_part = cuda.local.array(per_rows, number)
         b_part = cuda.local.array(per_columns, number)
-        base = cuda.local.array(own_pixels, types.int64)
-        out_h = cuda.local.array(own_pixels, types.int32)
-        out_w = cuda.local.array(own_pixels, types.int32)
         h, w, c, k, r, s, p, q, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, groups = _sizes(g)
         t = narrow(cuda.threadIdx.x)
         split = quotient(cuda.blockIdx.z, groups)
@@ -366,16 +362,15 @@ def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
         top = narrow(at_r * dilation_h - pad_top)
         left = narrow((at_place - at_r * s) * dilation_w - pad_left)
 
-        # The sum: pixels of the output.
+        # The sum: pixels of the output. This thread's place among them moves along.
         d = narrow(split * split_depth)
         d_end = narrow(min(d + split_depth, n_pixels))
         steps = narrow(quotient(max(d_end - d, 0) + depth - 1, depth))
-        for i in range(own_pixels):
-            at_h, at_w, n = _pixel(d + (t + i * threads) // a_lanes, p, q)
-            out_h[i], out_w[i] = at_h, at_w
-            base[i] = ((n * h + at_h * stride_h) * w + at_w * stride_w) * c
+        term = narrow(d + t // a_lanes)
+        at_h, at_w, n = _pixel(term, p, q)
+        base = ((n * h + at_h * stride_h) * w + at_w * stride_w) * c
         to_line, to_image = narrow((stride_h * w - q * stride_w) * c), narrow((h - p * stride_h) * w * c)
-        along, offset = narrow(depth * stride_w * c), (top * w + left) * c + channel
+        along, offset = narrow(apart * stride_w * c), (top * w + left) * c + channel
         column = narrow(first_column + t % b_lanes * y_width)
         column = narrow(column if column < k_group else -y_width)
         part, multiplied = narrow(0), narrow(0)
@@ -384,25 +379,18 @@ def weight_kernel(tile: Tile, real: Any, x_width: int, y_width: int) -> Kernel:
             cuda.syncthreads()
             if step < steps:
                 for i in range(a_items):
-                    term = narrow(d + (t + i * threads) // a_lanes)
-                    own = i if tracked else 0
-                    if not tracked:
-                        at_h, at_w, n = _pixel(term, p, q)
-                        out_h[0], out_w[0] = at_h, at_w
-                        base[0] = ((n * h + at_h * stride_h) * w + at_w * stride_w) * c
-                    ih, iw = narrow(out_h[own] * stride_h + top), narrow(out_w[own] * stride_w + left)
+                    ih, iw = narrow(at_h * stride_h + top), narrow(at_w * stride_w + left)
                     inside = (term < d_end) & (row < n_rows) & (ih >= 0) & (ih < h) & (iw >= 0) & (iw < w)
-                    put_a(a_tile, part, t, i, x, base[own] + offset, inside)
-                    if tracked:
-                        out_w[i] = narrow(out_w[i] + depth)
-                        base[i] += along
-                        while out_w[i] >= q:
-                            out_w[i] = narrow(out_w[i] - q)
-                            out_h[i] = narrow(out_h[i] + 1)
-                            base[i] += to_line
-                            if out_h[i] == p:
-                                out_h[i] = 0
-                                base[i] += to_image
+                    put_a(a_tile, part, t, i, x, base + offset, inside)
+                    term, at_w = narrow(term + apart), narrow(at_w + apart)
+                    base += along
+                    while at_w >= q:
+                        at_w = narrow(at_w - q)
+                        at_h = narrow(at_h + 1)
+                        base += to_line
+                        if at_h == p:
+                            at_h = narrow(0)
+                            base += to_image
                 put_matrix(b_tile, part, t, dy, k, group * k_group, column, d, d_end)
                 d = narrow(d + depth)
             commit()

@@ -14,22 +14,22 @@ from fastcnn.kernels.cuda.arrays import DeviceArray, none, workspace
 from fastcnn.kernels.cuda.driver import SIMULATED, Kernel, cuda, kernel, launch, linear, types
 from fastcnn.kernels.cuda.intrinsics import quotient
 
-__all__ = ["LINES", "WIDTH", "add_parts", "chunks_of", "column_sums"]
+__all__ = ["LINES", "WIDTH", "add_parts", "chunks_of", "column_parts", "column_sums"]
 
 # A block sums WIDTH columns, LINES rows at a time.
 WIDTH, LINES = (4, 2) if SIMULATED else (32, 8)
 CELLS = WIDTH * LINES
 MANY_LINES = 2 if SIMULATED else 32  # of a block that adds up what others have summed
 AT_ONCE = 4  # numbers that a thread asks for before it adds the first of them
+MOST_CHUNKS = 512
 _FEW_PARTS = 16  # so many a thread adds up alone
 _MANY_SUMS = 2**16  # so many threads, one for each sum, keep the GPU busy
 
 
 def chunks_of(rows: int, columns: int) -> tuple[int, int]:
-    """In how many chunks the rows of a table are summed, and the rows of one; by its shape alone."""
+    """Into how many chunks the rows of a table are cut, and the rows of one; by its shape alone."""
     across = -(-columns // WIDTH)
-    most = max(1, 512 // across)
-    each = max(-(-rows // most), 4 * LINES, 1)
+    each = max(-(-rows // max(1, MOST_CHUNKS // across)), 4 * LINES, 1)
     return max(-(-rows // each), 1), each
 
 
@@ -37,14 +37,18 @@ def chunks_of(rows: int, columns: int) -> tuple[int, int]:
 def parts_kernel(real: Any) -> Kernel:
     """y = activation(sum of the stack's parts + bias), the parts in their order."""
     activate, _ = activation_functions(real)
-    zero = np.dtype(real).type(0)
+    number, zero = getattr(types, np.dtype(real).name), np.dtype(real).type(0)
 
     @kernel("R R R i i i i i r")
     def add_parts(parts, bias, y, n_parts, size, width, has_bias, code, alpha):
+        some = cuda.local.array(AT_ONCE, number)
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
             total = zero
-            for j in range(n_parts):
-                total += parts[j * size + i]
+            for first in range(0, n_parts, AT_ONCE):
+                for j in range(AT_ONCE):
+                    some[j] = parts[(first + j) * size + i] if first + j < n_parts else zero
+                for j in range(AT_ONCE):
+                    total += some[j]
             if has_bias:
                 total += bias[i - quotient(i, width) * width]
             y[i] = activate(total, code, alpha)
@@ -120,12 +124,17 @@ def column_kernel(real: Any) -> Kernel:
     return column_sums
 
 
-def column_sums(y: Any, dy: Any, activation: Any, out: DeviceArray) -> None:
-    """out (C,) = sums of the columns of activation'(y) * dy (rows,C)."""
+def column_parts(rows: int, columns: int) -> int:
+    """How many numbers `column_sums` sums up before the last stage."""
+    return chunks_of(rows, columns)[0] * columns
+
+
+def column_sums(y: Any, dy: Any, activation: Any, out: DeviceArray, parts: DeviceArray | None = None) -> None:
+    """out (C,) = sums of the columns of activation'(y) * dy (rows,C). `parts`: scratch, of `column_parts`."""
     columns = out.size
     rows = dy.size // columns
     n_chunks, each = chunks_of(rows, columns)
-    parts = workspace(n_chunks * columns, dy.dtype)
+    parts = workspace(n_chunks * columns, dy.dtype) if parts is None else parts
     grid = -(-columns // WIDTH), n_chunks
     launch(column_kernel(dy.dtype), grid, (WIDTH, LINES), y, dy, parts, rows, columns, each, *activation)
     add_parts(parts, n_chunks, out)

@@ -87,7 +87,7 @@ TILES = (
 )
 
 TENSOR_TILES = (
-    Tile(128, 64, tensor.DEPTH, 8, 8, "float32"),
+    Tile(64, 64, tensor.DEPTH, 8, 8, "float32"),
     Tile(128, 32, tensor.DEPTH, 4, 8, "float32"),
     Tile(64, 64, tensor.DEPTH, 4, 8, "float32"),
     Tile(32, 32, tensor.DEPTH, 4, 8, "float32"),
@@ -139,7 +139,7 @@ def choose_tile(shape: Shape, dtype: np.dtype[Any], quads: bool) -> Tile:
 
 
 def _tensor_tile(shape: Shape, quads: bool) -> Tile:
-    """The widest tile that fits the columns, if its blocks keep the GPU busy; else more of a smaller one."""
+    """The widest tile that fits the columns, with many sums for a thread if its blocks keep the GPU busy so."""
     if shape.columns <= 32 or shape.rows <= 32:
         return TENSOR_TILES[1 if shape.rows >= 4096 else 3]
     many = blocks(shape, TENSOR_TILES[0]) >= 3 * 132

@@ -32,7 +32,7 @@ from numba import cuda
 from numba.cuda.cudadrv import nvvm
 
 from fastcnn.kernels.contract import PRECISIONS
-from fastcnn.kernels.cuda import batches, elementwise, losses, norm, optimizers, pool, product, sums, tiles
+from fastcnn.kernels.cuda import batches, elementwise, losses, norm, norm_pool, optimizers, pool, product, sums, tiles
 
 if not nvvm.is_available():
     pytest.skip("NVVM, the compiler, is not installed", allow_module_level=True)
@@ -50,7 +50,8 @@ def simple_kernels(real):
         pool.max_backward_kernel(real), pool.window_backward_kernel(real, 1), pool.window_backward_kernel(real, 4),
         pool.average_forward_kernel(real), pool.average_backward_kernel(real),
         elementwise.bias_kernel, *elementwise.activation_kernels(real), *elementwise.dropout_kernels(real),
-        *norm.norm_kernels(real), *norm.norm_kernels(real, 4), *losses.loss_kernels(real),
+        *norm.norm_kernels(real), *norm.norm_kernels(real, 4), *norm_pool.norm_pool_kernels(real, 1, 1),
+        *norm_pool.norm_pool_kernels(real, 4, 4), *losses.loss_kernels(real),
         *optimizers.step_kernels(real),
         *batches.batch_kernels(real), *optimizers.muon_kernels(real), optimizers.square_parts, optimizers.add_squares,
     ]  # fmt: skip
@@ -96,9 +97,18 @@ def test_simple_kernels(real, capability):
 
 @pytest.mark.skipif(not shutil.which("ptxas"), reason="NVIDIA's assembler is not installed")
 def test_blocks_of_1024_threads_have_registers_enough(tmp_path):
-    for kernel in (sums.many_parts_kernel(FLOAT32), norm.norm_kernels(FLOAT32).finish):
-        report = assemble(sound_ptx(kernel, FLOAT32, (9, 0)), (9, 0), tmp_path, kernel.registers)
-        assert sums.WIDTH * sums.MANY_LINES * int(re.search(r"Used (\d+) registers", report)[1]) <= 65_536, report
+    kernel = sums.many_parts_kernel(FLOAT32)
+    report = assemble(sound_ptx(kernel, FLOAT32, (9, 0)), (9, 0), tmp_path, kernel.registers)
+    assert sums.WIDTH * sums.MANY_LINES * int(re.search(r"Used (\d+) registers", report)[1]) <= 65_536, report
+
+
+@pytest.mark.skipif(not shutil.which("ptxas"), reason="NVIDIA's assembler is not installed")
+def test_normalisation_does_not_spill(tmp_path):
+    for by_sign in (False, True):
+        for kernel in norm.norm_kernels(FLOAT32, 4, by_sign):
+            report = assemble(sound_ptx(kernel, FLOAT32, (9, 0)), (9, 0), tmp_path, kernel.registers)
+            spilt = int(re.search(r"(\d+) bytes spill stores", report)[1])
+            assert spilt <= 8, report
 
 
 @CAPABILITIES

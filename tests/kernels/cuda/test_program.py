@@ -11,20 +11,25 @@ if unavailable():
     pytest.skip(f"no GPU and no simulator: {unavailable()}", allow_module_level=True)
 
 from fastcnn.kernels.cuda import arrays, program
-from fastcnn.kernels.cuda.driver import branch, linear, recording
+from fastcnn.kernels.cuda.driver import branch, fork, linear, recording
 from fastcnn.kernels.cuda.optimizers import muon_kernels
 
 PARTS = 20  # more than there are streams for branches
 
 
 def launch_sums(a, b, out):
-    """out = 3 a + b, 5 a + b, ..., in branches of two launches each; then out[0] += 2 a, after all of them."""
+    """out = 3 a + b, 5 a + b, ..., in branches of two launches each; then out[0] += 2 a and out[1] =
+    out[0] + 2 a, after all of them.
+    """
     _, _, weighted, _ = muon_kernels(a.dtype)
-    for i in range(PARTS):
-        with branch():
-            linear(weighted, a.size, a, b, out[i], a.size, 2.0 * i, 1.0)
-            linear(weighted, a.size, a, out[i], out[i], a.size, 3.0, 1.0)
-    linear(weighted, a.size, a, out[0], out[0], a.size, 2.0, 1.0)
+    with fork():
+        for i in range(PARTS):
+            with branch():
+                linear(weighted, a.size, a, b, out[i], a.size, 2.0 * i, 1.0)
+                linear(weighted, a.size, a, out[i], out[i], a.size, 3.0, 1.0)
+    for source, target in ((0, 0), (0, 1)):  # a fork right after a fork waits for it
+        with fork(), branch():
+            linear(weighted, a.size, a, out[source], out[target], a.size, 2.0, 1.0)
 
 
 def test_branches_do_what_one_launch_after_the_other_does():
@@ -32,9 +37,10 @@ def test_branches_do_what_one_launch_after_the_other_does():
     out = arrays.place(np.zeros((PARTS, 10), np.float32))
     right = np.asarray(b) + np.arange(3, 3 + 2 * PARTS, 2)[:, np.newaxis] * np.asarray(a)
     right[0] += 2 * np.asarray(a)
+    right[1] = right[0] + 2 * np.asarray(a)
     with recording() as calls:
         launch_sums(a, b, out)
-    assert len({call.branch for call in calls}) == PARTS + 1 and calls[-1].branch is None
+    assert len({call.branch for call in calls}) == PARTS + 2 and len({call.fork for call in calls}) == 3
     run = program.Program(calls)
     for _ in range(3):  # launches, the capture of a graph, the graph
         out[...] = np.zeros((PARTS, 10), np.float32)
