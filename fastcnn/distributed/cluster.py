@@ -125,6 +125,13 @@ class Round(NamedTuple):
     rates: list[float]  # learning rates of the steps
 
 
+class _Ends(NamedTuple):
+    """Futures of what rounds led to: the average of each is a state."""
+
+    last: list[Any]  # round that was submitted
+    before: list[Any]  # that one; empty without block momentum, and where there was none
+
+
 class Rounds:
     """The training of a fit's epochs, round by round.
 
@@ -165,9 +172,9 @@ class Rounds:
         self._end = end
         self._turns = max(len(part) for part in self._partitions)
         self._held: dict[int, Any] = {}
-        self._common: list[Any] = []  # whose average is the state after the last round that was submitted
+        self._ends = _Ends([], [])
         # Rounds submitted: their states are held with their losses, so that replays reach no further back.
-        self._under_way: deque[tuple[list[Any], list[Any]]] = deque()
+        self._under_way: deque[tuple[_Ends, list[Any]]] = deque()
         self._rounds_replayable = 0
         self.rounds = 0
 
@@ -209,16 +216,19 @@ class Rounds:
         ConnectionError
             See `results`.
         """
-        if not self._common or (self._rounds_replayable >= AFRESH and not self._under_way):
-            state = read_state(step.network, step.average)
-            self._common, self._rounds_replayable = [submit_value(self._client, _begun, state, "fastcnn-state")], 0
+        if not self._ends.last or (self._rounds_replayable >= AFRESH and not self._under_way):
+            states = [read_state(step.network, step.average)]
+            if step.before is not None:
+                states.append(State({f"params.{name}": a for name, a in step.before.items()}, 0, 0, []))
+            last, *before = [[submit_value(self._client, _begun, state, "fastcnn-state")] for state in states]
+            self._ends, self._rounds_replayable = _Ends(last, *(before or [[]])), 0
         rounds = self.plan(epoch, step.schedule)
         for one in rounds[done + len(self._under_way) :]:
             self._begin(one)
             if len(self._under_way) > AHEAD:
                 done += 1
                 yield from self._finish(step, done)
-        end = self._common
+        end = self._ends
         more = len(self._under_way)
         if epoch + 1 < self._end and self._rounds_replayable < AFRESH:
             for one in self.plan(epoch + 1, step.schedule)[:AHEAD]:
@@ -229,19 +239,21 @@ class Rounds:
         self._fetch(end, step)
         step.network.optimizer.learning_rate = rounds[-1].rates[-1]
 
-    def _fetch(self, common: Sequence[Any], step: Step) -> None:
-        (part,) = results(self._client, [self._average(common)])
+    def _fetch(self, ends: _Ends, step: Step) -> None:
+        part, *before = results(self._client, [self._average(parts) for parts in ends if parts])
         load_state(step.network, step.average, part.state)
+        step.before = before[0].state.of("params.") if before else None
 
     def _begin(self, one: Round) -> None:
         self._hold(one)
-        self._common = self._submit_round(one)
-        losses = [self._client.submit(losses_of, part, key=self._key("fastcnn-loss")) for part in self._common]
-        self._under_way.append((self._common, losses))
+        parts = self._submit_round(one)
+        self._ends = _Ends(parts, self._ends.last if self._job.block_momentum else [])
+        losses = [self._client.submit(losses_of, part, key=self._key("fastcnn-loss")) for part in parts]
+        self._under_way.append((self._ends, losses))
 
     def _finish(self, step: Step, done: int, last: bool = False) -> Iterator[TrainedBatch | Pause]:
         """What the oldest round under way has done, and a pause after it if it is its turn; it is number `done`."""
-        common, sums = self._under_way[0]
+        ends, sums = self._under_way[0]
         found = results(self._client, sums)
         losses, samples = (np.sum(values, axis=0) for values in zip(*found, strict=True))
         self._under_way.popleft()
@@ -250,15 +262,15 @@ class Rounds:
         for (loss, weight, right), m in zip(losses.tolist(), samples.tolist(), strict=True):
             yield TrainedBatch(loss, weight, right, m)
         if self._pause_every and done % self._pause_every == 0 and not last:
-            self._fetch(common, step)
+            self._fetch(ends, step)
             yield Pause(done)
 
     def _submit_round(self, one: Round) -> list[Any]:
         """The futures of few partitions as they are: who trains next averages them. Of many, that of their average."""
         parts = [
             self._client.submit(
-                train_part, self._common, self._held[chunk], self._job, chunk, one.epoch, one.first, one.rates,
-                key=self._key(f"fastcnn-train-{chunk}"),
+                train_part, self._ends.last, self._held[chunk], self._job, chunk, one.epoch, one.first, one.rates,
+                self._ends.before, key=self._key(f"fastcnn-train-{chunk}"),
             )
             for chunk in one.chunks
             if self._steps[chunk] > one.first

@@ -3,12 +3,15 @@
 A round begins with one state. Every partition takes some steps from it on its own images; the states that come out are
 averaged, each weighing as much as the images it saw. With plain or momentum SGD and one step a round this is the step
 that all these images together would have made: the update is linear in the gradient.
+
+An average of states has moved less far than each of them would have gone on alone. Block momentum (Chen and Huo 2016)
+makes up for it: parameters go on by a share of what they moved by from the round before the last to the last one.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastcnn.engine.network import Network, TrainingState
+from fastcnn.engine.parameters import RUNNING_STATISTICS
 from fastcnn.layers import Layer
 from fastcnn.training.augment import Augmentation
 from fastcnn.training.averaging import ParameterAverage
@@ -47,6 +51,10 @@ class State(NamedTuple):
     step: int
     average_steps: int
     dropout: list[list[int]]  # of each such layer: seed, masks drawn
+
+    def of(self, prefix: str) -> dict[str, np.ndarray]:
+        """The arrays whose names begin so, by the rest of their names."""
+        return {name.removeprefix(prefix): a for name, a in self.arrays.items() if name.startswith(prefix)}
 
 
 class Part(NamedTuple):
@@ -78,6 +86,7 @@ class Job:
     label_smoothing: float
     micro_batch_size: int | None
     ema_decay: float | None
+    block_momentum: float
 
     def loader(self, images: Images, chunk: int) -> BatchLoader:
         """The batches of a chunk; each chunk draws its own random numbers, the first one those of one machine."""
@@ -89,7 +98,14 @@ class Job:
 
 
 def train_part(
-    before: Sequence[Part], images: Images, job: Job, chunk: int, epoch: int, first: int, rates: Sequence[float]
+    before: Sequence[Part],
+    images: Images,
+    job: Job,
+    chunk: int,
+    epoch: int,
+    first: int,
+    rates: Sequence[float],
+    earlier: Sequence[Part] = (),
 ) -> Part:
     """From the state that all have in common, the steps of one round on one chunk.
 
@@ -107,18 +123,27 @@ def train_part(
         The number, in this epoch of the chunk, of the round's first batch.
     rates : sequence of float
         The learning rate of each step; fewer steps are done where the chunk ends.
+    earlier : sequence of Part, default=()
+        As `before`, of the round before that, for block momentum; empty: there was none, or it is not wanted.
     """
     losses, samples = np.zeros((len(rates), 3)), np.zeros(len(rates), np.int64)
     with _network_of(job) as network:
         average = None if job.ema_decay is None else ParameterAverage(network, job.ema_decay)
-        load_state(network, average, average_parts(*before).state, chunk)
+        common = average_parts(*before).state
+        load_state(network, average, common, chunk)
         step = Step(network, rates.__getitem__, job.label_smoothing, job.micro_batch_size, average)
         batches = job.loader(images, chunk).epoch(epoch, first, first + len(rates))
         for number, trained in enumerate(train_batches(step, batches, 0)):
             losses[number], samples[number] = trained[:3], trained.samples
             if not isfinite(trained.loss):
                 break
-        return Part(read_state(network, average, chunk), losses, samples)
+        state = read_state(network, average, chunk)
+        if earlier:
+            momentum = network.dtype.type(job.block_momentum)
+            moved = [f"params.{name}" for name in network.params if not name.endswith(RUNNING_STATISTICS)]
+            for name, past in _means(earlier, moved).items():
+                state.arrays[name] += momentum * (common.arrays[name] - past)  # in each part, so in their average
+        return Part(state, losses, samples)
 
 
 def average_parts(*parts: Part) -> Part:
@@ -128,24 +153,31 @@ def average_parts(*parts: Part) -> Part:
     """
     if len(parts) == 1:
         return parts[0]
-    weights = np.array([part.losses[:, 1].sum() for part in parts])
-    if not weights.any():
-        weights = np.array([part.samples.sum() for part in parts])
-    shares = weights / weights.sum()
     states = [part.state for part in parts]
-    arrays = {}
-    for name, first in states[0].arrays.items():
-        mean = first * first.dtype.type(shares[0])
-        for state, share in zip(states[1:], shares[1:], strict=True):
-            mean += state.arrays[name] * first.dtype.type(share)
-        arrays[name] = mean
     state = State(
-        arrays,
+        _means(parts, states[0].arrays),
         max(state.step for state in states),
         max(state.average_steps for state in states),
         max(state.dropout for state in states),
     )
     return Part(state, sum(part.losses for part in parts), sum(part.samples for part in parts))  # type: ignore[arg-type]
+
+
+def _means(parts: Sequence[Part], names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Of these arrays of the parts' states."""
+    if len(parts) == 1:
+        return {name: parts[0].state.arrays[name] for name in names}
+    weights = np.array([part.losses[:, 1].sum() for part in parts])
+    if not weights.any():
+        weights = np.array([part.samples.sum() for part in parts])
+    shares = weights / weights.sum()
+    arrays = {}
+    for name in names:
+        first, *others = (part.state.arrays[name] for part in parts)
+        arrays[name] = first * first.dtype.type(shares[0])
+        for other, share in zip(others, shares[1:], strict=True):
+            arrays[name] += other * first.dtype.type(share)
+    return arrays
 
 
 def losses_of(part: Part) -> tuple[np.ndarray, np.ndarray]:
@@ -170,18 +202,14 @@ def read_state(network: Network, average: ParameterAverage | None, chunk: int = 
 
 def load_state(network: Network, average: ParameterAverage | None, state: State, chunk: int = 0) -> None:
     """Make `state` that of `network`; dropout draws masks of its own for each chunk."""
-
-    def of(prefix: str) -> dict[str, np.ndarray]:
-        return {name.removeprefix(prefix): a for name, a in state.arrays.items() if name.startswith(prefix)}
-
     moments: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in of("moments.").items():
+    for name, value in state.of("moments.").items():
         vector, _, param = name.partition(".")
         moments.setdefault(vector, {})[param] = value
-    network.load_params(of("params."))
+    network.load_params(state.of("params."))
     network.load_training_state(TrainingState(state.step, moments, _shifted(state.dropout, chunk)))
     if average is not None:
-        average.resume(of("average."), state.average_steps)
+        average.resume(state.of("average."), state.average_steps)
 
 
 def _shifted(dropout: Sequence[Sequence[int]], chunk: int) -> list[list[int]]:

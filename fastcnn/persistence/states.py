@@ -20,7 +20,7 @@ __all__ = ["Part", "Run", "Training", "run_from_json", "training_from_json"]
 Arrays = Mapping[str, np.ndarray]
 
 _OPTIMIZERS: dict[str, type[Optimizer]] = {cls.__name__: cls for cls in (Adam, AdamW, Muon, SGD)}
-_COPIES = ("params", "average")  # of all parameters, in a checkpoint, where they are not the result
+_COPIES = ("params", "average", "before")  # of all parameters, in a checkpoint, where they are not the result
 
 
 class Part(Protocol):
@@ -177,7 +177,7 @@ def run_from_json(stored: Any, history: History) -> Run | None:
     kinds = {"finished": bool, "data": dict, "parameters": dict}
     if not isinstance(to_beat, float) or not all(isinstance(stored[name], kind) for name, kind in kinds.items()):
         raise ValueError("run does not say whose fit it is and how far it got")
-    if result not in ("best", *_COPIES) or not isinstance(copies, list) or not set(copies) <= set(_COPIES) - {result}:
+    if result not in ("best", "average", "params") or not isinstance(copies, list) or not set(copies) <= set(_COPIES) - {result}:
         raise ValueError(f"run has the parameters {result!r} and {copies!r}")
     progress = Progress(
         counts["epoch"], history, stored["finished"], {}, None, counts["average_steps"], None, to_beat,

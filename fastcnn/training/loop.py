@@ -132,6 +132,8 @@ class Progress:
         The best value so far that `tol` counts from, and the epochs since then.
     within : EpochPart or None
         What is done of that epoch already.
+    before : dict of str to array or None
+        With block momentum on a cluster: `params` one round earlier.
     """
 
     epoch: int
@@ -144,6 +146,7 @@ class Progress:
     to_beat: float
     waited: int
     within: EpochPart | None = None
+    before: Params | None = None
 
     @property
     def result(self) -> Params:
@@ -246,6 +249,7 @@ def train(
     else:
         history, best = progress.history, progress.best
         network.load_params(progress.params)
+        step.before = progress.before
         if average is not None and progress.average is not None:
             average.resume(progress.average, progress.average_steps)
         patience.best, patience.waited = progress.to_beat, progress.waited
@@ -267,6 +271,7 @@ def train(
                     to_beat=patience.best,
                     waited=patience.waited,
                     within=part,
+                    before=step.before,
                 )
             )
 
@@ -330,6 +335,7 @@ class Step:
     label_smoothing: float
     micro_batch_size: int | None
     average: ParameterAverage | None
+    before: Params | None = None  # see `Progress`
 
     def __call__(self, batch: Any, number: int) -> float:
         self.network.optimizer.learning_rate = self.schedule(number)

@@ -66,6 +66,7 @@ def test_partitions_decide_not_workers(client, threads, digits):
     assert_same_bits(two, one)
     other = new(**parameters).fit(X.rechunk({0: 120}), y)
     assert other.loss_curve_ != one.loss_curve_
+    assert new(**parameters, block_momentum=0.5).fit(X, y).loss_curve_ != one.loss_curve_
 
 
 def test_empty_chunks_count_for_nothing(client, digits):
@@ -204,7 +205,7 @@ class Stop:
 def test_a_fit_goes_on_from_its_checkpoint(client, digits, tmp_path):
     X, y = digits[0][:150], digits[1][:150]
     data, path = (chunked(X, 100, 50), y), tmp_path / "run.safetensors"
-    parameters = {"max_iter": 4, "batch_norm": True, "ema_decay": 0.9, "sync_every": 2}
+    parameters = {"max_iter": 4, "batch_norm": True, "ema_decay": 0.9, "sync_every": 2, "block_momentum": 0.5}
     with pytest.raises(RuntimeError, match="the client dies"):
         new(**parameters, checkpoint=path, callbacks=[Stop()]).fit(*data)
     assert CNNClassifier.load(path).n_iter_ == 2
@@ -216,12 +217,13 @@ def test_a_fit_goes_on_from_its_checkpoint(client, digits, tmp_path):
         new(**parameters | {"sync_every": 5}, checkpoint=path).fit(*data)
 
 
-@pytest.mark.parametrize("after", [1, 3, 5, 6])
-def test_a_fit_goes_on_within_an_epoch(client, digits, tmp_path, monkeypatch, after):
+@pytest.mark.parametrize(("after", "momentum"), [(1, 0.0), (3, 0.5), (5, 0.0), (5, 0.5), (6, 0.5)])
+def test_a_fit_goes_on_within_an_epoch(client, digits, tmp_path, monkeypatch, after, momentum):
     X, y = digits[0][:150], digits[1][:150]
     data, path, kept = (chunked(X, 100, 50), y), tmp_path / "run.safetensors", []
     # Four rounds an epoch: three pauses, and the epoch's end.
     parameters = {"max_iter": 3, "batch_norm": True, "ema_decay": 0.9, "sync_every": 2, "dropout": 0.3}
+    parameters["block_momentum"] = momentum
     save = Checkpoint.save
 
     def and_die(self, model, progress):

@@ -16,7 +16,7 @@ distributed = pytest.importorskip("distributed")
 
 PARAMETERS = {
     "conv_channels": (8,), "dense_units": (16,), "batch_size": 16, "max_iter": 3, "learning_rate_init": 0.01,
-    "sync_every": 20, "random_state": 0,
+    "sync_every": 20, "block_momentum": 0.3, "random_state": 0,
 }  # fmt: skip
 SECONDS = 60.0
 

@@ -33,6 +33,7 @@ def job(**changes):
         n_jobs=1,
         optimizer=SGD(0.05, 0.9, True, l2=1e-2), offset=np.zeros(1), scale=np.ones(1), augment=(), batch_size=8,
         shuffle=False, seed=0, label_smoothing=0.1, micro_batch_size=None, ema_decay=None,
+        block_momentum=0.0,
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -122,6 +123,27 @@ def test_statistics_and_moments_are_averaged():
         a, b = one.state.arrays[name], other.state.arrays[name]
         np.testing.assert_allclose(mean.arrays[name], (a + b) / 2, atol=1e-12)
         assert not np.array_equal(a, b)
+
+
+def test_block_momentum_goes_on_by_a_share_of_the_last_move():
+    """x(t+1) = mean of what the parts come to from x(t), plus 0.6 (x(t) - x(t-1)); statistics are means alone."""
+    layers = (Conv2D(3), BatchNorm(), ReLU(), Flatten(), Dense(4))
+    plain = job(name="plain", layers=layers)
+    these, parts = replace(plain, name="with momentum", block_momentum=0.6), [images(16), images(8)]
+    ends, earlier = [begin(network(these))], ()
+    for epoch in range(3):
+        now = average_parts(*ends).state.arrays
+        right = average_parts(*(train_part(ends, p, plain, i, epoch, 0, [0.05] * 2) for i, p in enumerate(parts)))
+        trained = set(network(these).grads)
+        if earlier:
+            past = average_parts(*earlier).state.arrays
+            for name in trained:
+                right.state.arrays[f"params.{name}"] += 0.6 * (now[f"params.{name}"] - past[f"params.{name}"])
+        new = [train_part(ends, p, these, i, epoch, 0, [0.05] * 2, earlier) for i, p in enumerate(parts)]
+        for name, value in average_parts(*new).state.arrays.items():
+            np.testing.assert_allclose(value, right.state.arrays[name], rtol=0, atol=1e-12)
+        ends, earlier = new, ends
+    assert {"params.1.running_mean", "moments.velocity.0.weight"} <= set(now) and "1.running_mean" not in trained
 
 
 def test_a_round_is_a_function_of_its_arguments():
