@@ -1,7 +1,8 @@
 """Two workers of Dask against one process, on one machine: images a second, accuracy, and what a round costs.
 
 Sides: `CNNClassifier(n_jobs=1)` in one process, and `DaskCNNClassifier` on a `LocalCluster` of two processes with one
-thread each, every worker with half of the images and mini-batches of 128. Every run is a process of its own; the sides
+thread each, every worker with half of the images and mini-batches of 128; Dask is told to look at itself less often
+(`QUIET`). Every run is a process of its own; the sides
 alternate, seed by seed. Kernels come from the cache and a short fit goes before: compiling and starting processes is
 not timed. Each side trains the same number of epochs on the training images; the test images are used once, after
 training.
@@ -39,11 +40,20 @@ WORKERS, BATCH, SYNC_EVERY = 2, 128, 32
 # On the cluster an epoch has half as many steps, which want to be longer.
 LEARNING_RATE, CLUSTER_LEARNING_RATE = 0.003, 0.006
 RATES = (0.003, 0.0045, 0.006, 0.009)
-KEYS = ("side", "seed", "epochs", "images", "sync_every", "learning_rate")  # what tells fits apart
+KEYS = ("side", "seed", "epochs", "images", "sync_every", "learning_rate", "block_momentum")  # what tells fits apart
 SWEEP = (1, 4, 16, 64, 128)
 SWEEP_STEPS = 128  # of each worker, in one run of the sweep
 SIZES = (1 << 10, 1 << 20, 1 << 22, 1 << 24)  # bytes sent from worker to worker
 REPEATS = 15
+# What Dask does beside, many times a second, when both cores have other work: it looks at its event loops, at where its
+# threads are, at memory, and at who could take work from whom.
+QUIET = {
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.memory.monitor-interval": "1s",
+    "distributed.scheduler.work-stealing": False,
+}
 PACKAGES = ("fastcnn", "dask", "distributed", "numpy", "numba")
 
 
@@ -60,9 +70,11 @@ class Clock:
 @contextmanager
 def cluster(n_workers: int = WORKERS) -> Iterator[Any]:
     """A client of a local cluster: processes with one thread each."""
+    import dask
     from distributed import Client, LocalCluster
 
     with (
+        dask.config.set(QUIET),
         LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as local,
         Client(local) as client,
     ):
@@ -105,7 +117,13 @@ def one_process(seed: int, epochs: int, images: int, **unused: Any) -> dict[str,
 
 
 def two_workers(
-    seed: int, epochs: int, images: int, sync_every: int, learning_rate: float, split: bool = False
+    seed: int,
+    epochs: int,
+    images: int,
+    sync_every: int,
+    learning_rate: float,
+    block_momentum: float,
+    split: bool = False,
 ) -> dict[str, Any]:
     """Fit on two workers with one thread each."""
     from fastcnn.distributed import DaskCNNClassifier
@@ -123,6 +141,7 @@ def two_workers(
             random_state=seed,
             sync_every=sync_every,
             learning_rate_init=learning_rate,
+            block_momentum=block_momentum,
             callbacks=[Clock()],
         )
         found = _fitted(clf, on_disk(X[:images], folder, WORKERS), y[:images], judge)
@@ -156,7 +175,7 @@ def rates(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Accuracies on images set aside."""
     runs = []
     for rate in RATES:
-        key = {"sync_every": args.sync_every, "learning_rate": rate}
+        key = {"sync_every": args.sync_every, "learning_rate": rate, "block_momentum": args.block_momentum}
         found = run("two workers", {"seed": 0, "epochs": args.epochs, "images": args.images, "split": True, **key})
         runs.append({**key, "accuracy": found["accuracy"]})
         print(f"sync_every={args.sync_every}, learning rate {rate}: {found['accuracy']:.4f} set aside", flush=True)
@@ -169,7 +188,11 @@ def fits(args: argparse.Namespace) -> list[dict[str, Any]]:
     for seed in args.seeds:
         for side in args.sides:
             key = {"seed": seed, "epochs": args.epochs, "images": args.images}
-            key |= {"sync_every": args.sync_every, "learning_rate": args.learning_rate}  # of the two workers
+            key |= {  # of the two workers
+                "sync_every": args.sync_every,
+                "learning_rate": args.learning_rate,
+                "block_momentum": args.block_momentum,
+            }
             runs.append({"side": side, **key, **run(side, key)})
             r = runs[-1]
             print(f"{side}, seed {seed}: {r['images_per_second']:,.0f} images/s, {r['accuracy']:.4f}", flush=True)
@@ -251,8 +274,12 @@ def constants(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _setting(one: dict[str, Any]) -> tuple[Any, ...]:
+    return one["sync_every"], one.get("block_momentum", 0.0), one["learning_rate"]
+
+
 def _key(run: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(run[name] for name in KEYS)
+    return tuple(run.get(name, 0.0) for name in KEYS)  # earlier ones do not tell their momentum
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
@@ -271,6 +298,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--sync-every", type=int, default=SYNC_EVERY)
     parser.add_argument("--learning-rate", type=float, default=CLUSTER_LEARNING_RATE, help="of the two workers")
+    parser.add_argument("--block-momentum", type=float, default=0.0, help="of the two workers")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -286,8 +314,9 @@ def main() -> None:
             known = {_key(run): run for run in found.get("fits", [])} | {_key(run): run for run in measured}
             measured = [known[key] for key in sorted(known)]
         if part == "rates":
-            others = [one for one in found.get("rates", []) if one["sync_every"] != args.sync_every]
-            measured = sorted([*others, *measured], key=lambda one: (one["sync_every"], one["learning_rate"]))
+            this = args.sync_every, args.block_momentum
+            others = [one for one in found.get("rates", []) if _setting(one)[:2] != this]
+            measured = sorted([*others, *measured], key=_setting)
         found[part] = measured
         save("cluster", {**found, "versions": versions(*PACKAGES)})
     print(f"written: {path}")

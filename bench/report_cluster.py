@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.cluster_model import GOOD, NETWORKS, STEPS, WORKERS, calibrated, checked
 
@@ -15,19 +15,31 @@ ONE, TWO = "one process", "two workers"
 Pair = tuple[dict[str, Any], dict[str, Any]]
 
 
-def pairs(r: dict[str, Any]) -> dict[tuple[int, float], list[Pair]]:
-    """The runs of one process and of two workers, seed by seed; by steps a round and learning rate, the most first."""
-    alone = {_setting(run): run for run in r.get("fits", []) if run["side"] == ONE}
-    found: dict[tuple[int, float], list[Pair]] = {}
+class Told(NamedTuple):
+    """The parameters of the two workers."""
+
+    sync_every: int
+    block_momentum: float
+    learning_rate: float
+
+    def __str__(self) -> str:
+        momentum = f", block_momentum={self.block_momentum}" if self.block_momentum else ""
+        return f"sync_every={self.sync_every}{momentum}"
+
+
+def pairs(r: dict[str, Any]) -> dict[Told, list[Pair]]:
+    """The runs of one process and of two workers, seed by seed; by what these were told, the most steps first."""
+    alone = {(_told(run), run["seed"]): run for run in r.get("fits", []) if run["side"] == ONE}
+    found: dict[Told, list[Pair]] = {}
     for run in r.get("fits", []):
-        if run["side"] == TWO and _setting(run) in alone:
-            found.setdefault((run["sync_every"], run["learning_rate"]), []).append((alone[_setting(run)], run))
+        if run["side"] == TWO and (_told(run), run["seed"]) in alone:
+            found.setdefault(_told(run), []).append((alone[_told(run), run["seed"]], run))
     return dict(sorted(found.items(), reverse=True))
 
 
-def _setting(run: dict[str, Any]) -> tuple[Any, ...]:
-    """What the two workers were told, and the seed; one process ran beside them."""
-    return tuple(run[name] for name in ("sync_every", "learning_rate", "epochs", "images", "seed"))
+def _told(run: dict[str, Any]) -> Told:
+    """What the two workers were told; one process ran beside them."""
+    return Told(run["sync_every"], run.get("block_momentum", 0.0), run["learning_rate"])
 
 
 def ratio(both: list[Pair]) -> float:
@@ -50,7 +62,7 @@ def goals(r: dict[str, Any] | None) -> Iterator[tuple[str, str, str, bool | None
         return
     complete = all(len(both) >= SEEDS for both in found.values())
     ratios, less = ({k: of(both) for k, both in found.items()} for of in (ratio, lambda both: -points(both)))
-    said = [", ".join(f"{v:.2f} (`sync_every={k}`)" for (k, _), v in values.items()) for values in (ratios, less)]
+    said = [", ".join(f"{v:.2f} (`{k}`)" for k, v in values.items()) for values in (ratios, less)]
     yield speed, f"{TIMES}", said[0], max(ratios.values()) >= TIMES, complete
     # Of the settings that are fast enough, or else of the fastest: with more averages it is another trade.
     fast = [k for k in found if ratios[k] >= TIMES] or [max(ratios, key=lambda k: ratios[k])]
@@ -64,16 +76,16 @@ def lines(r: dict[str, Any], about: list[str], table: Any) -> list[str]:
             "Learning rates of two workers, by the accuracy on 5,000 training images set aside (seed 0):",
             "",
             *table(
-                ["`sync_every`", "learning rate", "accuracy"],
-                [[str(one["sync_every"]), str(one["learning_rate"]), f"{one['accuracy']:.4f}"] for one in tried],
+                ["of two workers", "learning rate", "accuracy"],
+                [[f"`{_told(one)}`", str(one["learning_rate"]), f"{one['accuracy']:.4f}"] for one in tried],
             ),
             "",
         ]
-    for (every, rate), both in pairs(r).items():
+    for told, both in pairs(r).items():
         run = both[0][1]
         found += [
-            f"`CNNClassifier(n_jobs=1)` in one process, and `DaskCNNClassifier(sync_every={every}, "
-            f"learning_rate_init={rate})` on two processes with one thread each: {run['epochs']} epochs of "
+            f"`CNNClassifier(n_jobs=1)` in one process, and `DaskCNNClassifier({told}, "
+            f"learning_rate_init={told.learning_rate})` on two processes with one thread each: {run['epochs']} epochs of "
             f"{run['images']:,} images, mini-batches of 128 (of each worker), {run['rounds']} rounds. Starting "
             "processes and loading kernels is not timed.",
             "",
