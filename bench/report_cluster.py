@@ -85,9 +85,10 @@ def lines(r: dict[str, Any], about: list[str], table: Any) -> list[str]:
         run = both[0][1]
         found += [
             f"`CNNClassifier(n_jobs=1)` in one process, and `DaskCNNClassifier({told}, "
-            f"learning_rate_init={told.learning_rate})` on two processes with one thread each: {run['epochs']} epochs of "
-            f"{run['images']:,} images, mini-batches of 128 (of each worker), {run['rounds']} rounds. Starting "
-            "processes and loading kernels is not timed.",
+            f"learning_rate_init={told.learning_rate})` on two processes with one thread each: {run['epochs']} epochs "
+            f"of {run['images']:,} images, mini-batches of 128 (of each worker), {run['rounds']} rounds. Starting "
+            "processes and loading kernels is not timed. Dask looks at itself less often than it does by default "
+            "(`QUIET` in `bench/cluster.py`).",
             "",
             *table(
                 ["seed", "one process, images/s", "two workers, images/s", "times", "accuracy of one", "of two"],

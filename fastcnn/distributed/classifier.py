@@ -88,8 +88,8 @@ class DaskCNNClassifier(CNNClassifier):
 
     References
     ----------
-    .. [1] Chen and Huo 2016, "Scalable training of deep learning machines by incremental block training with intra-block
-       parallel optimization and blockwise model-update filtering", ICASSP.
+    .. [1] Chen and Huo 2016, "Scalable training of deep learning machines by incremental block training with
+       intra-block parallel optimization and blockwise model-update filtering", ICASSP.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {

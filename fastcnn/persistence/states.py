@@ -20,6 +20,7 @@ __all__ = ["Part", "Run", "Training", "run_from_json", "training_from_json"]
 Arrays = Mapping[str, np.ndarray]
 
 _OPTIMIZERS: dict[str, type[Optimizer]] = {cls.__name__: cls for cls in (Adam, AdamW, Muon, SGD)}
+_RESULTS = ("best", "average", "params")  # what a fit ends with: the first of them that there is
 _COPIES = ("params", "average", "before")  # of all parameters, in a checkpoint, where they are not the result
 
 
@@ -130,7 +131,7 @@ class Run:
 
     def to_json(self) -> dict[str, Any]:
         p = self.progress
-        is_result = [name for name in ("best", "average", "params") if getattr(p, name) is p.result]
+        is_result = [name for name in _RESULTS if getattr(p, name) is p.result]
         return {
             "parameters": self.parameters,
             "data": self.data,
@@ -177,7 +178,7 @@ def run_from_json(stored: Any, history: History) -> Run | None:
     kinds = {"finished": bool, "data": dict, "parameters": dict}
     if not isinstance(to_beat, float) or not all(isinstance(stored[name], kind) for name, kind in kinds.items()):
         raise ValueError("run does not say whose fit it is and how far it got")
-    if result not in ("best", "average", "params") or not isinstance(copies, list) or not set(copies) <= set(_COPIES) - {result}:
+    if result not in _RESULTS or not isinstance(copies, list) or not set(copies) <= set(_COPIES) - {result}:
         raise ValueError(f"run has the parameters {result!r} and {copies!r}")
     progress = Progress(
         counts["epoch"], history, stored["finished"], {}, None, counts["average_steps"], None, to_beat,

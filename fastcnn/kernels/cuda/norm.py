@@ -54,8 +54,8 @@ def own_rows(chunk, line, rows, each):
 def over_rows(
     kernel: Kernel, width: int, rows: int, columns: int, vectors: tuple[Any, ...], *args: Any, finer: int = 1
 ) -> None:
-    """Launch `kernel`, whose blocks have a chunk of rows each, and `width` columns for each thread. `finer`: in how many
-    a chunk is cut where nothing is summed up.
+    """Launch `kernel`, whose blocks have a chunk of rows each, and `width` columns for each thread. `finer`: into how
+    many a chunk is cut where nothing is summed up.
     """
     chunks, each = chunks_of(rows, columns)
     if finer > 1:
