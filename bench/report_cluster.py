@@ -29,12 +29,16 @@ class Told(NamedTuple):
 
 def pairs(r: dict[str, Any]) -> dict[Told, list[Pair]]:
     """The runs of one process and of two workers, seed by seed; by what these were told, the most steps first."""
-    alone = {(_told(run), run["seed"]): run for run in r.get("fits", []) if run["side"] == ONE}
+    alone = {_setting(run): run for run in r.get("fits", []) if run["side"] == ONE}
     found: dict[Told, list[Pair]] = {}
     for run in r.get("fits", []):
-        if run["side"] == TWO and (_told(run), run["seed"]) in alone:
-            found.setdefault(_told(run), []).append((alone[_told(run), run["seed"]], run))
+        if run["side"] == TWO and _setting(run) in alone:
+            found.setdefault(_told(run), []).append((alone[_setting(run)], run))
     return dict(sorted(found.items(), reverse=True))
+
+
+def _setting(run: dict[str, Any]) -> tuple[Any, ...]:
+    return _told(run), run["epochs"], run["images"], run["seed"]
 
 
 def _told(run: dict[str, Any]) -> Told:

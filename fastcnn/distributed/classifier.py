@@ -44,7 +44,7 @@ class DaskCNNClassifier(CNNClassifier):
     on a worker; then the states (parameters, batch normalisation's statistics, the optimiser's moments) are averaged,
     each weighing as much as the images it has seen. Every round is made of pure tasks: what a worker that dies has lost
     is done again by another, and the result is the same bits for the same partitions, on however many workers. With one
-    partition it has the bits of `CNNClassifier`.
+    partition, and no block momentum, it has the bits of `CNNClassifier`.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ class DaskCNNClassifier(CNNClassifier):
         The cluster. None: the client that was made last. It is not pickled, and clones share it.
 
     sync_every : int or None, default=16
-        Steps in a round. 1 with ``solver="sgd"`` is training with batches of `batch_size` times the partitions; more
-        steps mean less traffic. None: as many as a chunk has.
+        Steps in a round. 1 with ``solver="sgd"`` (and no block momentum) is training with batches of `batch_size` times
+        the partitions; more steps mean less traffic. None: as many as a chunk has.
 
     block_momentum : float in [0, 1), default=0.0
         Share of what the parameters moved by in a round that they move by again in the next one [1]_. It makes up for

@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastcnn.distributed.rounds import Job, Part, State, average_parts, load_state, losses_of, read_state, train_part
+from fastcnn.distributed.rounds import (
+    Job,
+    Part,
+    State,
+    average_parts,
+    load_state,
+    losses_of,
+    params_of,
+    read_state,
+    train_part,
+)
 from fastcnn.training.builders import random_stream
 from fastcnn.training.loop import Pause, Step, TrainedBatch
 
@@ -240,9 +250,12 @@ class Rounds:
         step.network.optimizer.learning_rate = rounds[-1].rates[-1]
 
     def _fetch(self, ends: _Ends, step: Step) -> None:
-        part, *before = results(self._client, [self._average(parts) for parts in ends if parts])
+        futures = [self._average(ends.last)]
+        if ends.before:
+            futures.append(self._client.submit(params_of, *ends.before, key=self._key("fastcnn-average")))
+        part, *before = results(self._client, futures)
         load_state(step.network, step.average, part.state)
-        step.before = before[0].state.of("params.") if before else None
+        step.before = before[0] if before else None
 
     def _begin(self, one: Round) -> None:
         self._hold(one)

@@ -2,7 +2,7 @@
 
 A round begins with one state. Every partition takes some steps from it on its own images; the states that come out are
 averaged, each weighing as much as the images it saw. With plain or momentum SGD and one step a round this is the step
-that all these images together would have made: the update is linear in the gradient.
+that all these images together would have made: the update is linear in the gradient. This holds without block momentum.
 
 An average of states has moved less far than each of them would have gone on alone. Block momentum (Chen and Huo 2016)
 makes up for it: parameters go on by a share of what they moved by from the round before the last to the last one.
@@ -30,7 +30,18 @@ from fastcnn.training.builders import BatchBuilder
 from fastcnn.training.loop import Step, train_batches
 from fastcnn.training.optimizers import Optimizer
 
-__all__ = ["Images", "Job", "Part", "State", "average_parts", "load_state", "losses_of", "read_state", "train_part"]
+__all__ = [
+    "Images",
+    "Job",
+    "Part",
+    "State",
+    "average_parts",
+    "load_state",
+    "losses_of",
+    "params_of",
+    "read_state",
+    "train_part",
+]
 
 _KEPT_NETWORKS = 4  # idle ones, of a process
 _GOLDEN = 0x9E3779B97F4A7C15  # an odd number: its multiples are all different modulo 2^64
@@ -161,6 +172,12 @@ def average_parts(*parts: Part) -> Part:
         max(state.dropout for state in states),
     )
     return Part(state, sum(part.losses for part in parts), sum(part.samples for part in parts))  # type: ignore[arg-type]
+
+
+def params_of(*parts: Part) -> dict[str, np.ndarray]:
+    """The mean parameters alone."""
+    means = _means(parts, [name for name in parts[0].state.arrays if name.startswith("params.")])
+    return {name.removeprefix("params."): value for name, value in means.items()}
 
 
 def _means(parts: Sequence[Part], names: Iterable[str]) -> dict[str, np.ndarray]:

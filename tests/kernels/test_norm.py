@@ -203,6 +203,7 @@ POOLED = {  # images, pool
     "wide": ((2, 9, 6, 33), (3, 2)),
     "whole image": ((4, 3, 3, 8), 3),
     "many": ((37, 16, 16, 32), 2),
+    "large windows": ((2, 9, 8, 4), (4, 3)),
 }
 
 

@@ -1,7 +1,7 @@
 """The one door to the GPU: numba-cuda or its simulator, compilation, launches, errors.
 
 No other module imports anything of CUDA, so that a successor of numba-cuda changes this file alone. Everything
-runs in one stream, in the order in which it was asked for.
+runs in one stream, in the order in which it was asked for, but for the branches of a `fork` in a graph.
 """
 
 from __future__ import annotations
