@@ -136,10 +136,10 @@ class Round(NamedTuple):
 
 
 class _Ends(NamedTuple):
-    """Futures of what rounds led to: the average of each is a state."""
+    """Futures of what two rounds led to: the average of each list is a state."""
 
-    last: list[Any]  # round that was submitted
-    before: list[Any]  # that one; empty without block momentum, and where there was none
+    last: list[Any]  # of the last round that was submitted
+    before: list[Any]  # of the one before it; empty without block momentum, and where there was none
 
 
 class Rounds:
@@ -227,11 +227,10 @@ class Rounds:
             See `results`.
         """
         if not self._ends.last or (self._rounds_replayable >= AFRESH and not self._under_way):
-            states = [read_state(step.network, step.average)]
+            last, before = [self._sent(read_state(step.network, step.average))], []
             if step.before is not None:
-                states.append(State({f"params.{name}": a for name, a in step.before.items()}, 0, 0, []))
-            last, *before = [[submit_value(self._client, _begun, state, "fastcnn-state")] for state in states]
-            self._ends, self._rounds_replayable = _Ends(last, *(before or [[]])), 0
+                before = [self._sent(State({f"params.{name}": a for name, a in step.before.items()}, 0, 0, []))]
+            self._ends, self._rounds_replayable = _Ends(last, before), 0
         rounds = self.plan(epoch, step.schedule)
         for one in rounds[done + len(self._under_way) :]:
             self._begin(one)
@@ -248,6 +247,9 @@ class Rounds:
             yield from self._finish(step, done, last=done == len(rounds))
         self._fetch(end, step)
         step.network.optimizer.learning_rate = rounds[-1].rates[-1]
+
+    def _sent(self, state: State) -> Any:
+        return submit_value(self._client, _begun, state, "fastcnn-state")
 
     def _fetch(self, ends: _Ends, step: Step) -> None:
         futures = [self._average(ends.last)]

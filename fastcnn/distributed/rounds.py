@@ -176,8 +176,7 @@ def average_parts(*parts: Part) -> Part:
 
 def params_of(*parts: Part) -> dict[str, np.ndarray]:
     """The mean parameters alone."""
-    means = _means(parts, [name for name in parts[0].state.arrays if name.startswith("params.")])
-    return {name.removeprefix("params."): value for name, value in means.items()}
+    return average_parts(*parts).state.of("params.")
 
 
 def _means(parts: Sequence[Part], names: Iterable[str]) -> dict[str, np.ndarray]:

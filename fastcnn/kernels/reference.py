@@ -391,9 +391,9 @@ def batchnorm_pool_backward(x, gamma, mean, inv_std, y, argmax, dy, activation, 
     dpooled, dz, plain = np.empty_like(dy), np.empty_like(x), activation._replace(code=0)
     activation_backward(y, dy, activation, dpooled)
     maxpool2d_backward(dpooled, argmax, geometry, dz)
-    rows = dz.reshape(-1, x.shape[-1])
+    rows, no_beta = dz.reshape(-1, x.shape[-1]), gamma  # without an activation it is not looked at
     out = dx.reshape(rows.shape) if dx.size else dx
-    batchnorm_backward(x.reshape(rows.shape), gamma, gamma, mean, inv_std, rows, rows, plain, out, dgamma, dbeta)
+    batchnorm_backward(x.reshape(rows.shape), gamma, no_beta, mean, inv_std, rows, rows, plain, out, dgamma, dbeta)
 
 
 # ----------------------------------------------------------------------------------------------------- losses

@@ -144,7 +144,8 @@ def batchnorm_pool_forward(
 
 def batchnorm_pool_backward(x, gamma, mean, inv_std, y, argmax, dy, activation, geometry, dx, dgamma, dbeta):
     """Gradients of `batchnorm_pool_forward`: only winners have one before the normalisation."""
-    sums = find_sums(x, y, dy, argmax, geometry, gamma, gamma, mean, inv_std, activation, dgamma, dbeta)
+    no_beta = gamma  # the pooled y is small, and read
+    sums = find_sums(x, y, dy, argmax, geometry, gamma, no_beta, mean, inv_std, activation, dgamma, dbeta)
     if dx.size:
         g, c = geometry, gamma.size
         width = width_of(c, x, y, dy, dx, argmax)
