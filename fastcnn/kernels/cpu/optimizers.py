@@ -1,18 +1,23 @@
 """One optimiser step over the flat parameter vector: elementwise, so lanes own ranges of it.
 
-Muon's step is of a matrix: its products are BLAS's, on one thread, so that they do not depend on the thread count.
+Muon's step is of matrices: lanes own whole ones, and multiply with the micro-kernel.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from fastcnn.kernels.contract import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
-from fastcnn.kernels.cpu._blas import gemm
-from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
-from fastcnn.kernels.cpu.runtime import U, as_input, one_blas_thread
+from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
+from fastcnn.kernels.cpu.lowering import DEPTH, PIXELS, offsets, panel_offsets
+from fastcnn.kernels.cpu.microkernel import ADD, ZERO, multiply_rows_address, panel_width
+from fastcnn.kernels.cpu.packing import fill_zero
+from fastcnn.kernels.cpu.runtime import U, as_input, jit
+from fastcnn.kernels.cpu.transposition import transpose
 
 
 @Kernel
@@ -85,73 +90,147 @@ def sgd_update(params, grads, velocity, settings):
     )
 
 
+# ---------------------------------------------------------------------------------------------------------------- Muon
+#
+# Here a matrix stands upright, its shorter side across, in panels as the micro-kernel reads them: [column / width][row]
+# [width]. So do the squares of that side, filled up with zeros to whole panels.
+
+
+@lru_cache(maxsize=16)
+def _muon_places(matrices: tuple[Any, ...], width: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """By matrix (the largest first): its place, rows and columns, where its scratch and its tables begin; these tables;
+    and the elements of scratch.
+    """
+    places, tables, scratch, table = [], [], 0, 0
+    for start, rows, columns in sorted(matrices, key=lambda matrix: -matrix[1] * matrix[2]):
+        long, short = max(rows, columns), min(rows, columns)
+        panels = -(-short // width)
+        places.append((start, rows, columns, scratch, table))
+        own = [offsets(panels, long * width), offsets(panels, panels * width * width)]
+        own += [panel_offsets(short, width, long * width), offsets(long, width)]
+        tables += own
+        table += sum(map(len, own))
+        scratch += 2 * long * panels * width + 5 * (panels * width) ** 2
+    return np.array(places, np.int64).reshape(-1, 5), np.concatenate(tables or [offsets(0, 0)]), scratch
+
+
 def muon_scratch(matrices):
-    """Elements: for the largest matrix the momentum, what it becomes, and five small matrices."""
-    return max((2 * rows * columns + 5 * min(rows, columns) ** 2 for _, rows, columns in matrices), default=0)
+    """Elements: of each matrix the momentum and what it becomes, and five squares of the shorter side."""
+    return _muon_places(tuple(matrices), panel_width(4))[2]
+
+
+@jit
+def _square(a, b, c, short, side, width, scratch, lane, multiply, rows, panels):
+    """The square c = a b of symmetric squares that commute: the lower half, and its mirror image."""
+    per_pass = max(1, DEPTH // width)
+    for column in range(0, side, width):
+        for first in range(0, panels.shape[0], per_pass):
+            tile = (
+                scratch, a, rows, scratch, c + column * side, rows, panels[first : first + per_pass], width, 1,
+                scratch, b + column * side + first * width * width, width, 0, width, ADD if first > 0 else ZERO,
+            )  # fmt: skip
+            call(multiply, column, short, lane, tile)
+        for row in range(column + width, side, width):
+            lower, upper = c + column * side + row * width, c + row * side + column * width
+            transpose(scratch, lower, width, width, width, scratch, upper, width)
 
 
 @Kernel
-def _muon_momentum(start, stop, lane, args):
-    grads, m, ahead, rates, nesterov = unpack(args)
-    momentum, grad_scale = rates
-    one = m.dtype.type(1)
-    for i in range(start, stop):
-        g = (one - momentum) * grad_scale * grads[U(i)]
-        mean = momentum * m[U(i)] + g
-        m[U(i)] = mean
-        ahead[U(i)] = momentum * mean + g if nesterov else mean
+def _muon_matrices(start, stop, lane, args):
+    """The steps of the matrices start..stop; each has one lane to itself, so no sum depends on how many there are.
 
+    The Newton-Schulz iteration needs no product with u in each step: x is always some t u, and A = x x' and t are
+    polynomials of u u', so they commute, and everything up to the last product happens to squares.
+    """
+    params, grads, m, scratch, rates, nesterov, newton_schulz, width, multiply, places, tables = unpack(args)
+    momentum, grad_scale, rate, decay = rates
+    a, b, c = newton_schulz
+    number = params.dtype.type
+    for item in range(start, stop):
+        first, n_rows, n_columns, u, table = (
+            places[item, 0], places[item, 1], places[item, 2], places[item, 3], places[item, 4]
+        )  # fmt: skip
+        long, short = max(n_rows, n_columns), min(n_rows, n_columns)
+        along, across = (n_columns, 1) if n_rows >= n_columns else (1, n_columns)
+        count = (short + width - 1) // width
+        side = count * width
+        tall_panels, panels = tables[table : table + count], tables[table + count : table + 2 * count]
+        table += 2 * count
+        columns, rows = tables[table : table + short], tables[table + short : table + short + long]
 
-@Kernel
-def _muon_step(start, stop, lane, args):
-    params, step, rates = unpack(args)
-    rate, decay = rates
-    for i in range(start, stop):
-        params[U(i)] -= rate * (step[U(i)] + decay * params[U(i)])
+        step = u + long * side
+        fill_zero(scratch, u, step)
+        for j0 in range(0, short, width):
+            for i in range(long):
+                place, to = first + i * along + j0 * across, u + (j0 * long + i * width)
+                for j in range(min(width, short - j0)):
+                    g = (number(1) - momentum) * grad_scale * grads[U(place + j * across)]
+                    mean = momentum * m[U(place + j * across)] + g
+                    m[U(place + j * across)] = mean
+                    scratch[U(to + j)] = momentum * mean + g if nesterov else mean
+
+        size = side * side
+        gram = step + long * side
+        factor, power, total, spare = gram + size, gram + 2 * size, gram + 3 * size, gram + 4 * size
+        fill_zero(scratch, gram, gram + 5 * size)
+        for column in range(0, side, width):
+            for i in range(0, long, PIXELS):
+                tile = (
+                    scratch, u + i * width, columns, scratch, gram + column * side, rows, panels[:1],
+                    min(PIXELS, long - i), width, scratch, u + column * long + i * width, width, 0, width,
+                    ADD if i > 0 else ZERO,
+                )  # fmt: skip
+                call(multiply, 0, short, lane, tile)
+        trace = 0.0
+        for i in range(short):
+            trace += scratch[U(gram + i // width * width * side + i * width + i % width)]
+        norm = math.sqrt(trace) + 1e-7
+        for i in range(size):
+            scratch[U(gram + i)] *= number(1 / (norm * norm))
+
+        for iteration in range(NEWTON_SCHULZ_STEPS):
+            if iteration > 0:  # of the next x
+                _square(factor, gram, power, short, side, width, scratch, lane, multiply, rows, panels)
+                _square(power, factor, gram, short, side, width, scratch, lane, multiply, rows, panels)
+            _square(gram, gram, factor, short, side, width, scratch, lane, multiply, rows, panels)
+            for i in range(size):
+                scratch[U(factor + i)] = b * scratch[U(gram + i)] + c * scratch[U(factor + i)]
+            for i in range(short):
+                scratch[U(factor + i // width * width * side + i * width + i % width)] += a
+            if iteration > 0:
+                _square(factor, total, spare, short, side, width, scratch, lane, multiply, rows, panels)
+                total, spare = spare, total
+            else:
+                for i in range(size):
+                    scratch[U(total + i)] = scratch[U(factor + i)]
+
+        per_pass = max(1, DEPTH // width)
+        for column in range(0, side, width):
+            for k in range(0, count, per_pass):
+                tile = (
+                    scratch, u, rows, scratch, step + column * long, rows, tall_panels[k : k + per_pass], width, 1,
+                    scratch, total + column * side + k * width * width, width, 0, width, ADD if k > 0 else ZERO,
+                )  # fmt: skip
+                call(multiply, 0, long, lane, tile)
+        scale = number(0.2 * math.sqrt(long) / norm)
+        for j0 in range(0, short, width):
+            for i in range(long):
+                place, source = first + i * along + j0 * across, step + (j0 * long + i * width)
+                for j in range(min(width, short - j0)):
+                    p = params[U(place + j * across)]
+                    params[U(place + j * across)] = p - rate * (scale * scratch[U(source + j)] + decay * p)
 
 
 def muon_update(params, grads, m, matrices, settings, scratch):
     """One Muon step for parts of the flat vectors, in place."""
-    s, grads = settings, as_input(grads)
-    for start, rows, columns in matrices:
-        size, side = rows * columns, min(rows, columns)
-        part = slice(start, start + size)
-        ahead, step, small = np.split(scratch[: 2 * size + 5 * side * side], (size, 2 * size))
-        mean = _typed((s.momentum, s.grad_scale), params)
-        launch(_muon_momentum, size, size, grads[part], m[part], ahead, mean, bool(s.nesterov))
-        scale, shape = 0.2 * math.sqrt(max(rows, columns)), (rows, columns)
-        # A gradient that is not finite any more is for the training loop to notice.
-        with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
-            _orthogonalized(ahead.reshape(shape), step.reshape(shape), small.reshape(5, side, side), scale)
-        launch(_muon_step, size, size, params[part], step, _typed((s.learning_rate, s.decay), params))
-
-
-def _orthogonalized(u, out, small, scale):
-    """`out` = scale * the Newton-Schulz iteration of `contract.muon_update` from u.
-
-    It needs no product with u in each step: x is always some t u, and A = x x' and t are polynomials of u u', so they
-    commute, and everything up to the last product happens to matrices of the shorter side.
-    """
-    wide = u.shape[0] <= u.shape[1]
-    a, b, c = NEWTON_SCHULZ
-    gram, factor, power, total, spare = small
-    gemm(u, u, gram, trans_a=not wide, trans_b=wide)
-    norm = math.sqrt(np.trace(gram, dtype=np.float64)) + 1e-7
-    gram /= norm * norm
-    for step in range(NEWTON_SCHULZ_STEPS):
-        if step > 0:  # of the next x
-            gemm(factor, gram, power)
-            gemm(power, factor, gram)
-        factor[...] = gram
-        gemm(gram, gram, factor, alpha=c, beta=b)  # b A + c A A
-        factor.reshape(-1)[:: len(factor) + 1] += a
-        if step > 0:
-            gemm(factor, total, spare)
-            total, spare = spare, total
-        else:
-            total[...] = factor
-    operands = (total, u) if wide else (u, total)
-    gemm(*operands, out, alpha=scale / norm)
+    s, width = settings, panel_width(params.itemsize)
+    places, tables, _ = _muon_places(tuple(matrices), width)
+    work = sum(4 * matrix.rows * matrix.columns * min(matrix.rows, matrix.columns) for matrix in matrices)
+    launch(
+        _muon_matrices, len(places), work, params, as_input(grads), m, scratch,
+        _typed((s.momentum, s.grad_scale, s.learning_rate, s.decay), params), bool(s.nesterov),
+        _typed(NEWTON_SCHULZ, params), width, multiply_rows_address(params.dtype), places, tables,
+    )  # fmt: skip
 
 
 @Kernel
