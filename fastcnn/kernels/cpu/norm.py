@@ -216,6 +216,51 @@ def _input_gradient(start, stop, lane, args):
             dx[U(i + j)] = gamma[U(j)] * inv_std[U(j)] * (dx[U(i + j)] - kind(level[U(j)]) - away)
 
 
+@ExactKernel
+def _block_relu_gradients(start, stop, lane, args):
+    """The same sums for a ReLU, which needs no array of dz: the sign of its input says where dy goes through."""
+    x, dy, mean, scale, beta, sums = unpack(args)
+    c, zero = mean.shape[0], dy.dtype.type(0)
+    rows, blocks = dy.shape[0] // c, sums.shape[0] // (2 * c) - 1
+    for block in range(start, stop):
+        first, last, at = rows * block // blocks, rows * (block + 1) // blocks, 2 * block * c
+        for j in range(2 * c):
+            sums[U(at + j)] = 0
+        whole = first + (last - first) // 2 * 2
+        for i in range(first * c, whole * c, 2 * c):
+            for j in range(c):
+                away0, away1 = x[U(i + j)] - mean[U(j)], x[U(i + c + j)] - mean[U(j)]
+                d0 = dy[U(i + j)] if away0 * scale[U(j)] + beta[U(j)] > zero else zero
+                d1 = dy[U(i + c + j)] if away1 * scale[U(j)] + beta[U(j)] > zero else zero
+                sums[U(at + j)] += d0 + d1
+                sums[U(at + c + j)] += d0 * away0 + d1 * away1
+        for i in range(whole * c, last * c, c):
+            for j in range(c):
+                away = x[U(i + j)] - mean[U(j)]
+                d = dy[U(i + j)] if away * scale[U(j)] + beta[U(j)] > zero else zero
+                sums[U(at + j)] += d
+                sums[U(at + c + j)] += d * away
+
+
+@ExactKernel
+def _relu_input_gradient(start, stop, lane, args):
+    """dx as `_input_gradient` has it."""
+    x, dy, mean, scale, beta, level, pull, dx = unpack(args)
+    c, kind = mean.shape[0], dx.dtype.type
+    for i in range(start * c, stop * c, c):
+        for j in range(c):
+            away = x[U(i + j)] - mean[U(j)]
+            d = dy[U(i + j)] if away * scale[U(j)] + beta[U(j)] > kind(0) else kind(0)
+            dx[U(i + j)] = scale[U(j)] * (d - kind(level[U(j)]) - away * kind(pull[U(j)]))
+
+
+@Kernel
+def _scales(start, stop, lane, args):
+    gamma, inv_std, scale = unpack(args)
+    for j in range(start, stop):
+        scale[U(j)] = gamma[U(j)] * inv_std[U(j)]
+
+
 def merge_gradients(sums, rows, inv_std, dgamma, dbeta):
     """dgamma and dbeta from the blocks' sums; what the input's gradient has less: a level, and a pull to the mean."""
     c = inv_std.size
@@ -227,8 +272,17 @@ def batchnorm_backward(x, gamma, beta, mean, inv_std, y, dy, activation, dx, dga
     """Gradients of the training-mode batch normalisation (Ioffe and Szegedy 2015, section 3)."""
     x, gamma, y, dy, mean, inv_std = (as_input(a) for a in (x, gamma, y, dy, mean, inv_std))
     rows, c, blocks = x.shape[0], gamma.size, batch_blocks(x.shape[0])
-    sums = np.empty(2 * (blocks + 1) * c)
-    flat, dz = x.reshape(-1), dx.reshape(-1) if dx.size else np.empty(x.size, x.dtype)
+    sums, flat = np.empty(2 * (blocks + 1) * c), x.reshape(-1)
+    if activation.code == 1:
+        scale = np.empty(c, x.dtype)
+        launch(_scales, c, 0, gamma, inv_std, scale)
+        vectors = mean, scale, as_input(beta)
+        launch(_block_relu_gradients, blocks, x.size, flat, dy.reshape(-1), *vectors, sums)
+        level, pull = merge_gradients(sums, rows, inv_std, dgamma, dbeta)
+        if dx.size:
+            launch(_relu_input_gradient, rows, x.size, flat, dy.reshape(-1), *vectors, level, pull, dx.reshape(-1))
+        return
+    dz = dx.reshape(-1) if dx.size else np.empty(x.size, x.dtype)
     launch(
         _block_gradients, blocks, x.size, flat, y.reshape(-1), dy.reshape(-1), mean,
         gradient_address(y.dtype, activation), float(activation.alpha), sums, dz,
