@@ -58,7 +58,7 @@ class FastCNN:
         self.clf = clf.set_params(callbacks=[Clock()])
         self.mode = ""
 
-    def prepare(self, X: np.ndarray, y: np.ndarray) -> None:
+    def prepare(self, X: np.ndarray, y: np.ndarray, rest: int) -> None:
         """Compile what is to be compiled, on a batch or so of images."""
         self.clf.set_params(max_iter=1).fit(X, y)
         self.clf.predict(X)
@@ -87,7 +87,7 @@ def work(recipe: str, side: str, epochs: int, seed: int, split: bool) -> dict[st
     trainer = getattr(import_module(module), name)(clf)
     some = np.arange(clf.batch_size * 2)
     start = time.perf_counter()
-    trainer.prepare(X[some], y[some])
+    trainer.prepare(X[some], y[some], len(X) % clf.batch_size)
     prepared = time.perf_counter()
     epoch_seconds = trainer.fit(X, y, epochs)
     fitted = time.perf_counter()
@@ -117,7 +117,7 @@ def compile_seconds(recipe: str) -> float:
     script = (
         "import sys, numpy as np; from bench.recipes import FastCNN, RECIPES; import time;"
         "t = time.perf_counter(); X = np.arange(256 * 784).reshape(-1, 28, 28).astype('uint8');"
-        "FastCNN(RECIPES[sys.argv[1]]()).prepare(X, np.arange(256) % 10); print(time.perf_counter() - t)"
+        "FastCNN(RECIPES[sys.argv[1]]()).prepare(X, np.arange(256) % 10, 0); print(time.perf_counter() - t)"
     )
     seconds = []
     with tempfile.TemporaryDirectory() as cache:

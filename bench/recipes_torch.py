@@ -56,11 +56,13 @@ class Torch:
         torch.set_flush_denormal(True)
         torch.set_num_threads(usable_cores())
         self.mode = ""
+        self.step: Any = None
+        self.optimizers: list[Any] = []
 
     # ------------------------------------------------------------------------------------------- the network
 
-    def prepare(self, X: np.ndarray, y: np.ndarray) -> None:
-        """Build the network, and find the fastest mode on a batch."""
+    def prepare(self, X: np.ndarray, y: np.ndarray, rest: int) -> None:
+        """Build the network, find the fastest mode on a batch, and compile it for batches and one of `rest` images."""
         shape = X.shape[1:] if X.ndim == 4 else (*X.shape[1:], 1)
         n_classes = len(np.unique(y))
         specs = [*self.clf.layers, layers.Dense(n_classes)]
@@ -88,6 +90,12 @@ class Torch:
                 print(f"{mode}: {type(error).__name__}: {error}", file=sys.stderr)
         print({mode: f"{1e3 * s / TRIAL:.1f} ms" for mode, s in seconds.items()}, file=sys.stderr)
         self.mode = min(seconds, key=seconds.__getitem__)
+        self.step = self._step(self.mode)
+        for size in (m, rest) if rest else (m,):
+            self.step(images[:size], labels[:size], 1e-3)
+        self.net.load_state_dict(self.start)
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
 
     @property
     def n_params(self) -> int:
@@ -130,6 +138,7 @@ class Torch:
         optimizers: list[Any] = [torch.optim.AdamW(groups, clf.learning_rate_init, betas, clf.epsilon, fused=True)]
         if hidden:
             optimizers.append(_Muon(hidden, clf, compiled=way == "compiled"))
+        self.optimizers = optimizers
         smoothing = clf.label_smoothing
 
         def step(images: Any, labels: Any, rate: float) -> Any:
@@ -192,7 +201,6 @@ class Torch:
         clf, m = self.clf, self.clf.batch_size
         self._scale_by(X)
         images, labels = self._images(X), torch.from_numpy(y.astype(np.int64))
-        step = self._step(self.mode)
         step_count = -(-len(X) // m)
         schedule = make_schedule(clf.learning_rate, clf.learning_rate_init, epochs * step_count, step_count, clf.warmup)
         average, number, seconds = None, 0, []
@@ -200,7 +208,7 @@ class Torch:
             begin = time.perf_counter()
             order, loss = torch.randperm(len(X)), 0.0
             for part in order.split(m):
-                loss += float(step(images[part], labels[part], schedule(number))) * len(part)
+                loss += float(self.step(images[part], labels[part], schedule(number))) * len(part)
                 number += 1
                 if clf.ema_decay is not None:
                     average = self._averaged(average, number)
