@@ -67,7 +67,7 @@ def problems(match: str = "") -> Iterator[Problem]:
 
 def _convolutions(case: ConvCase) -> Iterator[Problem]:
     """By the algorithm that a network takes; directly too, if that is another one."""
-    chosen = CPU.conv2d_algorithm(case.geometry, case.n, FLOAT)
+    chosen = CPU.conv2d_algorithm(case.geometry, case.n, FLOAT, True)
     for winograd in sorted({0, chosen}):
         yield from _conv_problems(case, winograd)
 

@@ -147,7 +147,12 @@ WINOGRAD_CASES = (
     ConvCase("more filters than a pass", 2, (6, 6, 32), 416, 3, padding="same"),
     ConvCase("wide rows", 2, (5, 131, 32), 32, 3, padding="same"),
     ConvCase("one large image", 1, (75, 61, 32), 32, 3, padding="same"),
-    # 48 = 32 + 16: half a panel more, where panels are of 32.
+    # Mosaics, the last one not full; and with windows that reach further over one edge.
+    ConvCase("four images a mosaic", 6, (7, 7, 32), 64, 3, padding="same"),
+    ConvCase("mosaics without padding", 5, (8, 9, 32), 32, 3),
+    ConvCase("mosaics, asymmetric padding", 9, (6, 6, 32), 32, 3, padding=((2, 0), (0, 2))),
+    ConvCase("more mosaics than a block", 150, (7, 7, 48), 64, 3, padding="same"),
+    # 48 = 32 + 16: one panel of three vectors, where two are 32; 80 = 2 * 32 + 16: half a panel more.
     ConvCase("half panels", 3, (7, 5, 48), 48, 3, padding="same", small=True),
     ConvCase("half panels, more images than a block", 37, (12, 12, 48), 80, 3, padding="same"),
     ConvCase("half panels, more channels than a pass", 2, (6, 6, 432), 48, 3, padding="same"),

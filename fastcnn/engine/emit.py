@@ -102,8 +102,10 @@ Backward = Callable[[Buffer, "Buffer | np.ndarray"], "Buffer | None"]
 
 def _emit_conv2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:
     g: Any = group.head.geometry
+    if e.training and group.find("batchnorm"):
+        return _emit_conv2d_norm(e, group, name, x, y)
     if e.winograd:
-        g = g._replace(winograd=e.kernels.conv2d_algorithm(g, e.batch, e.dtype))
+        g = g._replace(winograd=e.kernels.conv2d_algorithm(g, e.batch, e.dtype, e.training))
     how = algorithm_name(g)
     weight, dw = e.param(group, "conv2d", "weight"), e.grad(group, "conv2d", "weight") if e.training else None
     if not e.fuse:
@@ -137,6 +139,35 @@ def _emit_conv2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> B
         db = e.grad(group, "bias", "bias")
         args = (x, weight, y, argmax, dy, g, activation, pool, dx, dw, db, scratch)
         e.step(name, "conv2d_block_backward", *args, how=how)
+
+    return backward
+
+
+def _emit_conv2d_norm(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:
+    g: Any = group.head.geometry
+    op: Any = group.find("batchnorm")
+    weight = e.param(group, "conv2d", "weight")
+    vectors = [e.param(group, "batchnorm", what) for what in ("weight", "bias", "running_mean", "running_var")]
+    act, pooling = group.find("activation"), group.find("maxpool2d")
+    activation = act.activation if act else IDENTITY
+    pool: Any = pooling.geometry if pooling else identity_pool(g.p, g.q, g.k)
+    argmax: Any = e.none(4, np.uint8)
+    if pooling:
+        argmax = e.batched(f"{name} argmax", pooling.out_shape, "workspace", argmax_dtype(pool))
+    mean, inv_std = (e.buffer(f"{name} {what}", (g.k,), "workspace") for what in ("mean", "inv_std"))
+    taps = g.r * g.s * g.c
+    patches = e.buffer(f"{name} patches", (taps + taps * taps,), "workspace", np.float64)
+    folded = e.buffer(f"{name} weight", weight.shape, "scratch"), e.buffer(f"{name} bias", (g.k,), "scratch")
+    scratch = e.scratch(name, e.kernels.conv2d_forward_scratch(g, pool, e.batch, e.dtype, e.lanes))
+    args = (x, weight, *vectors, op.momentum, op.epsilon, g, activation, pool, y, argmax, mean, inv_std, patches)
+    e.step(name, "conv2d_norm_forward", *args, *folded, scratch, how=algorithm_name(g))
+
+    def backward(dy: Buffer, dx: Buffer | np.ndarray) -> None:
+        scratch = e.scratch(name, e.kernels.conv2d_backward_scratch(g, pool, e.batch, e.dtype, e.lanes))
+        dw, dgamma = e.grad(group, "conv2d", "weight"), e.grad(group, "batchnorm", "weight")
+        args = (x, weight, vectors[0], mean, inv_std, patches, y, argmax, dy, g, activation, pool, dw, dgamma)
+        dbeta = e.grad(group, "batchnorm", "bias")
+        e.step(name, "conv2d_norm_backward", *args, dbeta, scratch, how=algorithm_name(g))
 
     return backward
 

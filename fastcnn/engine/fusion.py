@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 
 from fastcnn.engine.ops import Group, Op
 
+SMALL_WINDOW = 32  # numbers under a convolution's window, so few that the moments of all patches are cheap
+
 
 class Rewrite(NamedTuple):
     kinds: tuple[str, ...]
     kernel: str
     fits: Callable[[Sequence[Op]], bool] = lambda ops: True
+    first: bool = False  # of the network alone, whose input needs no gradient
 
 
 def _side_by_side(ops: Sequence[Op]) -> bool:
@@ -27,6 +30,13 @@ def _side_by_side(ops: Sequence[Op]) -> bool:
         and g.r * g.s <= 256
         and all(op.activation.code <= 1 for op in ops)
     )
+
+
+def _small_window(ops: Sequence[Op]) -> bool:
+    """A convolution and its batch normalisation: whether their common kernel can do it."""
+    g: Any = ops[0].geometry
+    steps = g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.groups
+    return steps == (1,) * 5 and g.r * g.s * g.c <= SMALL_WINDOW
 
 
 def _chains(head: str, tails: tuple[tuple[str, ...], ...], kernel: str) -> list[Rewrite]:
@@ -45,6 +55,10 @@ REWRITES = sorted(
     + [
         Rewrite(("batchnorm", *rest), "batchnorm_pool_forward", _side_by_side)
         for rest in (("activation", "maxpool2d"), ("maxpool2d", "activation"), ("maxpool2d",))
+    ]
+    + [
+        Rewrite(("conv2d", "batchnorm", *rest), "conv2d_norm_forward", _small_window, first=True)
+        for rest in (("activation", "maxpool2d"), ("maxpool2d", "activation"), ("maxpool2d",), ("activation",), ())
     ],
     key=lambda rewrite: -len(rewrite.kinds),
 )
@@ -52,21 +66,22 @@ REWRITES = sorted(
 _FOLDED = [
     Rewrite((head, *bias, "batchnorm", *rewrite.kinds[1:]), "batchnorm_fold")
     for rewrite in REWRITES
-    if (head := rewrite.kinds[0]) in ("conv2d", "dense") and "bias" not in rewrite.kinds
+    if (head := rewrite.kinds[0]) in ("conv2d", "dense") and not {"bias", "batchnorm"} & set(rewrite.kinds)
     for bias in (("bias",), ())
 ]
 _FOLDED += [
     Rewrite((head, *bias, "batchnorm"), "batchnorm_fold") for head in ("conv2d", "dense") for bias in (("bias",), ())
 ]
 INFERENCE_REWRITES = sorted(
-    [rewrite for rewrite in REWRITES if rewrite.kernel != "batchnorm_pool_forward"] + _FOLDED,
+    [rewrite for rewrite in REWRITES if "batchnorm" not in rewrite.kinds[:2] or rewrite.kernel == "batchnorm_forward"]
+    + _FOLDED,
     key=lambda rewrite: -len(rewrite.kinds),
 )
 
 
-def fuse_ops(ops: Sequence[Op], has_kernel: Callable[[str], bool], inference: bool = False) -> tuple[Group, ...]:
-    """`ops` as groups, each run by one kernel; `has_kernel(name)` says what the backend offers."""
-    rewrites = INFERENCE_REWRITES if inference else REWRITES
+def fuse_ops(ops: Sequence[Op], has_kernel: Callable[[str], bool], mode: str = "training") -> tuple[Group, ...]:
+    """`ops` as groups for a plan of that mode, each run by one kernel; `has_kernel` says what the backend offers."""
+    rewrites = INFERENCE_REWRITES if mode == "inference" else REWRITES
     kinds = tuple(op.kind for op in ops)
     groups: list[Group] = []
     i = 0
@@ -74,7 +89,10 @@ def fuse_ops(ops: Sequence[Op], has_kernel: Callable[[str], bool], inference: bo
         matches = (
             len(r.kinds)
             for r in rewrites
-            if kinds[i : i + len(r.kinds)] == r.kinds and has_kernel(r.kernel) and r.fits(ops[i : i + len(r.kinds)])
+            if kinds[i : i + len(r.kinds)] == r.kinds
+            and has_kernel(r.kernel)
+            and r.fits(ops[i : i + len(r.kinds)])
+            and (not r.first or (i == 0 and mode == "training"))
         )
         length = next(matches, 1)
         groups.append(Group(tuple(ops[i : i + length])))

@@ -237,7 +237,8 @@ class Network:
             geometry: Any = group.head.geometry
             how = ""
             if group.head.kind == "conv2d":
-                tile = self._kernels.conv2d_algorithm(geometry, batch, self.dtype) if self.winograd else 0
+                choice = geometry, batch, self.dtype, False
+                tile = self._kernels.conv2d_algorithm(*choice) if self.winograd else 0
                 how = algorithm_name(geometry._replace(winograd=tile))
             described.append((group, how))
         return described
@@ -489,7 +490,7 @@ class Network:
         return plan
 
     def _compiled_plan(self, batch: int, mode: str) -> Plan:
-        groups = self._inference_groups if mode == "inference" else self._groups
+        groups = self._inference_groups if mode == "inference" else self._make_groups(mode)
         with self._precise():
             return compile_plan(
                 groups, self.input_shape, batch, self.dtype, self._kernels, mode,
@@ -553,14 +554,14 @@ class Network:
         layers = [op.layer for op in self.ops if op.kind.endswith("dropout")]
         self._placed_dropout = self._kernels.place(self._dropout)
         self._dropout_states = {layer: self._placed_dropout[i] for i, layer in enumerate(layers)}
-        self._groups, self._inference_groups = self._make_groups(False), self._make_groups(True)
+        self._inference_groups = self._make_groups("inference")
         largest = max((prod(group.in_shape) + prod(group.out_shape) for group in self._inference_groups), default=1)
         self._largest_part = max(_LEAST_PART, _PART_BYTES // (largest * self.dtype.itemsize))
 
-    def _make_groups(self, inference: bool) -> tuple[Group, ...]:
+    def _make_groups(self, mode: str) -> tuple[Group, ...]:
         if not self.fuse:
             return single_ops(self.ops)
-        return fuse_ops(self.ops, lambda kernel: hasattr(self._kernels, kernel), inference)
+        return fuse_ops(self.ops, lambda kernel: hasattr(self._kernels, kernel), mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """Values only: specs, parameters, optimiser and dropout state; plans are compiled again where it

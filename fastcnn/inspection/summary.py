@@ -185,7 +185,7 @@ def _groups(layers: Sequence[Layer], shape: Shape) -> tuple[Group, ...]:
     for place, layer in enumerate(layers):
         ops += [op.at(place) for op in layer.lower(shape)]
         shape = layer.output_shape(shape)
-    return fuse_ops(ops, lambda kernel: hasattr(contract, kernel), inference=True)
+    return fuse_ops(ops, lambda kernel: hasattr(contract, kernel), "inference")
 
 
 def _kernels_of_places(kernels: Sequence[tuple[Group, str]]) -> tuple[dict[int, str], set[int]]:

@@ -42,11 +42,13 @@ equals wins; NaN wins over everything. Max-pooling pads with minus infinity.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
+OPTIONAL = ("conv2d_norm_forward", "conv2d_norm_backward")  # not every backend has them
+
 # What tensor cores may round the factors of products of float32 to; the first is to nothing less.
 PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 
 
-def conv2d_algorithm(geometry, n, dtype):
+def conv2d_algorithm(geometry, n, dtype, training):
     """The value for `geometry.winograd` that is fastest in this backend for n images, decided by shapes alone."""
 
 
@@ -76,6 +78,25 @@ def conv2d_block_forward(x, weight, bias, geometry, activation, pool, y, argmax,
 
 def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch):
     """dx, dw, db of the block from the gradient dy of its output y. dy is not changed."""
+
+
+def conv2d_norm_forward(
+    x, weight, gamma, beta, running_mean, running_var, momentum, epsilon, geometry, activation, pool, y, argmax, mean,
+    inv_std, patches, new_weight, new_bias, scratch,
+):  # fmt: skip
+    """Training: y = maxpool(activation(batch normalisation of conv(x))), argmax as y's shape; the batch's statistics
+    (K,) as `batchnorm_forward`; patches (T + T*T,) float64 for the gradient: mean and covariance of the T = R*S*C
+    numbers under a window. new_weight and new_bias, as weight and beta, are memory to use. For stride and dilation 1,
+    one group and a small T. A backend may do without, and then has neither this nor its gradient.
+    """
+
+
+def conv2d_norm_backward(
+    x, weight, gamma, mean, inv_std, patches, y, argmax, dy, geometry, activation, pool, dw, dgamma, dbeta, scratch
+):
+    """dw, dgamma and dbeta of `conv2d_norm_forward`, for images that need no gradient themselves; scratch as
+    `conv2d_block_backward`.
+    """
 
 
 def dense_forward_scratch(n, n_in, n_out, dtype, lanes):

@@ -18,7 +18,7 @@ from fastcnn.kernels.host import place as place
 # ------------------------------------------------------------------------------------------------ convolution
 
 
-def conv2d_algorithm(geometry, n, dtype):
+def conv2d_algorithm(geometry, n, dtype, training):
     """0, the direct sum: the definition of correct."""
     return 0
 
@@ -92,6 +92,41 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
         maxpool2d_backward(dpooled, argmax, pool, dz)
     conv2d_backward_weight(x, dz, geometry, dw, db, scratch)
     conv2d_backward_input(dz, weight, geometry, dx, scratch)
+
+
+def conv2d_norm_forward(
+    x, weight, gamma, beta, running_mean, running_var, momentum, epsilon, geometry, activation, pool, y, argmax, mean,
+    inv_std, patches, new_weight, new_bias, scratch,
+):  # fmt: skip
+    """y = maxpool(activation(batch normalisation of conv(x))), one after the other."""
+    z, moved = _conv2d(x, weight, geometry), (running_mean, running_var, momentum, epsilon)
+    rows = z.reshape(-1, geometry.k)
+    batchnorm_forward(rows, gamma, beta, *moved, activation, rows, mean, inv_std)
+    if _is_identity(pool):
+        y[...] = z
+    else:
+        maxpool2d_forward(z, pool, y, argmax)
+
+
+def conv2d_norm_backward(
+    x, weight, gamma, mean, inv_std, patches, y, argmax, dy, geometry, activation, pool, dw, dgamma, dbeta, scratch
+):
+    """Gradients of `conv2d_norm_forward`: back through the activation, the pool, the normalisation, the convolution."""
+    z = _conv2d(x, weight, geometry)
+    dz, rows, plain = np.empty_like(dy), z.reshape(-1, geometry.k), activation._replace(code=0)
+    activation_backward(y, dy, activation, dz)
+    if not _is_identity(pool):
+        dpooled, dz = dz, np.empty_like(z)
+        maxpool2d_backward(dpooled, argmax, pool, dz)
+    flat = dz.reshape(rows.shape)
+    batchnorm_backward(rows, gamma, gamma, mean, inv_std, flat, flat.copy(), plain, flat, dgamma, dbeta)
+    conv2d_backward_weight(x, dz, geometry, dw, np.empty(0, dw.dtype), scratch)
+
+
+def _conv2d(x, weight, geometry):
+    z = np.empty((len(x), geometry.p, geometry.q, geometry.k), x.dtype)
+    conv2d_forward(x, weight, np.empty(0, x.dtype), geometry, z, None)
+    return z
 
 
 def _pad(x, geometry, value=0.0):

@@ -37,7 +37,11 @@ def lower(layers, shape=(8, 8, 2)):
         ([Conv2D(4, use_bias=False), Tanh(), MaxPool2D(3, 2)], ["conv2d+tanh+maxpool2d"]),
         ([Conv2D(4), Conv2D(4, activation="elu")], ["conv2d+bias", "conv2d+bias+elu"]),
         ([Conv2D(4, use_bias=False), AvgPool2D()], ["conv2d", "avgpool2d"]),
-        ([Conv2D(4, use_bias=False), BatchNorm(), ReLU()], ["conv2d", "batchnorm+relu"]),
+        ([Conv2D(4, use_bias=False), BatchNorm(), ReLU()], ["conv2d+batchnorm+relu"]),
+        ([Conv2D(4, use_bias=False), BatchNorm(), MaxPool2D(3, 2)], ["conv2d+batchnorm+maxpool2d"]),
+        ([Conv2D(4, 5, use_bias=False), BatchNorm(), ReLU()], ["conv2d", "batchnorm+relu"]),
+        ([Conv2D(4, stride=2, use_bias=False), BatchNorm(), ReLU()], ["conv2d", "batchnorm+relu"]),
+        ([ReLU(), Conv2D(4, use_bias=False), BatchNorm(), ReLU()], ["relu", "conv2d", "batchnorm+relu"]),
         ([Conv2D(4), BatchNorm(), ReLU(), MaxPool2D()], ["conv2d+bias", "batchnorm+relu+maxpool2d"]),
         ([BatchNorm(), MaxPool2D(2), ReLU()], ["batchnorm+maxpool2d+relu"]),
         ([BatchNorm(), ReLU(), MaxPool2D(3, 2)], ["batchnorm+relu", "maxpool2d"]),
@@ -68,8 +72,8 @@ def test_longest_chain_first(layers, labels):
 )
 def test_normalisation_is_folded_in_inference(layers, labels):
     ops = lower(layers)
-    assert [group.label for group in fuse_ops(ops, lambda kernel: True, inference=True)] == labels
-    training = [group.label for group in fuse_ops(ops, lambda kernel: True)]
+    assert [group.label for group in fuse_ops(ops, lambda kernel: True, "inference")] == labels
+    training = [group.label for group in fuse_ops(ops, lambda kernel: True, "training_dx")]
     assert not any("batchnorm" in label and "conv2d" in label for label in training)
 
 

@@ -194,7 +194,7 @@ def test_alexnet_learns_a_handful_of_images():
         Dense(4096, activation="relu"), Dense(10),
     ]  # fmt: skip
     net = Network(layers, (227, 227, 3), random_state=0, optimizer=Adam(learning_rate=1e-4))
-    assert [group.out_shape for group in net._groups if group.find("maxpool2d")] == [
+    assert [group.out_shape for group in net._make_groups("training") if group.find("maxpool2d")] == [
         (27, 27, 96),
         (13, 13, 256),
         (6, 6, 256),

@@ -10,6 +10,7 @@ from fastcnn.kernels.cpu.conv import (
     conv2d_forward,
     conv2d_forward_scratch,
 )
+from fastcnn.kernels.cpu.conv_norm import conv2d_norm_backward, conv2d_norm_forward
 from fastcnn.kernels.cpu.dense import (
     dense_backward,
     dense_backward_scratch,
@@ -64,6 +65,8 @@ __all__ = [
     "conv2d_block_forward",
     "conv2d_forward",
     "conv2d_forward_scratch",
+    "conv2d_norm_backward",
+    "conv2d_norm_forward",
     "dense_backward",
     "dense_backward_scratch",
     "dense_forward",

@@ -32,13 +32,9 @@ from fastcnn.kernels.cpu.packing import (
     transpose_image,
 )
 from fastcnn.kernels.cpu.runtime import U, as_input, jit
-from fastcnn.kernels.cpu.winograd import (
-    backward_scratch,
-    forward_scratch,
-    winograd_backward,
-    winograd_forward,
-    winograd_tile,
-)
+from fastcnn.kernels.cpu.winograd import forward_scratch, winograd_forward
+from fastcnn.kernels.cpu.winograd_backward import backward_scratch, winograd_backward
+from fastcnn.kernels.cpu.winograd_layout import winograd_tile
 
 CHUNKS = 16  # at most; of images, each with a weight gradient of its own
 # A chunk of fewer output pixels costs more to add up than it spares; some there are for the threads all the same.
@@ -93,9 +89,9 @@ def _chunks(n: int, g: Any, itemsize: int) -> int:
     return max(1, -(-products // -(-products // max(1, many)))) if n else 1
 
 
-def conv2d_algorithm(geometry: Any, n: int, dtype: Any) -> int:
+def conv2d_algorithm(geometry: Any, n: int, dtype: Any, training: bool) -> int:
     """The `winograd` of the geometry that is fastest for n images: by a rule of shapes, never by the clock."""
-    return winograd_tile(geometry, n, np.dtype(dtype).itemsize)
+    return winograd_tile(geometry, n, np.dtype(dtype).itemsize, training)
 
 
 def conv2d_forward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes: int) -> int:

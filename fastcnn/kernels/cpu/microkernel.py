@@ -53,10 +53,11 @@ ISA = host_isa()
 llvm.initialize_native_asmparser()  # for the assembly loop
 VECTOR_BYTES = ISA.vector_bytes
 MAX_ROWS = ISA.max_rows
+WIDE_ROWS = 8 if MAX_ROWS >= 12 else 2  # of tiles of three vectors
 
 
 def panel_width(itemsize: int) -> int:
-    """Columns of C that a full tile has: two vectors."""
+    """Columns of C that a panel has by default: two vectors."""
     return 2 * VECTOR_BYTES // itemsize
 
 
@@ -331,14 +332,21 @@ def multiply_rows(row0, row1, lane, args):
     segments : int64 table, the offset of each stretch of `seg_len` elements that a row multiplies
     a_step, b_step : distance between neighbours within a stretch, in a and (row by row) in b
     b_skip : what b is ahead by at each stretch's end
-    valid : columns of c to write, at most a panel's width; b must be readable over the whole width
+    valid : columns of c to write, at most three vectors; b must be readable over whole vectors
     start : ZERO; BIAS, the panel's width of b that lies before b0; or ADD, what c holds
     """
     (a, a0, a_rows, c, c0, c_rows, segments, seg_len, a_step, b, b0, b_step, b_skip, valid, start) = unpack(args)
     lanes = VECTOR_BYTES // a.itemsize
     n_seg = segments.shape[0]
     i, left = row0, row1 - row0
-    if valid > lanes:
+    if valid > 2 * lanes:
+        count = left // WIDE_ROWS
+        _tiles(WIDE_ROWS, 3, count, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step,
+               b_skip, valid, start)  # fmt: skip
+        i += WIDE_ROWS * count
+        _tiles(1, 3, row1 - i, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step, b_skip,
+               valid, start)  # fmt: skip
+    elif valid > lanes:
         # As many of the highest tiles as leave no rest, or one that lower tiles fill well.
         count = left // MAX_ROWS if left % MAX_ROWS == 0 else max(0, (left - 3) // MAX_ROWS)
         _tiles(MAX_ROWS, 2, count, a, a0, a_rows, c, c0, c_rows, i, segments, n_seg, seg_len, a_step, b, b0, b_step,

@@ -1,25 +1,8 @@
-"""Winograd's transforms for 3x3 and 5x5 windows: the formulas, and kernels that carry them over tiles of images.
-
-F(m x m, r x r) computes an m x m tile of outputs from an n x n tile of inputs, n = m + r - 1, with n * n
-multiplications instead of r * r * m * m (Lavin and Gray 2016, "Fast algorithms for convolutional neural
-networks"):
-
-    Y = A' [ (G g G') * (B' d B) ] A
-
-Its gradients are the transposes: dM = A dY A', dd = B dV B', dg = G' dU G. Every formula below is one matrix
-times a vector, written with + - * only, so the same line makes LLVM instructions over vectors of channels or
-NumPy arrays; `both_ways` applies it to the columns and then the rows of a tile.
-
-n = 4 interpolates at 0, +-1 and infinity; n = 6 at 0, +-11/16, +-3/2 and infinity. Those points, of those
-whose products are exact in binary, lose least: F(4x4, 3x3) has a mean error of twice the direct sum's, a
-third of what 0, +-1, +-2 give (Barabasz et al. 2020, "Error analysis and improving the accuracy of Winograd
-convolution", on the choice of points).
-"""
+"""Winograd's transforms: kernels that carry the formulas over tiles of images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -31,123 +14,7 @@ from numba.extending import intrinsic
 
 from fastcnn.kernels.cpu.launch import Kernel, address_for, empty, unpack
 from fastcnn.kernels.cpu.microkernel import VECTOR_BYTES
-
-A, B = 11 / 16, 3 / 2  # n = 6: the points are 0, +-A, +-B and infinity
-A2, B2 = A * A, B * B
-GA, GB = 1 / (2 * A2 * (A2 - B2)), 1 / (2 * B2 * (B2 - A2))
-
-Tile = Sequence[Any]
-
-
-def input_tile(d: Tile) -> Tile:
-    """B' d: n inputs to n points."""
-    if len(d) == 4:
-        return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]
-    even_a, odd_a = d[4] - d[2] * B2, d[3] - d[1] * B2
-    even_b, odd_b = d[4] - d[2] * A2, d[3] - d[1] * A2
-    return (
-        d[4] - d[2] * (A2 + B2) + d[0] * (A2 * B2),
-        even_a + odd_a * A, even_a - odd_a * A, even_b + odd_b * B, even_b - odd_b * B,
-        d[5] - d[3] * (A2 + B2) + d[1] * (A2 * B2),
-    )  # fmt: skip
-
-
-def input_gradient_tile(v: Tile) -> Tile:
-    """B v: the transpose of `input_tile`."""
-    if len(v) == 4:
-        return v[0], v[1] - v[2] + v[3], v[1] + v[2] - v[0], -v[3]
-    sum_a, less_a, sum_b, less_b = v[1] + v[2], v[1] - v[2], v[3] + v[4], v[3] - v[4]
-    return (
-        v[0] * (A2 * B2),
-        v[5] * (A2 * B2) - less_a * (A * B2) - less_b * (B * A2),
-        -(v[0] * (A2 + B2)) - sum_a * B2 - sum_b * A2,
-        less_a * A + less_b * B - v[5] * (A2 + B2),
-        v[0] + sum_a + sum_b,
-        v[5],
-    )
-
-
-def output_tile(m: Tile, outputs: int) -> Tile:
-    """A' m: n points to m outputs."""
-    if len(m) == 4:
-        return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
-    sum_a, less_a, sum_b, less_b = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
-    if outputs == 2:
-        return m[0] + sum_a + sum_b, m[5] + less_a * A + less_b * B
-    return (
-        m[0] + sum_a + sum_b,
-        less_a * A + less_b * B,
-        sum_a * A2 + sum_b * B2,
-        m[5] + less_a * (A2 * A) + less_b * (B2 * B),
-    )
-
-
-def output_gradient_tile(y: Tile, points: int) -> Tile:
-    """A y: the transpose of `output_tile`."""
-    if points == 4:
-        return y[0], y[0] + y[1], y[0] - y[1], -y[1]
-    if len(y) == 2:
-        odd_a, odd_b = y[1] * A, y[1] * B
-        return y[0], y[0] + odd_a, y[0] - odd_a, y[0] + odd_b, y[0] - odd_b, y[1]
-    even_a, odd_a = y[0] + y[2] * A2, y[1] * A + y[3] * (A2 * A)
-    even_b, odd_b = y[0] + y[2] * B2, y[1] * B + y[3] * (B2 * B)
-    return y[0], even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, y[3]
-
-
-def weight_tile(g: Tile, points: int) -> Tile:
-    """G g: r weights to n points."""
-    if points == 4:
-        even, odd = (g[0] + g[2]) * 0.5, g[1] * 0.5
-        return g[0], even + odd, even - odd, g[2]
-    even_a, odd_a = g[0] + g[2] * A2, g[1] * A
-    even_b, odd_b = g[0] + g[2] * B2, g[1] * B
-    if len(g) == 5:
-        even_a, odd_a = even_a + g[4] * (A2 * A2), odd_a + g[3] * (A2 * A)
-        even_b, odd_b = even_b + g[4] * (B2 * B2), odd_b + g[3] * (B2 * B)
-    return (
-        g[0] * (1 / (A2 * B2)),
-        (even_a + odd_a) * GA, (even_a - odd_a) * GA, (even_b + odd_b) * GB, (even_b - odd_b) * GB,
-        g[len(g) - 1],
-    )  # fmt: skip
-
-
-def weight_gradient_tile(u: Tile, window: int) -> Tile:
-    """G' u: the transpose of `weight_tile`."""
-    if len(u) == 4:
-        total = (u[1] + u[2]) * 0.5
-        return u[0] + total, (u[1] - u[2]) * 0.5, total + u[3]
-    sum_a, less_a, sum_b, less_b = (u[1] + u[2]) * GA, (u[1] - u[2]) * GA, (u[3] + u[4]) * GB, (u[3] - u[4]) * GB
-    first, second = u[0] * (1 / (A2 * B2)) + sum_a + sum_b, less_a * A + less_b * B
-    third = sum_a * A2 + sum_b * B2
-    if window == 3:
-        return first, second, third + u[5]
-    return (
-        first, second, third, less_a * (A2 * A) + less_b * (B2 * B), sum_a * (A2 * A2) + sum_b * (B2 * B2) + u[5]
-    )  # fmt: skip
-
-
-Formula = Callable[[Tile], Tile]
-NAMES = ("input", "input gradient", "output gradient", "weight", "weight gradient")
-
-
-def formula_of(name: str, m: int, r: int) -> tuple[Formula, int]:
-    """A formula of F(m x m, r x r), and the rows of the tile that it takes."""
-    n = m + r - 1
-    formulas: dict[str, tuple[Formula, int]] = {
-        "input": (input_tile, n),
-        "input gradient": (input_gradient_tile, n),
-        "output": (partial(output_tile, outputs=m), n),
-        "output gradient": (partial(output_gradient_tile, points=n), m),
-        "weight": (partial(weight_tile, points=n), r),
-        "weight gradient": (partial(weight_gradient_tile, window=r), n),
-    }
-    return formulas[name]
-
-
-def both_ways(formula: Formula, load: Callable[[int, int], Any], size: int) -> Tile:
-    """`formula` over the columns, then the rows, of a tile whose (i, j) is `load(i, j)`."""
-    columns = [formula([load(i, j) for i in range(size)]) for j in range(size)]
-    return [formula(row) for row in zip(*columns, strict=True)]
+from fastcnn.kernels.cpu.winograd_formulas import NAMES, Tile, both_ways, formula_of
 
 
 class _Lanes:
@@ -277,7 +144,7 @@ def _pooled(builder: Any, grid: Tile) -> tuple[Tile, Tile]:
 @intrinsic(prefer_literal=True)
 def _finish(typingctx, m, r, pooled, wants, src, src0, src_row, src_col, dst, argmax, dst0, dst_row, dst_col, rows,
             columns, channels):  # fmt: skip
-    """`output_tile` on one tile of points, and (if `pooled`) 2x2 max-pooling of the outputs, for `channels` (a
+    """The outputs of one tile of points, and (if `pooled`) 2x2 max-pooling of the outputs, for `channels` (a
     multiple of the vector's lanes): the first `rows` times `columns` results into dst, and (if `wants`) the
     winners' places into argmax. m, r, pooled and wants are literals.
     """
