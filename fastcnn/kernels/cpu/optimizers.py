@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from fastcnn.kernels.contract import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
-from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
+from fastcnn.kernels.cpu.launch import Kernel, address_for, call, empty, launch, unpack
 from fastcnn.kernels.cpu.lowering import DEPTH, PIXELS, offsets, panel_offsets
 from fastcnn.kernels.cpu.microkernel import ADD, ZERO, multiply_rows_address, panel_width
 from fastcnn.kernels.cpu.packing import fill_zero
-from fastcnn.kernels.cpu.runtime import U, as_input, jit
+from fastcnn.kernels.cpu.runtime import U, as_input
 from fastcnn.kernels.cpu.transposition import transpose
 
 
@@ -119,9 +119,10 @@ def muon_scratch(matrices):
     return _muon_places(tuple(matrices), panel_width(4))[2]
 
 
-@jit
-def _square(a, b, c, short, side, width, scratch, lane, multiply, rows, panels):
+@Kernel
+def _square(start, stop, lane, args):
     """The square c = a b of symmetric squares that commute: the lower half, and its mirror image."""
+    a, b, c, short, side, width, scratch, multiply, rows, panels = unpack(args)
     per_pass = max(1, DEPTH // width)
     for column in range(0, side, width):
         for first in range(0, panels.shape[0], per_pass):
@@ -142,8 +143,9 @@ def _muon_matrices(start, stop, lane, args):
     The Newton-Schulz iteration needs no product with u in each step: x is always some t u, and A = x x' and t are
     polynomials of u u', so they commute, and everything up to the last product happens to squares.
     """
-    params, grads, m, scratch, rates, nesterov, newton_schulz, width, multiply, places, tables = unpack(args)
+    params, grads, m, scratch, rates, nesterov, newton_schulz, width, kernels, places, tables = unpack(args)
     momentum, grad_scale, rate, decay = rates
+    multiply, square = kernels
     a, b, c = newton_schulz
     number = params.dtype.type
     for item in range(start, stop):
@@ -190,15 +192,15 @@ def _muon_matrices(start, stop, lane, args):
 
         for iteration in range(NEWTON_SCHULZ_STEPS):
             if iteration > 0:  # of the next x
-                _square(factor, gram, power, short, side, width, scratch, lane, multiply, rows, panels)
-                _square(power, factor, gram, short, side, width, scratch, lane, multiply, rows, panels)
-            _square(gram, gram, factor, short, side, width, scratch, lane, multiply, rows, panels)
+                call(square, 0, 1, lane, (factor, gram, power, short, side, width, scratch, multiply, rows, panels))
+                call(square, 0, 1, lane, (power, factor, gram, short, side, width, scratch, multiply, rows, panels))
+            call(square, 0, 1, lane, (gram, gram, factor, short, side, width, scratch, multiply, rows, panels))
             for i in range(size):
                 scratch[U(factor + i)] = b * scratch[U(gram + i)] + c * scratch[U(factor + i)]
             for i in range(short):
                 scratch[U(factor + i // width * width * side + i * width + i % width)] += a
             if iteration > 0:
-                _square(factor, total, spare, short, side, width, scratch, lane, multiply, rows, panels)
+                call(square, 0, 1, lane, (factor, total, spare, short, side, width, scratch, multiply, rows, panels))
                 total, spare = spare, total
             else:
                 for i in range(size):
@@ -225,11 +227,13 @@ def muon_update(params, grads, m, matrices, settings, scratch):
     """One Muon step for parts of the flat vectors, in place."""
     s, width = settings, panel_width(params.itemsize)
     places, tables, _ = _muon_places(tuple(matrices), width)
+    multiply, table = multiply_rows_address(params.dtype), empty(np.int64)
+    square = address_for(_square, 0, 0, 0, 0, 0, 0, empty(params.dtype), multiply, table, table)
     work = sum(4 * matrix.rows * matrix.columns * min(matrix.rows, matrix.columns) for matrix in matrices)
     launch(
         _muon_matrices, len(places), work, params, as_input(grads), m, scratch,
         _typed((s.momentum, s.grad_scale, s.learning_rate, s.decay), params), bool(s.nesterov),
-        _typed(NEWTON_SCHULZ, params), width, multiply_rows_address(params.dtype), places, tables,
+        _typed(NEWTON_SCHULZ, params), width, (multiply, square), places, tables,
     )  # fmt: skip
 
 

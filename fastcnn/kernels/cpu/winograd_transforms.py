@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -50,9 +52,9 @@ def _tile_pointer(
     data = context.make_array(kind)(context, builder, array).data
     vector = ir.VectorType(data.type.pointee, lanes)
 
-    def place(i: int, j: int) -> Any:
-        at = builder.add(start, builder.mul(row, ir.Constant(start.type, i)))
-        at = builder.add(at, builder.mul(column, ir.Constant(start.type, j)))
+    def place(i: Any, j: Any) -> Any:
+        i, j = (ir.Constant(start.type, n) if isinstance(n, int) else n for n in (i, j))
+        at = builder.add(builder.add(start, builder.mul(row, i)), builder.mul(column, j))
         return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
 
     return place
@@ -64,6 +66,29 @@ def _load(builder: Any, pointer: Any, itemsize: int) -> Any:
     return value
 
 
+UNROLLED = 6  # points of a tile's side: more leave the registers, and are as fast, and sooner compiled, in loops
+
+
+@contextmanager
+def _rows_in_loops(builder: Any, formula: Any, load: Any, size: int, vector: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """`both_ways` with a loop over the columns and one over the rows: within the block, the number of a row and its
+    results.
+    """
+    count = len(formula([0.0] * size))
+    between = cgutils.alloca_once(builder, ir.ArrayType(vector, count * size))
+
+    def place(i: Any, j: Any) -> Any:
+        number = builder.add(builder.mul(i, ir.Constant(i.type, size)), j)
+        return builder.gep(between, [ir.Constant(i.type, 0), number])
+
+    with cgutils.for_range(builder, ir.Constant(ir.IntType(64), size)) as column:
+        for i, cell in enumerate(formula([load(i, column.index) for i in range(size)])):
+            builder.store(cell.value, place(ir.Constant(column.index.type, i), column.index))
+    with cgutils.for_range(builder, ir.Constant(ir.IntType(64), count)) as row:
+        places = [place(row.index, ir.Constant(row.index.type, j)) for j in range(size)]
+        yield row.index, formula([_Lanes(builder, builder.load(where)) for where in places])
+
+
 @intrinsic(prefer_literal=True)
 def _transform(typingctx, place, m, r, src, src0, src_row, src_col, dst, dst0, dst_row, dst_col, channels):
     """The formula number `place` of NAMES (a literal, as m and r) on one tile, for `channels` (a multiple of the
@@ -73,7 +98,7 @@ def _transform(typingctx, place, m, r, src, src0, src_row, src_col, dst, dst0, d
         return None
     i64 = types.int64
     signature = types.void(place, m, r, src, i64, i64, i64, dst, i64, i64, i64, i64)
-    name = NAMES[place.literal_value]
+    name, side = NAMES[place.literal_value], m.literal_value + r.literal_value - 1
     formula, size = formula_of(name, m.literal_value, r.literal_value)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -89,12 +114,19 @@ def _transform(typingctx, place, m, r, src, src0, src_row, src_col, dst, dst0, d
             def load(i: int, j: int) -> _Lanes:
                 return _Lanes(builder, _load(builder, source(i, j), itemsize))
 
-            for i, row in enumerate(both_ways(formula, load, size)):
+            def put(i: Any, row: Any) -> None:
                 for j, cell in enumerate(row):
                     value = cell.value
                     if name == "input gradient":
                         value = builder.fadd(_load(builder, target(i, j), itemsize), value)
                     builder.store(value, target(i, j)).align = itemsize
+
+            if side > UNROLLED:
+                with _rows_in_loops(builder, formula, load, size, target(0, 0).type.pointee) as (i, row):
+                    put(i, row)
+            else:
+                for i, row in enumerate(both_ways(formula, load, size)):
+                    put(i, row)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -169,33 +201,42 @@ def _finish(typingctx, m, r, pooled, wants, src, src0, src_row, src_col, dst, ar
             def load(i: int, j: int) -> _Lanes:
                 return _Lanes(builder, _load(builder, source(i, j), itemsize))
 
-            grid = both_ways(formula, load, points)
-            values: Tile = [[cell.value for cell in row] for row in grid]
-            places: Tile = ()
-            if pooled.literal_value:
-                values, places = _pooled(builder, grid)
+            if points > UNROLLED:  # an odd number of outputs, which are not pooled here
+                with _rows_in_loops(builder, formula, load, points, target(0, 0).type.pointee) as (row, cells):
+                    with builder.if_then(builder.icmp_signed("<", row, rows_)):
+                        for j, cell in enumerate(cells):
+                            with builder.if_then(builder.icmp_signed(">", columns_, ir.Constant(columns_.type, j))):
+                                builder.store(cell.value, target(row, j)).align = itemsize
+            else:
+                grid = both_ways(formula, load, points)
+                values: Tile = [[cell.value for cell in row] for row in grid]
+                places: Tile = ()
+                if pooled.literal_value:
+                    values, places = _pooled(builder, grid)
 
-            def store(i: int, j: int) -> None:
-                builder.store(values[i][j], target(i, j)).align = itemsize
-                if wants.literal_value:
-                    pointer = winner(i, j)
-                    builder.store(builder.trunc(places[i][j], pointer.type.pointee), pointer).align = 1
+                def store(i: int, j: int) -> None:
+                    builder.store(values[i][j], target(i, j)).align = itemsize
+                    if wants.literal_value:
+                        pointer = winner(i, j)
+                        builder.store(builder.trunc(places[i][j], pointer.type.pointee), pointer).align = 1
 
-            size = len(values)
-            whole = builder.and_(
-                builder.icmp_signed(">=", rows_, ir.Constant(rows_.type, size)),
-                builder.icmp_signed(">=", columns_, ir.Constant(rows_.type, size)),
-            )
-            with builder.if_else(whole) as (inside, edge):
-                with inside:
-                    for place in range(size * size):
-                        store(place // size, place % size)
-                with edge:
-                    for i in range(size):
-                        with builder.if_then(builder.icmp_signed(">", rows_, ir.Constant(rows_.type, i))):
-                            for j in range(size):
-                                with builder.if_then(builder.icmp_signed(">", columns_, ir.Constant(rows_.type, j))):
-                                    store(i, j)
+                size = len(values)
+                whole = builder.and_(
+                    builder.icmp_signed(">=", rows_, ir.Constant(rows_.type, size)),
+                    builder.icmp_signed(">=", columns_, ir.Constant(rows_.type, size)),
+                )
+                with builder.if_else(whole) as (inside, edge):
+                    with inside:
+                        for place in range(size * size):
+                            store(place // size, place % size)
+                    with edge:
+                        for i in range(size):
+                            with builder.if_then(builder.icmp_signed(">", rows_, ir.Constant(rows_.type, i))):
+                                for j in range(size):
+                                    with builder.if_then(
+                                        builder.icmp_signed(">", columns_, ir.Constant(rows_.type, j))
+                                    ):
+                                        store(i, j)
         return context.get_dummy_value()
 
     return signature, codegen
