@@ -22,6 +22,7 @@ CASES = {  # images, filters, window, padding, pool
     "wide padding": ((2, 3, 4, 1), 8, 3, 4, 2),
     "asymmetric padding": ((2, 6, 5, 2), 8, 3, ((2, 0), (0, 3)), None),
     "one image": ((1, 6, 6, 1), 8, 3, "same", 2),
+    "bands": ((2, 40, 37, 3), 8, 3, "same", 2),
     "recipe": ((37, 28, 28, 1), 32, 3, "same", 2),
 }
 SMALL = {"grey", "no pooling", "1x1"}

@@ -21,54 +21,64 @@ import numpy as np
 from fastcnn.kernels.cpu.conv import conv2d_block_backward, conv2d_block_forward
 from fastcnn.kernels.cpu.launch import Kernel, launch, unpack
 from fastcnn.kernels.cpu.packing import fill_zero
-from fastcnn.kernels.cpu.runtime import U, as_input
+from fastcnn.kernels.cpu.runtime import U, as_input, jit
 
 BLOCKS = 16  # at most; of images, whose sums are added up in their order
 PITCH = 8  # rows of planes are a multiple of so many numbers long
+PLANES = 1 << 14  # numbers that all planes of a band have, about: they stay in the cache
+
+
+@jit
+def _fill_plane(x, n, c, s, h0, rows, g, pitch, planes, at):
+    """What the window's column s sees of channel c of image n, from row h0 on, less the first pixel's value."""
+    shift = np.float64(x[U(c)])
+    left, right = max(0, g.pad_left - s), min(g.q, g.w + g.pad_left - s)
+    for i in range(rows):
+        h, row = h0 + i, at + i * pitch
+        source = ((n * g.h + h) * g.w + s - g.pad_left) * g.c + c
+        first, last = (left, right) if 0 <= h < g.h else (g.q, g.q)
+        for q in range(first):
+            planes[U(row + q)] = -shift
+        for q in range(first, last):
+            planes[U(row + q)] = x[U(source + q * g.c)] - shift
+        for q in range(last, g.q):
+            planes[U(row + q)] = -shift
 
 
 @Kernel
 def _patch_sums(start, stop, lane, args):
     """Each block's sums of patches, less the first pixel's channels, and of their products, the upper half.
 
-    An image lies as S C planes, moved by s and filled with zeros to whole rows: so a sum over all pixels is one over
-    numbers side by side.
+    A band of an image's rows lies as S C planes, moved by s and filled with zeros to whole rows: so a sum over all
+    pixels is one over numbers side by side.
     """
-    x, n_images, g, pitch, planes, sums = unpack(args)
-    taps, plane = g.r * g.s * g.c, (g.p + g.r - 1) * pitch
+    x, n_images, g, band, pitch, planes, sums = unpack(args)
+    taps, plane = g.r * g.s * g.c, (band + g.r - 1) * pitch
     blocks = sums.shape[0] // (taps + taps * taps)
     for block in range(start, stop):
         first, base = block * (taps + taps * taps), block * g.s * g.c * plane
         for i in range(first, first + taps + taps * taps):
             sums[U(i)] = 0
         fill_zero(planes, base, base + g.s * g.c * plane)
-        for row in range(g.s * g.c * (g.p + g.r - 1) if n_images > 0 else 0):
-            shift = np.float64(x[U(row // (g.p + g.r - 1) % g.c)])
-            for q in range(g.q):
-                planes[U(base + row * pitch + q)] = -shift
         for n in range(n_images * block // blocks, n_images * (block + 1) // blocks):
-            for s in range(g.s):
-                left = max(0, g.pad_left - s)
-                right = min(g.q, g.w + g.pad_left - s)
-                for c in range(g.c):
-                    shift = np.float64(x[U(c)])
-                    for h in range(max(0, -g.pad_top), min(g.h, g.p + g.r - 1 - g.pad_top)):
-                        to = base + (s * g.c + c) * plane + (h + g.pad_top) * pitch
-                        source = ((n * g.h + h) * g.w + s - g.pad_left) * g.c + c
-                        for q in range(left, right):
-                            planes[U(to + q)] = x[U(source + q * g.c)] - shift
-            for t in range(taps):
-                at = base + t % (g.s * g.c) * plane + t // (g.s * g.c) * pitch
-                total = 0.0
-                for i in range(g.p * pitch):
-                    total += planes[U(at + i)]
-                sums[U(first + t)] += total
-                for u in range(t, taps):
-                    other = base + u % (g.s * g.c) * plane + u // (g.s * g.c) * pitch
+            for p0 in range(0, g.p, band):
+                count = min(band, g.p - p0)
+                for s in range(g.s):
+                    for c in range(g.c):
+                        at = base + (s * g.c + c) * plane
+                        _fill_plane(x, n, c, s, p0 - g.pad_top, count + g.r - 1, g, pitch, planes, at)
+                for t in range(taps):
+                    at = base + t % (g.s * g.c) * plane + t // (g.s * g.c) * pitch
                     total = 0.0
-                    for i in range(g.p * pitch):
-                        total += planes[U(at + i)] * planes[U(other + i)]
-                    sums[U(first + taps + t * taps + u)] += total
+                    for i in range(count * pitch):
+                        total += planes[U(at + i)]
+                    sums[U(first + t)] += total
+                    for u in range(t, taps):
+                        other = base + u % (g.s * g.c) * plane + u // (g.s * g.c) * pitch
+                        total = 0.0
+                        for i in range(count * pitch):
+                            total += planes[U(at + i)] * planes[U(other + i)]
+                        sums[U(first + taps + t * taps + u)] += total
 
 
 @Kernel
@@ -133,8 +143,9 @@ def conv2d_norm_forward(
     taps, pixels, pitch = g.r * g.s * g.c, n * g.p * g.q, -(-g.q // PITCH) * PITCH
     blocks = max(1, min(BLOCKS, n))
     sums = np.empty(blocks * (taps + taps * taps))
-    planes = np.empty(blocks * g.s * g.c * (g.p + g.r - 1) * pitch)
-    launch(_patch_sums, blocks, pixels * taps * taps // 8, x.reshape(-1), n, g, pitch, planes, sums)
+    band = max(1, min(g.p, PLANES // (g.s * g.c * pitch) - g.r + 1))
+    planes = np.empty(blocks * g.s * g.c * (band + g.r - 1) * pitch)
+    launch(_patch_sums, blocks, pixels * taps * taps // 8, x.reshape(-1), n, g, band, pitch, planes, sums)
     launch(_merge_patches, 1, sums.size, x.reshape(-1), g.c, sums, pixels, taps, patches)
     launch(
         _normalised_weights, g.k, g.k * taps * taps, weight.reshape(-1), patches, pixels, as_input(gamma),
