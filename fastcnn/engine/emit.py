@@ -122,15 +122,7 @@ def _emit_conv2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> B
         return backward_single
 
     weight, bias = _folded(e, group, name, weight)
-    act = group.find("activation")
-    pooling = group.find("maxpool2d")
-    activation = act.activation if act else IDENTITY
-    pool = pooling.geometry if pooling else identity_pool(g.p, g.q, g.k)  # type: ignore[assignment]
-    argmax: Any = e.none(4, np.uint8)
-    if pooling and e.training:
-        argmax = e.batched(f"{name} argmax", pooling.out_shape, "workspace", argmax_dtype(pool))
-    elif pooling:
-        argmax = e.none(4, argmax_dtype(pool))
+    activation, pool, argmax = _after_conv2d(e, group, name)
     forward = e.scratch(name, e.kernels.conv2d_forward_scratch(g, pool, e.batch, e.dtype, e.lanes))
     e.step(name, "conv2d_block_forward", x, weight, bias, g, activation, pool, y, argmax, forward, how=how)
 
@@ -143,17 +135,26 @@ def _emit_conv2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> B
     return backward
 
 
+def _after_conv2d(e: Emitter, group: Group, name: str) -> tuple[Any, Any, Any]:
+    """Activation, pool and argmax of a convolution's group; the identity where there is none."""
+    g: Any = group.head.geometry
+    act, pooling = group.find("activation"), group.find("maxpool2d")
+    activation = act.activation if act else IDENTITY
+    if not pooling:
+        return activation, identity_pool(g.p, g.q, g.k), e.none(4, np.uint8)
+    pool: Any = pooling.geometry
+    kind = argmax_dtype(pool)
+    if not e.training:
+        return activation, pool, e.none(4, kind)
+    return activation, pool, e.batched(f"{name} argmax", pooling.out_shape, "workspace", kind)
+
+
 def _emit_conv2d_norm(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:
     g: Any = group.head.geometry
     op: Any = group.find("batchnorm")
     weight = e.param(group, "conv2d", "weight")
     vectors = [e.param(group, "batchnorm", what) for what in ("weight", "bias", "running_mean", "running_var")]
-    act, pooling = group.find("activation"), group.find("maxpool2d")
-    activation = act.activation if act else IDENTITY
-    pool: Any = pooling.geometry if pooling else identity_pool(g.p, g.q, g.k)
-    argmax: Any = e.none(4, np.uint8)
-    if pooling:
-        argmax = e.batched(f"{name} argmax", pooling.out_shape, "workspace", argmax_dtype(pool))
+    activation, pool, argmax = _after_conv2d(e, group, name)
     mean, inv_std = (e.buffer(f"{name} {what}", (g.k,), "workspace") for what in ("mean", "inv_std"))
     taps = g.r * g.s * g.c
     patches = e.buffer(f"{name} patches", (taps + taps * taps,), "workspace", np.float64)

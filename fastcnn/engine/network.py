@@ -237,8 +237,7 @@ class Network:
             geometry: Any = group.head.geometry
             how = ""
             if group.head.kind == "conv2d":
-                choice = geometry, batch, self.dtype, False
-                tile = self._kernels.conv2d_algorithm(*choice) if self.winograd else 0
+                tile = self._kernels.conv2d_algorithm(geometry, batch, self.dtype, False) if self.winograd else 0
                 how = algorithm_name(geometry._replace(winograd=tile))
             described.append((group, how))
         return described

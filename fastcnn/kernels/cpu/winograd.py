@@ -85,7 +85,7 @@ def _forward_blocks(start, stop, lane, args):
     base = sizes.weights + lane * sizes.lane
     v0, m0, z0 = base + sizes.v, base + sizes.m, base + sizes.z
     # Where a row of tiles goes: y, pooled or not, or z.
-    out, pitch, whole = y, pool.q, sizes.unit > 1 or pool_rows != 0 or t.grid > 1
+    out, pitch, whole = y, pool.q, pool_rows != 0 or t.grid > 1
     per_tile, rows = t.m // pool.stride_h, pool.p
     if whole:
         out, pitch, per_tile, rows = scratch, t.columns * t.m, t.m, t.rows * t.m

@@ -12,7 +12,7 @@ from fastcnn.kernels.cpu.runtime import U, jit
 MIN_CHANNELS = 32  # with fewer, the transforms cost more than they save
 MIN_TILES = {2: 32, 3: 16, 4: 8, 5: 8, 7: 4}
 SIDES = {3: (2, 4, 5), 5: (2, 3)}  # of output tiles, by the window's; of equal ones the first, it loses less
-TRAINING_SIDES = {3: 7, 5: 3}  # another one in training, where its rounding is far below what mini-batches differ by
+TRAINING_SIDES = SIDES | {3: (*SIDES[3], 7)}  # whose rounding is far below what mini-batches differ by
 COST = {7: 1.2, 9: 1.25}  # of a point, by the side of a tile of points: more than 36 vectors often leave the registers
 MOSAIC_TILES = 64  # at most: a lane has a whole mosaic in its cache
 HALF_PANELS = MAX_ROWS >= 12  # whether the micro-kernel has tall tiles of one vector, for half a panel
@@ -33,8 +33,7 @@ def winograd_tile(geometry: Any, n: int, itemsize: int, training: bool) -> int:
     unit = width // 2 if HALF_PANELS else width
     if g.c % unit or g.k % unit or min(g.c, g.k) < MIN_CHANNELS or g.c * g.k > MAX_WEIGHTS:
         return 0
-    sides = (*SIDES[g.r], TRAINING_SIDES[g.r]) if training else SIDES[g.r]
-    tiles = {m: _tiles(g, m, n) for m in sides}
+    tiles = {m: _tiles(g, m, n) for m in (TRAINING_SIDES if training else SIDES)[g.r]}
     points = {m: t.mosaics * t.rows * t.columns * (m + g.r - 1) ** 2 for m, t in tiles.items()}
     best = min(points, key=lambda m: points[m] * COST.get(m + g.r - 1, 1))
     enough = tiles[best].mosaics * tiles[best].rows * tiles[best].columns >= MIN_TILES[best]
