@@ -100,12 +100,16 @@ class Emitter:
 Backward = Callable[[Buffer, "Buffer | np.ndarray"], "Buffer | None"]
 
 
-def _emit_conv2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:
+def _emit_conv2d(
+    e: Emitter, group: Group, name: str, x: Buffer, y: Buffer, other: Buffer | None = None
+) -> Backward:  # fmt: skip
     g: Any = group.head.geometry
-    if e.training and group.find("batchnorm"):
+    if e.training and group.kernel == "conv2d_norm_forward":
         return _emit_conv2d_norm(e, group, name, x, y)
     if e.winograd:
         g = g._replace(winograd=e.kernels.conv2d_algorithm(g, e.batch, e.dtype, e.training))
+    if e.training and group.kernel == "conv2d_batchnorm_forward":
+        return _emit_conv2d_batchnorm(e, group, name, g, (x, other), y)
     how = algorithm_name(g)
     weight, dw = e.param(group, "conv2d", "weight"), e.grad(group, "conv2d", "weight") if e.training else None
     if not e.fuse:
@@ -169,6 +173,34 @@ def _emit_conv2d_norm(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer)
         args = (x, weight, vectors[0], mean, inv_std, patches, y, argmax, dy, g, activation, pool, dw, dgamma)
         dbeta = e.grad(group, "batchnorm", "bias")
         e.step(name, "conv2d_norm_backward", *args, dbeta, scratch, how=algorithm_name(g))
+
+    return backward
+
+
+def _emit_conv2d_batchnorm(
+    e: Emitter, group: Group, name: str, g: Any, inputs: tuple[Buffer, Buffer | None], y: Buffer
+) -> Backward:  # fmt: skip
+    (x, other), op, act = inputs, group.find("batchnorm"), group.find("activation")
+    assert op is not None and act is not None
+    weight, pool = e.param(group, "conv2d", "weight"), identity_pool(g.p, g.q, g.k)
+    gamma, beta, *running = (
+        e.param(group, "batchnorm", what) for what in ("weight", "bias", "running_mean", "running_var")
+    )  # fmt: skip
+    z = e.batched(f"{name} before", (g.p, g.q, g.k), "workspace")
+    mean, inv_std = (e.buffer(f"{name} {what}", (g.k,), "workspace") for what in ("mean", "inv_std"))
+    scratch = e.scratch(name, e.kernels.conv2d_forward_scratch(g, pool, e.batch, e.dtype, e.lanes))
+    e.step(
+        name, "conv2d_batchnorm_forward", x, weight, gamma, beta, *running, op.momentum, op.epsilon, g, act.activation,
+        e.none(4) if other is None else other, z, y, mean, inv_std, scratch, how=algorithm_name(g),
+    )  # fmt: skip
+
+    def backward(dy: Buffer, dx: Buffer | np.ndarray) -> None:
+        dw = e.grad(group, "conv2d", "weight")
+        dgamma, dbeta = (e.grad(group, "batchnorm", what) for what in ("weight", "bias"))
+        dz = e.none(4) if g.winograd else e.batched(f"{name} before, gradient", (g.p, g.q, g.k), "scratch")
+        scratch = e.scratch(name, e.kernels.conv2d_backward_scratch(g, pool, e.batch, e.dtype, e.lanes))
+        args = (x, weight, z, gamma, beta, mean, inv_std, dy, g, act.activation, dx, dw, dgamma, dbeta, dz, scratch)
+        e.step(name, "conv2d_batchnorm_backward", *args, how=algorithm_name(g))
 
     return backward
 
@@ -239,7 +271,7 @@ def _emit_smooth_activation(e: Emitter, group: Group, name: str, x: Buffer, y: B
     return lambda dy, dx: e.step(name, "activation_backward", flat(x), flat(dy), activation, flat(dx))
 
 
-def emit_join(e: Emitter, group: Group, name: str, x: Buffer, other: Buffer, y: Buffer) -> Backward:
+def _emit_join(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer, other: Buffer) -> Backward:
     """The end of two branches: their sum, and an activation."""
     act = group.find("activation")
     activation = act.activation if act else IDENTITY
@@ -354,8 +386,10 @@ def flat(buffer: Any) -> Buffer:
     return buffer.reshape((prod(buffer.shape),))
 
 
-EMIT: dict[str, Callable[[Emitter, Group, str, Buffer, Buffer], Backward]] = {
+# Where branches join, `other` is the end of the other one: (emitter, group, name, x, y[, other]).
+EMIT: dict[str, Callable[..., Backward]] = {
     "conv2d": _emit_conv2d,
+    "join": _emit_join,
     "dense": _emit_dense,
     "bias": _emit_bias,
     "activation": _emit_activation,

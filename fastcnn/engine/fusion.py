@@ -17,11 +17,11 @@ SMALL_WINDOW = 32  # numbers under a convolution's window, so few that the momen
 class Rewrite(NamedTuple):
     kinds: tuple[str, ...]
     kernel: str
-    fits: Callable[[Sequence[Op]], bool] = lambda ops: True
+    fits: Callable[[Sequence[Op], Op | None], bool] = lambda ops, after: True  # after: the op behind the chain
     first: bool = False  # of the network alone, whose input needs no gradient
 
 
-def _side_by_side(ops: Sequence[Op]) -> bool:
+def _side_by_side(ops: Sequence[Op], after: Op | None) -> bool:
     """Batch normalisation, an activation or none, and a pooling: whether their common kernel can do it."""
     g: Any = next(op.geometry for op in ops if op.kind == "maxpool2d")
     return (
@@ -32,11 +32,21 @@ def _side_by_side(ops: Sequence[Op]) -> bool:
     )
 
 
-def _small_window(ops: Sequence[Op]) -> bool:
+def _small_window(ops: Sequence[Op], after: Op | None) -> bool:
     """A convolution and its batch normalisation: whether their common kernel can do it."""
     g: Any = ops[0].geometry
     steps = g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.groups
     return steps == (1,) * 5 and g.r * g.s * g.c <= SMALL_WINDOW
+
+
+def _up_to_relu(ops: Sequence[Op], after: Op | None) -> bool:
+    """A convolution, batch normalisation, an activation and perhaps the end of a branch: whether their common kernel
+    can do it, and no other one does more of it.
+    """
+    ends = ops[-1].kind, after.kind if after else ""
+    if ends == ("join", "activation") or (ends == ("activation", "maxpool2d") and _side_by_side((*ops, after), None)):
+        return False
+    return ops[2].activation.code == 1  # ReLU, whose gradient follows from its input
 
 
 def _chains(head: str, tails: tuple[tuple[str, ...], ...], kernel: str) -> list[Rewrite]:
@@ -59,6 +69,10 @@ REWRITES = sorted(
     + [
         Rewrite(("conv2d", "batchnorm", *rest), "conv2d_norm_forward", _small_window, first=True)
         for rest in (("activation", "maxpool2d"), ("maxpool2d", "activation"), ("maxpool2d",), ("activation",), ())
+    ]
+    + [
+        Rewrite(("conv2d", "batchnorm", "activation", *join), "conv2d_batchnorm_forward", _up_to_relu)
+        for join in (("join",), ())
     ],
     key=lambda rewrite: -len(rewrite.kinds),
 )
@@ -87,15 +101,16 @@ def fuse_ops(ops: Sequence[Op], has_kernel: Callable[[str], bool], mode: str = "
     i = 0
     while i < len(ops):
         matches = (
-            len(r.kinds)
+            r
             for r in rewrites
             if kinds[i : i + len(r.kinds)] == r.kinds
             and has_kernel(r.kernel)
-            and r.fits(ops[i : i + len(r.kinds)])
+            and r.fits(ops[i : i + len(r.kinds)], next(iter(ops[i + len(r.kinds) :]), None))
             and (not r.first or (i == 0 and mode == "training"))
         )
-        length = next(matches, 1)
-        groups.append(Group(tuple(ops[i : i + length])))
+        rewrite = next(matches, Rewrite(kinds[i : i + 1], ""))
+        length = len(rewrite.kinds)
+        groups.append(Group(tuple(ops[i : i + length]), rewrite.kernel))
         i += length
     return tuple(groups)
 

@@ -247,10 +247,11 @@ class Op:
 @dataclass(frozen=True)
 class Group:
     """Consecutive ops that one kernel runs: a single op, or a fused chain headed by a convolution or dense
-    op.
+    op; and which of the kernels of a fused chain.
     """
 
     ops: tuple[Op, ...]
+    kernel: str = ""
 
     @property
     def head(self) -> Op:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastcnn.engine.emit import EMIT, Backward, Buffer, Emitter, Step, emit_join, flat
+from fastcnn.engine.emit import EMIT, Backward, Buffer, Emitter, Step, flat
 from fastcnn.engine.memory import Lifetime, plan_arena
 from fastcnn.engine.ops import IDENTITY, Group, Shape
 
@@ -156,9 +156,8 @@ def compile_plan(
             y = x
         else:
             y = e.batched(name, group.out_shape, "activation")
-            backward = (
-                emit_join(e, group, name, x, beside.pop(), y) if kind == "join" else EMIT[kind](e, group, name, x, y)
-            )
+            other = [beside.pop()] if group.find("join") else []
+            backward = EMIT[kind](e, group, name, x, y, *other)
         emitted.append((group, name, x, y, backward))
         x = y
     n_forward = len(e.steps)
@@ -181,8 +180,8 @@ def compile_plan(
                 dx = dy.reshape(before.shape)
             else:
                 dx = backward(dy, dx) or dx
-            if group.head.kind == "join":  # the same gradient for both branches
-                beside.append(dx)
+            if group.find("join"):  # the same gradient for both branches: what is before the sum, or dy
+                beside.append(dx if group.head.kind == "join" else dy)
             dy = dx
         input_grad = dy if mode == "training_dx" else None
 

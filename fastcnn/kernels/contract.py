@@ -42,7 +42,9 @@ equals wins; NaN wins over everything. Max-pooling pads with minus infinity.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
-OPTIONAL = ("conv2d_norm_forward", "conv2d_norm_backward")  # not every backend has them
+OPTIONAL = (  # not every backend has them
+    "conv2d_norm_forward", "conv2d_norm_backward", "conv2d_batchnorm_forward", "conv2d_batchnorm_backward",
+)  # fmt: skip
 
 # What tensor cores may round the factors of products of float32 to; the first is to nothing less.
 PRECISIONS = ("float32", "tf32", "bf16", "fp16")
@@ -96,6 +98,23 @@ def conv2d_norm_backward(
 ):
     """dw, dgamma and dbeta of `conv2d_norm_forward`, for images that need no gradient themselves; scratch as
     `conv2d_block_backward`.
+    """
+
+
+def conv2d_batchnorm_forward(
+    x, weight, gamma, beta, running_mean, running_var, momentum, epsilon, geometry, activation, other, z, y, mean,
+    inv_std, scratch,
+):  # fmt: skip
+    """Training: z = conv(x), y (N,P,Q,K) = activation(batch normalisation of z), plus `other` if its size is not zero;
+    the batch's statistics (K,) as `batchnorm_forward`. z is kept for the gradient. The activation is ReLU.
+    """
+
+
+def conv2d_batchnorm_backward(
+    x, weight, z, gamma, beta, mean, inv_std, dy, geometry, activation, dx, dw, dgamma, dbeta, dz, scratch
+):
+    """The gradients of `conv2d_batchnorm_forward`, from the gradient dy of y, which is `other`'s too. dz is memory of
+    z's shape to use; it may have size zero where `geometry.winograd` is not 0.
     """
 
 

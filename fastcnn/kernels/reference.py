@@ -123,6 +123,30 @@ def conv2d_norm_backward(
     conv2d_backward_weight(x, dz, geometry, dw, np.empty(0, dw.dtype), scratch)
 
 
+def conv2d_batchnorm_forward(
+    x, weight, gamma, beta, running_mean, running_var, momentum, epsilon, geometry, activation, other, z, y, mean,
+    inv_std, scratch,
+):  # fmt: skip
+    """z = conv(x), y = relu(batch normalisation of z) + other, one after the other."""
+    conv2d_forward(x, weight, np.empty(0, x.dtype), geometry, z, scratch)
+    moved, flat = (running_mean, running_var, momentum, epsilon), (-1, geometry.k)
+    batchnorm_forward(z.reshape(flat), gamma, beta, *moved, activation, y.reshape(flat), mean, inv_std)
+    if other.size:
+        y += other
+
+
+def conv2d_batchnorm_backward(
+    x, weight, z, gamma, beta, mean, inv_std, dy, geometry, activation, dx, dw, dgamma, dbeta, dz, scratch
+):
+    """The gradients of `conv2d_batchnorm_forward`: back through the ReLU, the normalisation, the convolution."""
+    rows, dz = z.reshape(-1, geometry.k), np.empty_like(z)
+    y = (rows - mean) * (inv_std * gamma) + beta
+    flat = dz.reshape(rows.shape)
+    batchnorm_backward(rows, gamma, beta, mean, inv_std, y, dy.reshape(rows.shape), activation, flat, dgamma, dbeta)
+    conv2d_backward_weight(x, dz, geometry, dw, np.empty(0, dw.dtype), scratch)
+    conv2d_backward_input(dz, weight, geometry, dx, scratch)
+
+
 def _conv2d(x, weight, geometry):
     z = np.empty((len(x), geometry.p, geometry.q, geometry.k), x.dtype)
     conv2d_forward(x, weight, np.empty(0, x.dtype), geometry, z, None)

@@ -10,6 +10,7 @@ from fastcnn.kernels.cpu.conv import (
     conv2d_forward,
     conv2d_forward_scratch,
 )
+from fastcnn.kernels.cpu.conv_batchnorm import conv2d_batchnorm_backward, conv2d_batchnorm_forward
 from fastcnn.kernels.cpu.conv_norm import conv2d_norm_backward, conv2d_norm_forward
 from fastcnn.kernels.cpu.dense import (
     dense_backward,
@@ -61,6 +62,8 @@ __all__ = [
     "conv2d_backward_input",
     "conv2d_backward_scratch",
     "conv2d_backward_weight",
+    "conv2d_batchnorm_backward",
+    "conv2d_batchnorm_forward",
     "conv2d_block_backward",
     "conv2d_block_forward",
     "conv2d_forward",

@@ -19,7 +19,15 @@ import numpy as np
 from fastcnn.kernels.cpu.depthwise import depthwise_chunks, depthwise_forward, is_depthwise
 from fastcnn.kernels.cpu.epilogue import activate_address, pool_address, scatter_address
 from fastcnn.kernels.cpu.launch import Kernel, address_for, call, launch, unpack
-from fastcnn.kernels.cpu.lowering import Pool, column_tables, forward_tables, has_pool, input_tables, weight_tables
+from fastcnn.kernels.cpu.lowering import (
+    Pool,
+    column_tables,
+    forward_tables,
+    has_pool,
+    input_tables,
+    no_pool,
+    weight_tables,
+)
 from fastcnn.kernels.cpu.microkernel import ADD, BIAS, ZERO, multiply_rows_address, panel_width
 from fastcnn.kernels.cpu.packing import (
     fill_zero,
@@ -375,8 +383,9 @@ def _pack_columns_kernel(start, stop, lane, args):
 def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch):
     """dx, dw, db of the block from the gradient dy of its output y. dy is not changed."""
     x, weight, y, argmax, dy = as_input(x), as_input(weight), as_input(y), as_input(argmax), as_input(dy)
+    scatter, parameter = scatter_address(dy.dtype, argmax.dtype, activation, pool), float(activation[1])
     if geometry.winograd and len(dy):
-        winograd_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch)
+        winograd_backward(x, weight, y, argmax, dy, geometry, (scatter, parameter), pool, dx, dw, db, scratch)
         return
     g, size, n, width = geometry, dy.itemsize, dy.shape[0], panel_width(dy.itemsize)
     chunks, packed, partial = _chunks(n, g, size), _round(_packed_backward(g, size)), _partial(g)
@@ -386,8 +395,7 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
             depthwise_chunks, chunks, 2 * _operations(g, n), x.reshape(-1), weight.reshape(-1), y.reshape(-1),
             argmax.reshape(-1), dy.reshape(-1), dx.reshape(-1), scratch,
             (n, chunks, packed, partial, _image(geometry), _round(g.p * g.q * g.k)), (dx.size > 0, dw.size > 0),
-            scatter_address(dy.dtype, argmax.dtype, activation, pool), g, float(activation[1]), Pool(*pool),
-            forward_tables(geometry),
+            scatter, g, parameter, Pool(*pool), forward_tables(geometry),
         )  # fmt: skip
         _merge(chunks, packed, partial, scratch, dw, db, g)
         return
@@ -413,9 +421,9 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
         layout,
         width,
         (dx.size > 0, dw.size > 0),
-        (multiply, scatter_address(dy.dtype, argmax.dtype, activation, pool), by_columns),
+        (multiply, scatter, by_columns),
         g,
-        float(activation[1]),
+        parameter,
         Pool(*pool),
         weight_tables(geometry),
         tables,
@@ -435,28 +443,23 @@ def _merge(chunks, packed, partial, scratch, dw, db, g):
 # ------------------------------------------------------------------ the convolution alone, without epilogue
 
 
-_IDENTITY = (0, 0.0)
-
-
-def _no_pool(g: Any) -> Pool:
-    return Pool(g.p, g.q, g.k, 1, 1, g.p, g.q, 1, 1, 0, 0, 0, 0, False)
+NO_ACTIVATION = (0, 0.0)
 
 
 def conv2d_forward(x, weight, bias, geometry, y, scratch):
     """y (N,P,Q,K) = x (N,H,W,C) convolved with weight (R,S,C/groups,K), plus bias (K,)."""
     argmax = np.empty((0, 0, 0, 0), np.uint8)
-    conv2d_block_forward(x, weight, bias, geometry, _IDENTITY, _no_pool(geometry), y, argmax, scratch)
+    conv2d_block_forward(x, weight, bias, geometry, NO_ACTIVATION, no_pool(geometry), y, argmax, scratch)
 
 
 def conv2d_backward_input(dy, weight, geometry, dx, scratch):
     """dx (N,H,W,C) from dy (N,P,Q,K)."""
     none, argmax = np.empty((0, 0, 0, 0), dy.dtype), np.empty((0, 0, 0, 0), np.uint8)
-    pool = _no_pool(geometry)
-    conv2d_block_backward(none, weight, dy, argmax, dy, geometry, _IDENTITY, pool, dx, none, none.reshape(-1), scratch)
+    outputs = dx, none, none.reshape(-1), scratch
+    conv2d_block_backward(none, weight, dy, argmax, dy, geometry, NO_ACTIVATION, no_pool(geometry), *outputs)
 
 
 def conv2d_backward_weight(x, dy, geometry, dw, db, scratch):
     """dw (R,S,C/groups,K) and db (K,), summed over the batch."""
     none, argmax = np.empty((0, 0, 0, 0), dy.dtype), np.empty((0, 0, 0, 0), np.uint8)
-    pool = _no_pool(geometry)
-    conv2d_block_backward(x, none, dy, argmax, dy, geometry, _IDENTITY, pool, none, dw, db, scratch)
+    conv2d_block_backward(x, none, dy, argmax, dy, geometry, NO_ACTIVATION, no_pool(geometry), none, dw, db, scratch)

@@ -238,7 +238,7 @@ def add_columns(z, start, rows, columns, pitch, k, out):
                 z[U(out + first + j)] += element(total, j)
 
 
-_ACT, _POOL = (0, 0.0), Pool(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, False)
+_ACT, SOME_POOL = (0, 0.0), Pool(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, False)
 
 
 def activate_address(dtype, activation):
@@ -256,14 +256,14 @@ def pool_address(dtype, argmax, pool):
     """What `call` takes to run `pool_rows` on arrays of `dtype`, with `argmax` or without (size 0)."""
     x, window = empty(dtype), (pool.r, pool.s) if pool.r * pool.s <= KNOWN_WINDOW else (0, 0)
     kernel = pool_kernel(window, _padded(pool), argmax.size > 0)
-    return address_for(kernel, x, 0, 0, 0, 0, x, _ACT, _POOL, x, empty(argmax.dtype))
+    return address_for(kernel, x, 0, 0, 0, 0, x, _ACT, SOME_POOL, x, empty(argmax.dtype))
 
 
 def scatter_address(dtype, argmax_dtype, activation, pool):
     """What `call` takes to run `scatter_gradient` on arrays of `dtype`."""
     x, pooled = empty(dtype), has_pool(pool)
     kernel = scatter_kernel(int(activation[0]), pooled, pooled and side_by_side(pool))
-    return address_for(kernel, x, x, empty(argmax_dtype), 0.0, _POOL, x, 0, 0, 0)
+    return address_for(kernel, x, x, empty(argmax_dtype), 0.0, SOME_POOL, x, 0, 0, 0)
 
 
 def side_by_side(pool):

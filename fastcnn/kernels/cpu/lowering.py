@@ -39,6 +39,11 @@ def has_pool(pool: Any) -> bool:
     return not (pool.r == 1 and pool.s == 1 and pool.stride_h == 1 and pool.stride_w == 1)
 
 
+def no_pool(g: Any) -> Pool:
+    """The identity, over the output of a convolution."""
+    return Pool(g.p, g.q, g.k, 1, 1, g.p, g.q, 1, 1, 0, 0, 0, 0, False)
+
+
 class ForwardTables(NamedTuple):
     """Rows: output pixels p * Q + q. Segments: (r, s) taps, merged over s where they touch."""
 

@@ -8,11 +8,13 @@ the sample variance"). So no sum depends on the lanes, and the variance of a cha
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
-from fastcnn.kernels.cpu.epilogue import activate_address, gradient_address
-from fastcnn.kernels.cpu.launch import ColumnKernel, ExactKernel, Kernel, call, launch, unpack
+from fastcnn.kernels.cpu.epilogue import SOME_POOL, activate_address, gradient_address
+from fastcnn.kernels.cpu.launch import ColumnKernel, ExactKernel, Kernel, address_for, call, empty, launch, unpack
+from fastcnn.kernels.cpu.norm_rows import add_moments, add_relu_gradients, normalise_rows, relu_gradient_rows
 from fastcnn.kernels.cpu.runtime import U, as_input
 
 BLOCK_ROWS = 256
@@ -24,35 +26,29 @@ def batch_blocks(rows: int) -> int:
     return max(1, min(MAX_BLOCKS, -(-rows // BLOCK_ROWS)))
 
 
+@lru_cache(maxsize=256)
+def batch_edges(rows: int) -> np.ndarray:
+    """The first row of each block, and the number of rows."""
+    blocks = batch_blocks(rows)
+    return rows * np.arange(blocks + 1) // blocks
+
+
 @ExactKernel
-def _block_moments(start, stop, lane, args):
-    """Each block's sums of x - x0 and of its square, x0 its first row."""
-    x, c, sums = unpack(args)
-    rows, blocks = x.shape[0] // c, sums.shape[0] // (2 * c)
+def block_moments(start, stop, lane, args):
+    """Each block's sums of x - x0 and of its square, x0 its first row; `edges`: where blocks start, and the end."""
+    x, c, edges, sums = unpack(args)
     for block in range(start, stop):
-        first, last, at = rows * block // blocks, rows * (block + 1) // blocks, 2 * block * c
+        at = 2 * block * c
         for j in range(2 * c):
             sums[U(at + j)] = 0
-        origin, whole = first * c, first + (last - first) // 4 * 4
-        for i in range(first * c, whole * c, 4 * c):
-            for j in range(c):
-                center = x[U(origin + j)]
-                d0, d1 = x[U(i + j)] - center, x[U(i + c + j)] - center
-                d2, d3 = x[U(i + 2 * c + j)] - center, x[U(i + 3 * c + j)] - center
-                sums[U(at + j)] += (d0 + d1) + (d2 + d3)
-                sums[U(at + c + j)] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
-        for i in range(whole * c, last * c, c):
-            for j in range(c):
-                d = x[U(i + j)] - x[U(origin + j)]
-                sums[U(at + j)] += d
-                sums[U(at + c + j)] += d * d
+        add_moments(x, edges[U(block)], edges[U(block + 1)], c, sums, at)
 
 
 @ColumnKernel
 def _merge_moments(start, stop, lane, args):
-    x, running_mean, running_var, momentum, epsilon, mean, inv_std, sums = unpack(args)
-    c = mean.shape[0]
-    rows, blocks = x.shape[0] // c, sums.shape[0] // (2 * c)
+    x, running_mean, running_var, momentum, epsilon, mean, inv_std, edges, sums = unpack(args)
+    c, blocks = mean.shape[0], edges.shape[0] - 1
+    rows = edges[U(blocks)]
     for j in range(start, stop):
         if rows == 0:
             mean[j] = 0
@@ -60,7 +56,7 @@ def _merge_moments(start, stop, lane, args):
             continue
         center, spread = 0.0, 0.0
         for block in range(blocks):
-            first, last = rows * block // blocks, rows * (block + 1) // blocks
+            first, last = edges[U(block)], edges[U(block + 1)]
             count = last - first
             shift = sums[U(2 * block * c + j)] / count
             away = np.float64(x[U(first * c + j)]) + shift - center
@@ -76,38 +72,61 @@ def _merge_moments(start, stop, lane, args):
 
 @Kernel
 def _normalise(start, stop, lane, args):
-    """y = activation((x - mean) * inv_std * gamma + beta)."""
-    x, gamma, beta, mean, inv_std, act, activate, none, y = unpack(args)
-    c, zero, code = gamma.shape[0], y.dtype.type(0), act[0]
+    """y = activation((x - mean) * scale + beta) + other, if there is any."""
+    x, vectors, act, activate, none, other, y = unpack(args)
+    c = vectors.shape[0] // 3
     for first in range(start, stop, 64):  # a piece stays in the first-level cache for its activation
         last = min(first + 64, stop)
-        for i in range(first * c, last * c, c):
-            if code == 1:
-                for j in range(c):
-                    v = (x[U(i + j)] - mean[U(j)]) * (inv_std[U(j)] * gamma[U(j)]) + beta[U(j)]
-                    y[U(i + j)] = zero if v <= zero else v
-            else:
-                for j in range(c):
-                    y[U(i + j)] = (x[U(i + j)] - mean[U(j)]) * (inv_std[U(j)] * gamma[U(j)]) + beta[U(j)]
-        if code > 1:
+        normalise_rows(x, first, last, vectors, act[0] == 1, y)
+        if act[0] > 1:
             call(activate, first, last, lane, (y, c, none, act))
+        for i in range(first * c, last * c if other.shape[0] else first * c):
+            y[U(i)] += other[U(i)]
 
 
-def _launch_normalise(x, gamma, beta, mean, inv_std, activation, y):
+@Kernel
+def _vectors(start, stop, lane, args):
+    """mean, scale, beta; and level and pull, if there are any."""
+    gamma, beta, mean, inv_std, pulls, vectors = unpack(args)
+    c = gamma.shape[0]
+    for j in range(start, stop):
+        vectors[U(j)] = mean[U(j)]
+        vectors[U(c + j)] = inv_std[U(j)] * gamma[U(j)]
+        vectors[U(2 * c + j)] = beta[U(j)]
+    for j in range(start, stop if pulls.shape[0] else start):
+        vectors[U(3 * c + j)] = pulls[U(j)]
+        vectors[U(4 * c + j)] = pulls[U(c + j)]
+
+
+def normalising_vectors(gamma, beta, mean, inv_std):
+    """mean, scale and beta, as kernels read them."""
+    vectors = np.empty(3 * gamma.size, gamma.dtype)
+    launch(_vectors, gamma.size, 0, gamma, beta, mean, inv_std, np.empty(0), vectors)
+    return vectors
+
+
+def launch_normalise(x, gamma, beta, mean, inv_std, activation, other, y):
+    """y = activation(normalised x) + other, rows all; `other` may have size zero."""
+    vectors = normalising_vectors(gamma, beta, mean, inv_std)
     launch(
-        _normalise, x.shape[0], x.size, x.reshape(-1), gamma, beta, mean, inv_std, tuple(activation),
-        activate_address(y.dtype, activation), np.empty(0, y.dtype), y.reshape(-1),
+        _normalise, x.shape[0], x.size, x.reshape(-1), vectors, tuple(activation),
+        activate_address(y.dtype, activation), np.empty(0, y.dtype), other.reshape(-1), y.reshape(-1),
     )  # fmt: skip
 
 
 def launch_moments(x, c, running_mean, running_var, momentum, epsilon, mean, inv_std):
     """The batch's statistics of x, rows of c channels; the running ones move."""
-    blocks = batch_blocks(x.size // max(c, 1))
-    sums = np.empty(2 * blocks * c)
-    launch(_block_moments, blocks, x.size, x, c, sums)
+    edges = batch_edges(x.size // max(c, 1))
+    sums = np.empty(2 * (edges.size - 1) * c)
+    launch(block_moments, edges.size - 1, x.size, x, c, edges, sums)
+    merge_moments(x, edges, sums, running_mean, running_var, momentum, epsilon, mean, inv_std)
+
+
+def merge_moments(x, edges, sums, running_mean, running_var, momentum, epsilon, mean, inv_std):
+    """The batch's statistics from the sums of `block_moments`; the running ones move."""
     launch(
-        _merge_moments, c, 4 * sums.size, x, running_mean, running_var, float(momentum), float(epsilon), mean, inv_std,
-        sums,
+        _merge_moments, mean.size, 4 * sums.size, x, running_mean, running_var, float(momentum), float(epsilon), mean,
+        inv_std, edges, sums,
     )  # fmt: skip
 
 
@@ -115,7 +134,7 @@ def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsil
     """Training: normalises by the batch's statistics, saves them, and moves the running ones in place."""
     x, gamma, beta = as_input(x), as_input(gamma), as_input(beta)
     launch_moments(x.reshape(-1), gamma.size, running_mean, running_var, momentum, epsilon, mean, inv_std)
-    _launch_normalise(x, gamma, beta, mean, inv_std, activation, y)
+    launch_normalise(x, gamma, beta, mean, inv_std, activation, np.empty(0, y.dtype), y)
 
 
 @Kernel
@@ -130,7 +149,7 @@ def batchnorm_inference(x, gamma, beta, running_mean, running_var, epsilon, acti
     x, gamma, beta, mean, var = (as_input(a) for a in (x, gamma, beta, running_mean, running_var))
     inv_std = np.empty(gamma.size, y.dtype)
     launch(_inference_scale, gamma.size, 0, var, float(epsilon), inv_std)
-    _launch_normalise(x, gamma, beta, mean, inv_std, activation, y)
+    launch_normalise(x, gamma, beta, mean, inv_std, activation, np.empty(0, y.dtype), y)
 
 
 @Kernel
@@ -219,46 +238,35 @@ def _input_gradient(start, stop, lane, args):
 @ExactKernel
 def _block_relu_gradients(start, stop, lane, args):
     """The same sums for a ReLU, which needs no array of dz: the sign of its input says where dy goes through."""
-    x, dy, mean, scale, beta, sums = unpack(args)
-    c, zero = mean.shape[0], dy.dtype.type(0)
-    rows, blocks = dy.shape[0] // c, sums.shape[0] // (2 * c) - 1
+    x, dy, edges, vectors, sums = unpack(args)
+    c = vectors.shape[0] // 5
     for block in range(start, stop):
-        first, last, at = rows * block // blocks, rows * (block + 1) // blocks, 2 * block * c
+        at = 2 * block * c
         for j in range(2 * c):
             sums[U(at + j)] = 0
-        whole = first + (last - first) // 2 * 2
-        for i in range(first * c, whole * c, 2 * c):
-            for j in range(c):
-                away0, away1 = x[U(i + j)] - mean[U(j)], x[U(i + c + j)] - mean[U(j)]
-                d0 = dy[U(i + j)] if away0 * scale[U(j)] + beta[U(j)] > zero else zero
-                d1 = dy[U(i + c + j)] if away1 * scale[U(j)] + beta[U(j)] > zero else zero
-                sums[U(at + j)] += d0 + d1
-                sums[U(at + c + j)] += d0 * away0 + d1 * away1
-        for i in range(whole * c, last * c, c):
-            for j in range(c):
-                away = x[U(i + j)] - mean[U(j)]
-                d = dy[U(i + j)] if away * scale[U(j)] + beta[U(j)] > zero else zero
-                sums[U(at + j)] += d
-                sums[U(at + c + j)] += d * away
+        add_relu_gradients(x, dy, edges[U(block)], edges[U(block + 1)], vectors, sums, at)
 
 
 @ExactKernel
 def _relu_input_gradient(start, stop, lane, args):
-    """dx as `_input_gradient` has it."""
-    x, dy, mean, scale, beta, level, pull, dx = unpack(args)
-    c, kind = mean.shape[0], dx.dtype.type
-    for i in range(start * c, stop * c, c):
-        for j in range(c):
-            away = x[U(i + j)] - mean[U(j)]
-            d = dy[U(i + j)] if away * scale[U(j)] + beta[U(j)] > kind(0) else kind(0)
-            dx[U(i + j)] = scale[U(j)] * (d - kind(level[U(j)]) - away * kind(pull[U(j)]))
+    """Of rows, where they lie."""
+    x, dy, vectors, dx = unpack(args)
+    relu_gradient_rows(x, dy, start, stop, vectors, dx, start * (vectors.shape[0] // 5))
 
 
-@Kernel
-def _scales(start, stop, lane, args):
-    gamma, inv_std, scale = unpack(args)
-    for j in range(start, stop):
-        scale[U(j)] = gamma[U(j)] * inv_std[U(j)]
+@ExactKernel
+def _scatter_relu_gradient(n, stop, lane, args):
+    """Of image n, into an image as `scatter_gradient` of a convolution does it; there is no db."""
+    dy, x, _argmax, vectors, pool, dz, start, pitch, _db = unpack(args)
+    for row in range(pool.p):
+        first = (n * pool.p + row) * pool.q
+        relu_gradient_rows(x, dy, first, first + pool.q, vectors, dz, start + row * pitch * pool.c)
+
+
+def scatter_relu_address(dtype):
+    """What a convolution's gradient takes in place of `scatter_address`, to go back through normalisation and ReLU."""
+    x = empty(dtype)
+    return address_for(_scatter_relu_gradient, x, x, empty(np.uint8), x, SOME_POOL, x, 0, 0, 0)
 
 
 def merge_gradients(sums, rows, inv_std, dgamma, dbeta):
@@ -268,20 +276,29 @@ def merge_gradients(sums, rows, inv_std, dgamma, dbeta):
     return sums[-2 * c : -c], sums[-c:]
 
 
+def relu_gradients(x, gamma, beta, mean, inv_std, dy, dgamma, dbeta):
+    """dgamma and dbeta of batch normalisation with a ReLU after it; and the vectors of `relu_gradient_rows`."""
+    edges, c, flat = batch_edges(x.shape[0]), gamma.size, x.reshape(-1)
+    sums, vectors = np.empty(2 * edges.size * c), np.empty(5 * c, x.dtype)
+    normalisation = gamma, beta, mean, inv_std
+    launch(_vectors, c, 0, *normalisation, np.empty(0), vectors)
+    launch(_block_relu_gradients, edges.size - 1, x.size, flat, dy.reshape(-1), edges, vectors, sums)
+    merge_gradients(sums, x.shape[0], inv_std, dgamma, dbeta)
+    launch(_vectors, c, 0, *normalisation, sums[-2 * c :], vectors)
+    return vectors
+
+
 def batchnorm_backward(x, gamma, beta, mean, inv_std, y, dy, activation, dx, dgamma, dbeta):
     """Gradients of the training-mode batch normalisation (Ioffe and Szegedy 2015, section 3)."""
     x, gamma, y, dy, mean, inv_std = (as_input(a) for a in (x, gamma, y, dy, mean, inv_std))
     rows, c, blocks = x.shape[0], gamma.size, batch_blocks(x.shape[0])
-    sums, flat = np.empty(2 * (blocks + 1) * c), x.reshape(-1)
+    flat = x.reshape(-1)
     if activation.code == 1:
-        scale = np.empty(c, x.dtype)
-        launch(_scales, c, 0, gamma, inv_std, scale)
-        vectors = mean, scale, as_input(beta)
-        launch(_block_relu_gradients, blocks, x.size, flat, dy.reshape(-1), *vectors, sums)
-        level, pull = merge_gradients(sums, rows, inv_std, dgamma, dbeta)
+        vectors = relu_gradients(x, gamma, as_input(beta), mean, inv_std, dy, dgamma, dbeta)
         if dx.size:
-            launch(_relu_input_gradient, rows, x.size, flat, dy.reshape(-1), *vectors, level, pull, dx.reshape(-1))
+            launch(_relu_input_gradient, rows, x.size, flat, dy.reshape(-1), vectors, dx.reshape(-1))
         return
+    sums = np.empty(2 * (blocks + 1) * c)
     dz = dx.reshape(-1) if dx.size else np.empty(x.size, x.dtype)
     launch(
         _block_gradients, blocks, x.size, flat, y.reshape(-1), dy.reshape(-1), mean,

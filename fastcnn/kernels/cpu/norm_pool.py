@@ -13,7 +13,7 @@ import numpy as np
 from fastcnn.kernels.cpu.epilogue import KNOWN_WINDOW
 from fastcnn.kernels.cpu.launch import ExactKernel, Kernel, launch, unpack
 from fastcnn.kernels.cpu.lowering import Pool
-from fastcnn.kernels.cpu.norm import batch_blocks, launch_moments, merge_gradients
+from fastcnn.kernels.cpu.norm import batch_blocks, launch_moments, merge_gradients, normalising_vectors
 from fastcnn.kernels.cpu.runtime import U, as_input
 from fastcnn.kernels.cpu.vectors import (
     larger,
@@ -25,17 +25,6 @@ from fastcnn.kernels.cpu.vectors import (
     store_places,
     vector_size,
 )
-
-
-@Kernel
-def _vectors(start, stop, lane, args):
-    """Minus the mean, the scale and beta, of each channel."""
-    gamma, beta, mean, inv_std, vectors = unpack(args)
-    k = gamma.shape[0]
-    for j in range(start, stop):
-        vectors[U(j)] = -mean[U(j)]
-        vectors[U(k + j)] = inv_std[U(j)] * gamma[U(j)]
-        vectors[U(2 * k + j)] = beta[U(j)]
 
 
 @lru_cache(maxsize=8)
@@ -57,11 +46,11 @@ def _normalise_pool(window):
             for q in range(pool.q):
                 corner, out = first + q * pool.s * k, (row * pool.q + q) * k
                 for c in range(0, whole, size):
-                    minus, scale, beta = load(vectors, U(c)), load(vectors, U(k + c)), load(vectors, U(2 * k + c))
-                    best, place = (load(x, U(corner + c)) + minus) * scale + beta, places(y, 0)
+                    mean, scale, beta = load(vectors, U(c)), load(vectors, U(k + c)), load(vectors, U(2 * k + c))
+                    best, place = (load(x, U(corner + c)) - mean) * scale + beta, places(y, 0)
                     for r in range(rows):
                         for s in range(columns):
-                            value = (load(x, U(corner + (r * pool.w + s) * k + c)) + minus) * scale + beta
+                            value = (load(x, U(corner + (r * pool.w + s) * k + c)) - mean) * scale + beta
                             place = larger_place(best, place, value, r * pool.s + s)
                             best = larger(best, value)
                     if code == 1:
@@ -69,11 +58,11 @@ def _normalise_pool(window):
                     store(y, U(out + c), best)
                     store_places(argmax, U(out + c), place)
                 for j in range(whole, k):
-                    minus1, scale1, beta1 = vectors[U(j)], vectors[U(k + j)], vectors[U(2 * k + j)]
-                    largest, winner = (x[U(corner + j)] + minus1) * scale1 + beta1, 0
+                    mean1, scale1, beta1 = vectors[U(j)], vectors[U(k + j)], vectors[U(2 * k + j)]
+                    largest, winner = (x[U(corner + j)] - mean1) * scale1 + beta1, 0
                     for r in range(rows):
                         for s in range(columns):
-                            number = (x[U(corner + (r * pool.w + s) * k + j)] + minus1) * scale1 + beta1
+                            number = (x[U(corner + (r * pool.w + s) * k + j)] - mean1) * scale1 + beta1
                             if number > largest or number != number:
                                 largest, winner = number, r * pool.s + s
                     y[U(out + j)] = zero if code == 1 and largest <= zero else largest
@@ -88,8 +77,7 @@ def batchnorm_pool_forward(
     """y = maxpool(activation(normalised x)), the places of the winners, and the batch's statistics."""
     x, gamma, beta = as_input(x), as_input(gamma), as_input(beta)
     launch_moments(x.reshape(-1), gamma.size, running_mean, running_var, momentum, epsilon, mean, inv_std)
-    vectors = np.empty(3 * gamma.size, y.dtype)
-    launch(_vectors, gamma.size, 0, gamma, beta, mean, inv_std, vectors)
+    vectors = normalising_vectors(gamma, beta, mean, inv_std)
     rows = len(x) * geometry.p
     images = x.reshape(-1), vectors, activation.code, Pool(*geometry), y.reshape(-1), argmax.reshape(-1)
     window = (geometry.r, geometry.s) if geometry.r * geometry.s <= KNOWN_WINDOW else (0, 0)

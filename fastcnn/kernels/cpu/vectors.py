@@ -122,7 +122,7 @@ def _operation(name: str) -> Any:
     return operation
 
 
-_add, _multiply = _operation("fadd"), _operation("fmul")
+_add, _subtract, _multiply = _operation("fadd"), _operation("fsub"), _operation("fmul")
 
 
 @overload(operator.add)
@@ -131,10 +131,44 @@ def _plus(a, b):
         return lambda a, b: _add(a, b)
 
 
+@overload(operator.sub)
+def _minus(a, b):
+    if isinstance(a, Vector) and a == b:
+        return lambda a, b: _subtract(a, b)
+
+
 @overload(operator.mul)
 def _times(a, b):
     if isinstance(a, Vector) and a == b:
         return lambda a, b: _multiply(a, b)
+
+
+@intrinsic
+def add_to(typingctx, x, at, value):
+    """x[at : at + size of the vector] += value, for an array of another dtype."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array, at, value = args
+        pointer = _pointer(context, builder, x, array, at, value.type.count)
+        before, wide = builder.load(pointer), pointer.type.pointee
+        before.align = x.dtype.bitwidth // 8
+        more = value if wide == value.type else builder.fpext(value, wide)
+        builder.store(builder.fadd(before, more), pointer).align = x.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(x, types.uintp, value), codegen
+
+
+@intrinsic
+def where_positive(typingctx, gate, value):
+    """`value` where `gate` is above 0 or NaN, else 0."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        gate, value = args
+        zero = ir.Constant(gate.type, None)
+        return builder.select(builder.fcmp_unordered(">", gate, zero), value, zero)
+
+    return value(gate, value), codegen
 
 
 @intrinsic
@@ -203,6 +237,12 @@ if numba.config.DISABLE_JIT:
 
     def spread(x, number):
         return np.full(vector_size(x), number, x.dtype)
+
+    def add_to(x, at, value):
+        x[at : at + len(value)] += value
+
+    def where_positive(gate, value):
+        return np.where(gate <= 0, gate.dtype.type(0), value)
 
     def larger(best, value):
         return np.where((value > best) | (value != value), value, best)

@@ -17,10 +17,13 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fastcnn.kernels.cpu.epilogue import activate_address, pool_address
-from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
-from fastcnn.kernels.cpu.lowering import DEPTH, Pool, has_pool, offsets
+from fastcnn.kernels.cpu.launch import Kernel, address_for, call, launch, unpack
+from fastcnn.kernels.cpu.lowering import DEPTH, Pool, has_pool, no_pool, offsets
 from fastcnn.kernels.cpu.microkernel import ADD, ZERO, multiply_rows_address
+from fastcnn.kernels.cpu.norm import block_moments
 from fastcnn.kernels.cpu.packing import fill_zero
 from fastcnn.kernels.cpu.runtime import U
 from fastcnn.kernels.cpu.winograd_layout import layout, odd, operations, pad_rows, round_up
@@ -78,8 +81,9 @@ def _forward_sizes(g: Any, pool: Any, n: int, itemsize: int) -> ForwardSizes:
 
 @Kernel
 def _forward_blocks(start, stop, lane, args):
-    x, bias, y, argmax, scratch, n_images, t, sizes, kernels, tables, g, act, pool = unpack(args)
-    multiply, to_points, finish, activate, pool_rows = kernels  # pool_rows: 0 where no window crosses tiles
+    x, bias, y, argmax, scratch, n_images, t, sizes, kernels, tables, g, act, pool, edges, sums = unpack(args)
+    # pool_rows: 0 where no window crosses tiles; moments: 0 where they are not wanted
+    multiply, to_points, finish, activate, pool_rows, moments = kernels
     v_rows, m_rows, segment = tables
     points, width = t.side * t.side, t.k_width
     base = sizes.weights + lane * sizes.lane
@@ -133,6 +137,17 @@ def _forward_blocks(start, stop, lane, args):
             else:
                 p0, p1 = n * rows + row, n * rows + min(row + per_tile, rows)
                 call(activate, p0 * pitch, p1 * pitch, lane, (y, g.k, bias, act))
+        if moments != 0:
+            call(moments, block, block + 1, lane, (y, g.k, edges, sums))
+
+
+@lru_cache(maxsize=256)
+def block_edges(g: Any, n: int, itemsize: int) -> np.ndarray:
+    """The first output pixel of each block, and the number of pixels, where nothing is pooled."""
+    t, sizes = layout(g, n, itemsize), _forward_sizes(g, no_pool(g), n, itemsize)
+    tile_rows = np.arange(0, sizes.total + sizes.tile_rows, sizes.tile_rows).clip(0, sizes.total)
+    images = np.minimum(tile_rows // t.rows * t.grid**2, n)
+    return (images * g.p + tile_rows % t.rows * t.m) * g.q
 
 
 def forward_scratch(geometry: Any, pool: Any, n: int, itemsize: int, lanes: int) -> int:
@@ -141,10 +156,13 @@ def forward_scratch(geometry: Any, pool: Any, n: int, itemsize: int, lanes: int)
     return sizes.weights + lanes * sizes.lane
 
 
-def winograd_forward(x, weight, bias, geometry, activation, pool, y, argmax, scratch):
-    """y = maxpool(activation(conv(x) + bias)), as `conv2d_block_forward`."""
+def winograd_forward(x, weight, bias, geometry, activation, pool, y, argmax, scratch, sums=None):
+    """y = maxpool(activation(conv(x) + bias)), as `conv2d_block_forward`; into `sums` go y's `block_moments`, with the
+    `block_edges`, if they are wanted.
+    """
     g, n = geometry, x.shape[0]
     t, sizes = layout(g, n, y.itemsize), _forward_sizes(g, pool, n, y.itemsize)
+    edges = np.empty(0, np.int64) if sums is None else block_edges(g, n, y.itemsize)
     points, pooled = t.side**2, has_pool(pool) and _pools_tiles(t.m, pool) and t.grid == 1
     finish = output_address(t.m, t.r, pooled, pooled and argmax.size > 0, y.dtype, argmax.dtype)
     launch(
@@ -159,8 +177,9 @@ def winograd_forward(x, weight, bias, geometry, activation, pool, y, argmax, scr
             multiply_rows_address(y.dtype), transform_address("input", t.m, t.r, y.dtype), finish,
             activate_address(y.dtype, activation),
             pool_address(y.dtype, argmax, pool) if has_pool(pool) and not pooled else 0,
+            0 if sums is None else address_for(block_moments, y.reshape(-1), 0, edges, sums),
         ),
         (
             offsets(sizes.tile_rows * t.columns, g.c), offsets(sizes.tile_rows * t.columns, t.k_width), offsets(1, 0),
-        ), g, tuple(activation), Pool(*pool),
+        ), g, tuple(activation), Pool(*pool), edges, np.empty(0) if sums is None else sums,
     )  # fmt: skip

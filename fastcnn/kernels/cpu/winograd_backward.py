@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from fastcnn.kernels.cpu.epilogue import scatter_address
 from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.lowering import DEPTH, PIXELS, Pool, offsets, panel_offsets
 from fastcnn.kernels.cpu.microkernel import ADD, ZERO, multiply_rows_address
@@ -76,7 +75,7 @@ def _transpose_weights(start, stop, lane, args):
 @Kernel
 def _to_points(start, stop, lane, args):
     """dM and V of the mosaics start..stop of a block, and each image's share of db."""
-    x, y, argmax, dy, scratch, first, n_images, wants, t, sizes, kernels, g, alpha, pool = unpack(args)
+    x, y, argmax, dy, scratch, first, n_images, wants, t, sizes, kernels, g, parameter, pool = unpack(args)
     scatter, to_points, gradient_to_points = kernels
     want_dw = wants[1]
     base = sizes.lanes + lane * sizes.lane
@@ -91,7 +90,7 @@ def _to_points(start, stop, lane, args):
             if n < n_images:
                 db = sizes.db + n * g.k
                 fill_zero(scratch, db, db + g.k)
-                call(scatter, n, n + 1, lane, (dy, y, argmax, alpha, pool, scratch, at, dz_pitch, db))
+                call(scatter, n, n + 1, lane, (dy, y, argmax, parameter, pool, scratch, at, dz_pitch, db))
             else:
                 for p in range(g.p):
                     fill_zero(scratch, at + p * dz_pitch * g.k, at + (p * dz_pitch + g.q) * g.k)
@@ -170,8 +169,11 @@ def backward_scratch(geometry: Any, n: int, itemsize: int, lanes: int) -> int:
     return sizes.lanes + lanes * sizes.lane
 
 
-def winograd_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, dw, db, scratch):
-    """dx, dw, db from the gradient dy of the block's output y, as `conv2d_block_backward`."""
+def winograd_backward(x, weight, y, argmax, dy, geometry, scatter, pool, dx, dw, db, scratch):
+    """dx, dw, db from the gradient dy of the block's output y, as `conv2d_block_backward`.
+
+    `scatter`: the address of the kernel that makes an image's dz of dy and y, and its parameter.
+    """
     g, n, kind = geometry, dy.shape[0], dy.dtype
     t, sizes = layout(g, n, dy.itemsize), _backward_sizes(g, n, dy.itemsize)
     points = t.side**2
@@ -184,8 +186,7 @@ def winograd_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, 
             (sizes.u, t.side * sizes.u_point, sizes.u_point, t.c_width, points * sizes.u_point), g.c, t.c_width,
         )  # fmt: skip
     to_points = (
-        scatter_address(kind, argmax.dtype, activation, pool), transform_address("input", t.m, t.r, kind),
-        transform_address("output gradient", t.m, t.r, kind),
+        scatter[0], transform_address("input", t.m, t.r, kind), transform_address("output gradient", t.m, t.r, kind),
     )  # fmt: skip
     tables = (
         panel_offsets(g.c, t.c_width, sizes.tiles * t.c_width), offsets(g.c, g.k), offsets(sizes.tiles, t.c_width),
@@ -197,7 +198,7 @@ def winograd_backward(x, weight, y, argmax, dy, geometry, activation, pool, dx, 
         work = operations(g, mosaics * t.grid**2)
         launch(
             _to_points, mosaics, work, x.reshape(-1), y.reshape(-1), argmax.reshape(-1),
-            dy.reshape(-1), scratch, first, n, wants, t, sizes, to_points, g, float(activation[1]), Pool(*pool),
+            dy.reshape(-1), scratch, first, n, wants, t, sizes, to_points, g, scatter[1], Pool(*pool),
         )  # fmt: skip
         launch(
             _multiply_points, points, work, scratch, first, mosaics * t.rows * t.columns, wants, t, sizes,
