@@ -27,7 +27,9 @@ from fastcnn.training.views import View, views_of
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 MODES = [f"{way}-{layout}" for layout in LAYOUTS for way in ("eager", "compiled")]
-CHECKED = 3  # losses that must be fastcnn's before anything is timed
+# The first losses must be fastcnn's before anything is timed. What the two round differently grows with each step of
+# Muon at its full rate: float32 and float64 differ by 0.1 % in the third.
+CHECKED = (1e-5, 1e-3, 1e-2)
 TRIAL = 8  # steps of each mode before the best one trains
 PREDICTED = 256  # images together
 # What this side has in place of the estimator's; any other parameter must be as it is by default.
@@ -116,9 +118,9 @@ class Torch:
         augment, self.augment = self.augment, []
         x = self._augmented(images).permute(0, 2, 3, 1).contiguous().numpy()
         step = self._step("eager-contiguous")
-        for _ in range(CHECKED):
+        for close in CHECKED:
             expected = mine.train_step(x, labels.numpy(), label_smoothing=self.clf.label_smoothing)
-            np.testing.assert_allclose(float(step(images, labels, mine.optimizer.learning_rate)), expected, rtol=1e-3)
+            np.testing.assert_allclose(float(step(images, labels, mine.optimizer.learning_rate)), expected, rtol=close)
         self.augment = augment
 
     def _step(self, mode: str) -> Any:
