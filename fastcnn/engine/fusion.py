@@ -43,9 +43,11 @@ def _up_to_relu(ops: Sequence[Op], after: Op | None) -> bool:
     """A convolution, batch normalisation, an activation and perhaps the end of a branch: whether their common kernel
     can do it, and no other one does more of it.
     """
-    ends = ops[-1].kind, after.kind if after else ""
-    if ends == ("join", "activation") or (ends == ("activation", "maxpool2d") and _side_by_side((*ops, after), None)):
-        return False
+    if after is not None:
+        ends = ops[-1].kind, after.kind
+        pooled = ends == ("activation", "maxpool2d") and _side_by_side((*ops, after), None)
+        if pooled or ends == ("join", "activation"):
+            return False
     return ops[2].activation.code == 1  # ReLU, whose gradient follows from its input
 
 
