@@ -100,9 +100,7 @@ class Emitter:
 Backward = Callable[[Buffer, "Buffer | np.ndarray"], "Buffer | None"]
 
 
-def _emit_conv2d(
-    e: Emitter, group: Group, name: str, x: Buffer, y: Buffer, other: Buffer | None = None
-) -> Backward:  # fmt: skip
+def _emit_conv2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer, other: Buffer | None = None) -> Backward:
     g: Any = group.head.geometry
     if e.training and group.kernel == "conv2d_norm_forward":
         return _emit_conv2d_norm(e, group, name, x, y)

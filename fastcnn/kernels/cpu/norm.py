@@ -15,6 +15,7 @@ import numpy as np
 from fastcnn.kernels.cpu.epilogue import SOME_POOL, activate_address, gradient_address
 from fastcnn.kernels.cpu.launch import ColumnKernel, ExactKernel, Kernel, address_for, call, empty, launch, unpack
 from fastcnn.kernels.cpu.norm_rows import add_moments, add_relu_gradients, normalise_rows, relu_gradient_rows
+from fastcnn.kernels.cpu.packing import fill_zero
 from fastcnn.kernels.cpu.runtime import U, as_input
 
 BLOCK_ROWS = 256
@@ -39,8 +40,7 @@ def block_moments(start, stop, lane, args):
     x, c, edges, sums = unpack(args)
     for block in range(start, stop):
         at = 2 * block * c
-        for j in range(2 * c):
-            sums[U(at + j)] = 0
+        fill_zero(sums, at, at + 2 * c)
         add_moments(x, edges[U(block)], edges[U(block + 1)], c, sums, at)
 
 
@@ -242,8 +242,7 @@ def _block_relu_gradients(start, stop, lane, args):
     c = vectors.shape[0] // 5
     for block in range(start, stop):
         at = 2 * block * c
-        for j in range(2 * c):
-            sums[U(at + j)] = 0
+        fill_zero(sums, at, at + 2 * c)
         add_relu_gradients(x, dy, edges[U(block)], edges[U(block + 1)], vectors, sums, at)
 
 
