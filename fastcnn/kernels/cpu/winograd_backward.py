@@ -3,6 +3,9 @@
 It goes in blocks of images, in three launches: lanes own images and transform, own points and multiply, own images and
 add the tiles of dx up. So each point's dU is summed by one lane in one order, whatever the number of lanes. V and dM
 lie in panels: [point][channels / width][tile][width].
+
+A block's images are spread evenly over the batch. So a lane owns those that it owns in other kernels: what another lane
+wrote may lie in a cache that is slow to reach from its core.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ from fastcnn.kernels.cpu.transposition import transpose
 from fastcnn.kernels.cpu.winograd_layout import layout, odd, operations, pad_rows, round_up
 from fastcnn.kernels.cpu.winograd_transforms import transform_address, transform_kernel
 
-BLOCK_BYTES = 6 << 20  # of V and dM in one block of the backward pass: U and dU are read for each
+BLOCK_BYTES = 4 << 20  # of V and dM in one block of the backward pass: U and dU are read for each
 
 
 class BackwardSizes(NamedTuple):
     """Of the backward pass: offsets in scratch, and strides."""
 
-    mosaics: int  # in a block
+    blocks: int
+    mosaics: int  # in a block, at most; they are `blocks` apart
     tiles: int  # in a block
     u: int
     du: int
@@ -46,7 +50,9 @@ def _backward_sizes(g: Any, n: int, itemsize: int) -> BackwardSizes:
     t = layout(g, n, itemsize)
     points, own_tiles = t.side**2, t.rows * t.columns
     channels, filters = -(-g.c // t.c_width) * t.c_width, -(-g.k // t.k_width) * t.k_width
-    mosaics = max(1, min(t.mosaics, BLOCK_BYTES // (points * own_tiles * (channels + filters) * itemsize)))
+    size = t.mosaics * points * own_tiles * (channels + filters) * itemsize
+    blocks = max(1, min(t.mosaics, -(-size // BLOCK_BYTES)))
+    mosaics = -(-t.mosaics // blocks)
     tiles = mosaics * own_tiles
     u_point, du_point = odd(g.k * t.c_width), odd(g.c * g.k)
     v_point, dm_point = odd(tiles * channels), odd(tiles * filters)
@@ -58,8 +64,8 @@ def _backward_sizes(g: Any, n: int, itemsize: int) -> BackwardSizes:
     gradient = round_up(t.rows * t.m * t.columns * t.m * g.k)
     image = round_up((t.rows * t.m + t.r - 1) * t.pitch * g.c)
     return BackwardSizes(
-        mosaics, tiles, 0, du, v, dm, db, db + round_up(n * g.k), u_point, du_point, v_point, dm_point, gradient,
-        max(t.strip + gradient, image),
+        blocks, mosaics, tiles, 0, du, v, dm, db, db + round_up(n * g.k), u_point, du_point, v_point, dm_point,
+        gradient, max(t.strip + gradient, image),
     )  # fmt: skip
 
 
@@ -74,8 +80,8 @@ def _transpose_weights(start, stop, lane, args):
 
 @Kernel
 def _to_points(start, stop, lane, args):
-    """dM and V of the mosaics start..stop of a block, and each image's share of db."""
-    x, y, argmax, dy, scratch, first, n_images, wants, t, sizes, kernels, g, parameter, pool = unpack(args)
+    """dM and V of a block's mosaics start..stop, and each image's share of db."""
+    x, y, argmax, dy, scratch, block, n_images, wants, t, sizes, kernels, g, parameter, pool = unpack(args)
     scatter, to_points, gradient_to_points = kernels
     want_dw = wants[1]
     base = sizes.lanes + lane * sizes.lane
@@ -83,7 +89,7 @@ def _to_points(start, stop, lane, args):
     c_width, k_width, c_panel, k_panel = t.c_width, t.k_width, sizes.tiles * t.c_width, sizes.tiles * t.k_width
     fill_zero(scratch, base, base + t.strip + sizes.gradient)
     for i in range(start, stop):
-        mosaic = first + i
+        mosaic = block + i * sizes.blocks
         for place in range(t.grid * t.grid):
             n, down, right = mosaic * t.grid * t.grid + place, place // t.grid, place % t.grid
             at = dz + (down * t.step_h * dz_pitch + right * t.step_w) * g.k
@@ -109,7 +115,7 @@ def _to_points(start, stop, lane, args):
 @Kernel
 def _multiply_points(start, stop, lane, args):
     """dU += V' dM, then dV = dM U' over V, at the points start..stop."""
-    scratch, first, tiles, wants, t, sizes, multiply, tables, g = unpack(args)
+    scratch, block, tiles, wants, t, sizes, multiply, tables, g = unpack(args)
     v_rows, du_rows, v_tiles, dm_tiles, dm_segments, segment = tables
     want_dx, want_dw = wants
     c_width, k_width, c_panel, k_panel = t.c_width, t.k_width, sizes.tiles * t.c_width, sizes.tiles * t.k_width
@@ -123,7 +129,7 @@ def _multiply_points(start, stop, lane, args):
                         scratch, v0 + t0 * c_width, v_rows, scratch, sizes.du + point * sizes.du_point + k0, du_rows,
                         segment, min(PIXELS, tiles - t0), c_width, scratch,
                         dm0 + k0 // k_width * k_panel + t0 * k_width, k_width, 0, min(k_width, g.k - k0),
-                        ADD if first + t0 > 0 else ZERO,
+                        ADD if block > 0 or t0 > 0 else ZERO,
                     )  # fmt: skip
                     call(multiply, 0, g.c, lane, tile)
         if want_dx:
@@ -143,8 +149,8 @@ def _multiply_points(start, stop, lane, args):
 
 @Kernel
 def _from_points(start, stop, lane, args):
-    """dx of the mosaics start..stop of a block."""
-    dx, scratch, first, n_images, t, sizes, from_points, g = unpack(args)
+    """dx of a block's mosaics start..stop."""
+    dx, scratch, block, n_images, t, sizes, from_points, g = unpack(args)
     base, width, panel = sizes.lanes + lane * sizes.lane, t.c_width, sizes.tiles * t.c_width
     for i in range(start, stop):
         fill_zero(scratch, base, base + (t.rows * t.m + t.r - 1) * t.pitch * g.c)
@@ -155,7 +161,7 @@ def _from_points(start, stop, lane, args):
             target = (base + row * t.m * t.pitch * g.c, t.pitch * g.c, g.c, t.m * g.c, width)
             call(from_points, 0, t.columns, lane, (scratch, scratch, source, target, g.c, width))
         for place in range(t.grid * t.grid):
-            n, down, right = (first + i) * t.grid * t.grid + place, place // t.grid, place % t.grid
+            n, down, right = (block + i * sizes.blocks) * t.grid * t.grid + place, place // t.grid, place % t.grid
             corner = base + ((g.pad_top + down * t.step_h) * t.pitch + g.pad_left + right * t.step_w) * g.c
             for h in range(g.h if n < n_images else 0):
                 at, out = corner + h * t.pitch * g.c, (n * g.h + h) * g.w * g.c
@@ -193,19 +199,19 @@ def winograd_backward(x, weight, y, argmax, dy, geometry, scatter, pool, dx, dw,
         offsets(sizes.tiles, t.k_width), offsets(-(-g.k // t.k_width), sizes.tiles * t.k_width), offsets(1, 0),
     )  # fmt: skip
     from_points = transform_address("input gradient", t.m, t.r, kind)
-    for first in range(0, t.mosaics, sizes.mosaics):
-        mosaics = min(sizes.mosaics, t.mosaics - first)
+    for block in range(sizes.blocks):
+        mosaics = -(-(t.mosaics - block) // sizes.blocks)
         work = operations(g, mosaics * t.grid**2)
         launch(
             _to_points, mosaics, work, x.reshape(-1), y.reshape(-1), argmax.reshape(-1),
-            dy.reshape(-1), scratch, first, n, wants, t, sizes, to_points, g, scatter[1], Pool(*pool),
+            dy.reshape(-1), scratch, block, n, wants, t, sizes, to_points, g, scatter[1], Pool(*pool),
         )  # fmt: skip
         launch(
-            _multiply_points, points, work, scratch, first, mosaics * t.rows * t.columns, wants, t, sizes,
+            _multiply_points, points, work, scratch, block, mosaics * t.rows * t.columns, wants, t, sizes,
             multiply_rows_address(kind), tables, g,
         )  # fmt: skip
         if wants[0]:
-            launch(_from_points, mosaics, work, dx.reshape(-1), scratch, first, n, t, sizes, from_points, g)
+            launch(_from_points, mosaics, work, dx.reshape(-1), scratch, block, n, t, sizes, from_points, g)
     if wants[1]:
         launch(
             transform_kernel("weight gradient", t.m, t.r), g.c, points * dw.size // 8, scratch, dw.reshape(-1),
