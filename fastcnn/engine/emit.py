@@ -96,8 +96,10 @@ class Emitter:
         return self.none(1) if op is None else self.grads[f"{op.layer}.{name}"]
 
 
-# (dy, dx or an unwanted output) -> steps emitted; and what is the input's gradient if not dx
-Backward = Callable[[Buffer, "Buffer | np.ndarray"], "Buffer | None"]
+# (dy, dx or an unwanted output) -> steps emitted; and what is the input's gradient if not dx. Those of groups with a
+# kernel of ADDING take one more buffer: what is added to dx.
+Backward = Callable[..., "Buffer | None"]
+ADDING = ("conv2d_batchnorm_forward",)
 
 
 def _emit_conv2d(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer, other: Buffer | None = None) -> Backward:
@@ -192,12 +194,13 @@ def _emit_conv2d_batchnorm(
         e.none(4) if other is None else other, z, y, mean, inv_std, scratch, how=algorithm_name(g),
     )  # fmt: skip
 
-    def backward(dy: Buffer, dx: Buffer | np.ndarray) -> None:
+    def backward(dy: Buffer, dx: Buffer | np.ndarray, beside: Buffer | None = None) -> None:
         dw = e.grad(group, "conv2d", "weight")
         dgamma, dbeta = (e.grad(group, "batchnorm", what) for what in ("weight", "bias"))
         dz = e.none(4) if g.winograd else e.batched(f"{name} before, gradient", (g.p, g.q, g.k), "scratch")
         scratch = e.scratch(name, e.kernels.conv2d_backward_scratch(g, pool, e.batch, e.dtype, e.lanes))
-        args = (x, weight, z, gamma, beta, mean, inv_std, dy, g, act.activation, dx, dw, dgamma, dbeta, dz, scratch)
+        more = e.none(4) if beside is None else beside
+        args = x, weight, z, gamma, beta, mean, inv_std, dy, g, act.activation, more, dx, dw, dgamma, dbeta, dz, scratch
         e.step(name, "conv2d_batchnorm_backward", *args, how=algorithm_name(g))
 
     return backward
@@ -349,14 +352,7 @@ def _emit_dropout(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> 
     mask = e.batched(f"{name} mask", (features,), "workspace", np.uint8)
     state = e.dropout_states[group.head.layer]
     e.step(name, "dropout_forward", rows(x, features), rate, state, rows(y, features), mask)
-    return lambda dy, dx: e.step(
-        name,
-        "dropout_backward",
-        rows(dy, features),
-        mask,
-        rate,
-        rows(dx, features),  # type: ignore[arg-type]
-    )
+    return lambda dy, dx: e.step(name, "dropout_backward", rows(dy, features), mask, rate, rows(dx, features))
 
 
 def _emit_spatial_dropout(e: Emitter, group: Group, name: str, x: Buffer, y: Buffer) -> Backward:

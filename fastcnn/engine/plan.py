@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastcnn.engine.emit import EMIT, Backward, Buffer, Emitter, Step, flat
+from fastcnn.engine.emit import ADDING, EMIT, Backward, Buffer, Emitter, Step, flat
 from fastcnn.engine.memory import Lifetime, plan_arena
 from fastcnn.engine.ops import IDENTITY, Group, Shape
 
@@ -174,14 +174,20 @@ def compile_plan(
             if group.head.kind == "swap":
                 dy, beside[-1] = beside[-1], dy
                 continue
-            if group.head.kind == "fork":
+            if group.find("join") and group.head.kind != "join":
+                beside.append(dy)  # the same gradient for both branches
+            if group.head.kind == "fork" and emitted[i + 1][0].kernel in ADDING:
+                dx = dy
+            elif group.head.kind == "fork":
                 e.step(name, "add_forward", flat(dy), flat(beside.pop()), IDENTITY, flat(dx))
             elif backward is None:
                 dx = dy.reshape(before.shape)
+            elif i > needed and emitted[i - 1][0].head.kind == "fork" and group.kernel in ADDING:
+                dx = backward(dy, dx, beside.pop()) or dx
             else:
                 dx = backward(dy, dx) or dx
-            if group.find("join"):  # the same gradient for both branches: what is before the sum, or dy
-                beside.append(dx if group.head.kind == "join" else dy)
+            if group.head.kind == "join":
+                beside.append(dx)  # before the activation, the same again
             dy = dx
         input_grad = dy if mode == "training_dx" else None
 

@@ -111,10 +111,10 @@ def conv2d_batchnorm_forward(
 
 
 def conv2d_batchnorm_backward(
-    x, weight, z, gamma, beta, mean, inv_std, dy, geometry, activation, dx, dw, dgamma, dbeta, dz, scratch
+    x, weight, z, gamma, beta, mean, inv_std, dy, geometry, activation, beside, dx, dw, dgamma, dbeta, dz, scratch
 ):
-    """The gradients of `conv2d_batchnorm_forward`, from the gradient dy of y, which is `other`'s too. dz is memory of
-    z's shape to use; it may have size zero where `geometry.winograd` is not 0.
+    """The gradients of `conv2d_batchnorm_forward`, from the gradient dy of y, which is `other`'s too; dx plus `beside`
+    if its size is not zero. dz is memory of z's shape to use; it may have size zero where `geometry.winograd` is not 0.
     """
 
 

@@ -136,7 +136,7 @@ def conv2d_batchnorm_forward(
 
 
 def conv2d_batchnorm_backward(
-    x, weight, z, gamma, beta, mean, inv_std, dy, geometry, activation, dx, dw, dgamma, dbeta, dz, scratch
+    x, weight, z, gamma, beta, mean, inv_std, dy, geometry, activation, beside, dx, dw, dgamma, dbeta, dz, scratch
 ):
     """The gradients of `conv2d_batchnorm_forward`: back through the ReLU, the normalisation, the convolution."""
     rows, dz = z.reshape(-1, geometry.k), np.empty_like(z)
@@ -145,6 +145,8 @@ def conv2d_batchnorm_backward(
     batchnorm_backward(rows, gamma, beta, mean, inv_std, y, dy.reshape(rows.shape), activation, flat, dgamma, dbeta)
     conv2d_backward_weight(x, dz, geometry, dw, np.empty(0, dw.dtype), scratch)
     conv2d_backward_input(dz, weight, geometry, dx, scratch)
+    if beside.size:
+        dx += beside
 
 
 def _conv2d(x, weight, geometry):

@@ -37,6 +37,7 @@ SEED_NET = [
     Conv2D(32, activation="relu"), MaxPool2D(), Conv2D(64), ReLU(), MaxPool2D(), Flatten(),
     Dense(128, activation="relu"), Dropout(0.4), Dense(10),
 ]  # fmt: skip
+NORMED = [Conv2D(3, use_bias=False), BatchNorm(), ReLU()]
 CHAINS = {
     "lenet": ([Conv2D(3, 5, activation="tanh"), AvgPool2D(), Conv2D(4, 3, padding="valid"), Tanh(), AvgPool2D(),
                Dense(7, activation="tanh"), Dense(3)], (12, 12, 1)),
@@ -52,6 +53,8 @@ CHAINS = {
                            [Conv2D(5, 1, 2), BatchNorm()]),
                   Residual([Residual([SiLU()]), Conv2D(5, 3, groups=5), Conv2D(5, 1)]), GlobalAvgPool2D(),
                   Residual([Dense(5)], [Dense(5)]), Dense(3)], (7, 6, 2)),
+    "normed residual": ([Residual(NORMED), Residual([*NORMED, *NORMED]), Residual([Residual(NORMED), *NORMED]),
+                         Residual([*NORMED, MaxPool2D()], [MaxPool2D(), *NORMED]), *NORMED, Dense(3)], (7, 6, 3)),
     "dense": ([BatchNorm(), Dense(9, activation="elu"), Dense(5, use_bias=False), ReLU(), Dense(3)], (6,)),
 }  # fmt: skip
 

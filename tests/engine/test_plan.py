@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastcnn import Network
-from fastcnn.layers import AvgPool2D, BatchNorm, Conv2D, Dense, Dropout, Flatten, MaxPool2D, ReLU
+from fastcnn.layers import AvgPool2D, BatchNorm, Conv2D, Dense, Dropout, Flatten, MaxPool2D, ReLU, Residual
 
 pytestmark = pytest.mark.small
 
@@ -43,6 +43,16 @@ def test_no_gradient_before_the_first_parameters():
     with_input = net._plan_for(2, "training_dx")
     assert [step.name for step in with_input.backward_steps][-1] == "maxpool2d_backward"
     assert not net._plan_for(2, "inference").backward_steps
+
+
+def test_branches_add_up_in_the_gradient_of_a_normalised_convolution():
+    normed = [Conv2D(3, use_bias=False), BatchNorm(), ReLU()]
+    chain = [Residual([*normed, *normed]), Residual(normed, [Conv2D(3, 1)]), Residual([Conv2D(3), ReLU()]), Dense(3)]
+    names = [step.name for step in Network(chain, (4, 4, 3))._plan_for(2, "training_dx").backward_steps]
+    assert names == [
+        "dense_backward", "conv2d_block_backward", "add_forward", "conv2d_block_backward",
+        *["conv2d_batchnorm_backward"] * 3,
+    ]  # fmt: skip
 
 
 def test_describe_says_what_happens():

@@ -21,7 +21,12 @@ def case_params(cases):
 
 
 class Outputs:
-    """Allocates what kernels write to, and on leaving fails if they wrote elsewhere."""
+    """Allocates what kernels write to, and on leaving fails if they wrote elsewhere. Arrays begin at multiples of
+    `alignment` bytes.
+    """
+
+    def __init__(self, alignment=1):
+        self.alignment = alignment
 
     def __enter__(self):
         self._guarded = []
@@ -32,7 +37,10 @@ class Outputs:
         dtype = np.dtype(dtype)
         guard, fill = (FLOAT_GUARD, np.nan) if dtype.kind == "f" else (INT_GUARD, INT_GUARD + 1)
         size = int(np.prod(shape))
-        whole = np.full(size + 2 * GUARD, guard, dtype)
+        room = -(-self.alignment // dtype.itemsize)
+        whole = np.full(size + 2 * GUARD + room, guard, dtype)
+        shift = -whole[GUARD:].ctypes.data % self.alignment // dtype.itemsize
+        whole = whole[shift : len(whole) - room + shift]
         inner = whole[GUARD : GUARD + size]
         if not wanted:
             self._guarded.append((whole, guard))

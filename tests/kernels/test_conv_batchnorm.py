@@ -7,6 +7,7 @@ from numpy.testing import assert_array_equal
 from fastcnn.engine.ops import IDENTITY, activation, identity_pool
 from fastcnn.kernels import reference
 from fastcnn.kernels.cpu import backend as cpu
+from fastcnn.kernels.cpu import caches, norm, winograd_backward
 from fastcnn.kernels.cpu.winograd import block_edges
 from tests.cases import CONV_CASES, WINOGRAD_CASES
 from tests.kernels import harness
@@ -26,7 +27,8 @@ BACKENDS = [pytest.param(cpu, id="cpu"), pytest.param(reference, id="reference")
 class Problem:
     """A case with random numbers."""
 
-    def __init__(self, case, tile, dtype, seed=0):
+    def __init__(self, case, tile, dtype, seed=0, alignment=1):
+        self.alignment = alignment
         rng = np.random.default_rng(seed)
         self.g = case.geometry._replace(winograd=tile)
         self.x, self.weight, _, self.dy = harness.conv_arrays(self.g, case.n, dtype, rng)
@@ -35,11 +37,12 @@ class Problem:
         self.gamma[::3] *= -1
         self.running = rng.standard_normal(k).astype(dtype), (1 + rng.random(k)).astype(dtype)
         self.other = rng.standard_normal(self.dy.shape).astype(dtype)
+        self.beside = rng.standard_normal(self.x.shape).astype(dtype)
 
     def forward(self, backend, other=True, **changed):
         """z, y, mean, inv_std and the running statistics after it."""
         x, weight, gamma, beta = (changed.get(what, getattr(self, what)) for what in ("x", "weight", "gamma", "beta"))
-        with harness.Outputs() as out:
+        with harness.Outputs(self.alignment) as out:
             z, y = out(self.dy.shape, x.dtype), out(self.dy.shape, x.dtype)
             mean, inv_std, *moved = (out((self.g.k,), x.dtype) for _ in range(4))
             for array, value in zip(moved, self.running, strict=True):
@@ -51,11 +54,11 @@ class Problem:
             )  # fmt: skip
         return z, y, mean, inv_std, *moved
 
-    def backward(self, backend, forward, wanted=(True, True)):
-        """dx, dw, dgamma, dbeta."""
+    def backward(self, backend, forward, wanted=(True, True), beside=False):
+        """dx, plus self.beside if it is asked for, dw, dgamma, dbeta."""
         z, _, mean, inv_std, *_ = forward
         normalisation = self.gamma, self.beta, mean, inv_std
-        with harness.Outputs() as out:
+        with harness.Outputs(self.alignment) as out:
             outputs = [out(a.shape, a.dtype, want) for a, want in zip((self.x, self.weight), wanted, strict=True)]
             outputs += [out((self.g.k,), self.x.dtype) for _ in range(2)]
             dz = out(z.shape, z.dtype, self.g.winograd == 0 or len(self.x) == 0)
@@ -63,7 +66,8 @@ class Problem:
             scratch = harness._backward_scratch(backend, self.g, pool, len(self.x), self.x.dtype, out)
             before = self.dy.copy()
             backend.conv2d_batchnorm_backward(
-                self.x, self.weight, z, *normalisation, self.dy, self.g, RELU, *outputs, dz, scratch
+                self.x, self.weight, z, *normalisation, self.dy, self.g, RELU,
+                self.beside if beside else none(4, z.dtype), *outputs, dz, scratch,
             )  # fmt: skip
             assert_array_equal(self.dy, before)
         return tuple(outputs)
@@ -109,6 +113,28 @@ def test_is_one_after_the_other(case, tile, dtype):
     gradients = same_bits_on_threads(lambda: p.backward(cpu, found))
     for gradient, value in zip(gradients, one_after_the_other(p, found), strict=True):
         assert_array_equal(gradient, value)
+    dx, *rest = p.backward(cpu, found, beside=True)
+    assert_array_equal(dx, gradients[0] + p.beside)
+    for gradient, value in zip(rest, gradients[1:], strict=True):
+        assert_array_equal(gradient, value)
+
+
+@pytest.mark.parametrize(("case", "tile"), PARAMS)
+def test_past_the_caches_is_the_same(case, tile, dtype, monkeypatch):
+    p, past = Problem(case, tile, dtype, alignment=caches.LINE), []
+
+    def results():
+        found = p.forward(cpu)
+        return *found, *p.backward(cpu, found), p.backward(cpu, found, beside=True)[0]
+
+    expected = results()
+    monkeypatch.setattr(caches, "last_cache", lambda: 1)
+    for where in (norm, winograd_backward):
+        monkeypatch.setattr(where, "goes_past", lambda *args: past.append(caches.goes_past(*args)) or past[-1])
+    for array, value in zip(same_bits_on_threads(results), expected, strict=True):
+        assert_array_equal(array, value)
+    if len(p.x) and p.g.k * np.dtype(dtype).itemsize % caches.LINE == 0:
+        assert any(past)
 
 
 @pytest.mark.parametrize("tile", [0, 7])

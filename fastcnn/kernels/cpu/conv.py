@@ -385,7 +385,8 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
     x, weight, y, argmax, dy = as_input(x), as_input(weight), as_input(y), as_input(argmax), as_input(dy)
     scatter, parameter = scatter_address(dy.dtype, argmax.dtype, activation, pool), float(activation[1])
     if geometry.winograd and len(dy):
-        winograd_backward(x, weight, y, argmax, dy, geometry, (scatter, parameter), pool, dx, dw, db, scratch)
+        none = np.empty(0, dy.dtype)
+        winograd_backward(x, weight, y, argmax, dy, geometry, (scatter, parameter), pool, none, dx, dw, db, scratch)
         return
     g, size, n, width = geometry, dy.itemsize, dy.shape[0], panel_width(dy.itemsize)
     chunks, packed, partial = _chunks(n, g, size), _round(_packed_backward(g, size)), _partial(g)

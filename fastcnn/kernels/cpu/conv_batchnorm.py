@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastcnn.kernels.cpu.conv import NO_ACTIVATION, conv2d_block_backward, conv2d_block_forward
+from fastcnn.kernels.cpu.elementwise import add_forward
 from fastcnn.kernels.cpu.lowering import no_pool
 from fastcnn.kernels.cpu.norm import (
     batchnorm_backward,
@@ -49,19 +50,21 @@ def conv2d_batchnorm_forward(
 
 
 def conv2d_batchnorm_backward(
-    x, weight, z, gamma, beta, mean, inv_std, dy, geometry, activation, dx, dw, dgamma, dbeta, dz, scratch
+    x, weight, z, gamma, beta, mean, inv_std, dy, geometry, activation, beside, dx, dw, dgamma, dbeta, dz, scratch
 ):
-    """dx, dw, dgamma and dbeta from the gradient dy of the output y."""
-    x, weight, z, gamma, beta, mean, inv_std, dy = (
-        as_input(a) for a in (x, weight, z, gamma, beta, mean, inv_std, dy)
+    """dx, plus `beside`, dw, dgamma and dbeta from the gradient dy of the output y."""
+    x, weight, z, gamma, beta, mean, inv_std, dy, beside = (
+        as_input(a) for a in (x, weight, z, gamma, beta, mean, inv_std, dy, beside)
     )  # fmt: skip
     g, rows, no_argmax, no_db = geometry, (-1, geometry.k), np.empty((0, 0, 0, 0), np.uint8), np.empty(0, dy.dtype)
     normalisation = z.reshape(rows), gamma, beta, mean, inv_std
     if g.winograd and len(x):
         vectors = relu_gradients(*normalisation, dy.reshape(rows), dgamma, dbeta)
         scatter = scatter_relu_address(dy.dtype), vectors
-        winograd_backward(x, weight, z, no_argmax, dy, g, scatter, no_pool(g), dx, dw, no_db, scratch)
+        winograd_backward(x, weight, z, no_argmax, dy, g, scatter, no_pool(g), beside, dx, dw, no_db, scratch)
         return
     flat = dz.reshape(rows)
     batchnorm_backward(*normalisation, normalisation[0], dy.reshape(rows), activation, flat, dgamma, dbeta)
     conv2d_block_backward(x, weight, dz, no_argmax, dz, g, NO_ACTIVATION, no_pool(g), dx, dw, no_db, scratch)
+    if dx.size and beside.size:
+        add_forward(dx.reshape(-1), beside.reshape(-1), NO_ACTIVATION, dx.reshape(-1))

@@ -12,9 +12,16 @@ from functools import lru_cache
 
 import numpy as np
 
+from fastcnn.kernels.cpu.caches import goes_past
 from fastcnn.kernels.cpu.epilogue import SOME_POOL, activate_address, gradient_address
 from fastcnn.kernels.cpu.launch import ColumnKernel, ExactKernel, Kernel, address_for, call, empty, launch, unpack
-from fastcnn.kernels.cpu.norm_rows import add_moments, add_relu_gradients, normalise_rows, relu_gradient_rows
+from fastcnn.kernels.cpu.norm_rows import (
+    add_moments,
+    add_relu_gradients,
+    normalise_rows,
+    normalise_rows_past,
+    relu_gradient_rows,
+)
 from fastcnn.kernels.cpu.packing import fill_zero
 from fastcnn.kernels.cpu.runtime import U, as_input
 
@@ -73,8 +80,11 @@ def _merge_moments(start, stop, lane, args):
 @Kernel
 def _normalise(start, stop, lane, args):
     """y = activation((x - mean) * scale + beta) + other, if there is any."""
-    x, vectors, act, activate, none, other, y = unpack(args)
+    x, vectors, act, activate, none, other, past, y = unpack(args)
     c = vectors.shape[0] // 3
+    if past:
+        normalise_rows_past(x, start, stop, vectors, act[0] == 1, other, y)
+        return
     for first in range(start, stop, 64):  # a piece stays in the first-level cache for its activation
         last = min(first + 64, stop)
         normalise_rows(x, first, last, vectors, act[0] == 1, y)
@@ -108,9 +118,10 @@ def normalising_vectors(gamma, beta, mean, inv_std):
 def launch_normalise(x, gamma, beta, mean, inv_std, activation, other, y):
     """y = activation(normalised x) + other, rows all; `other` may have size zero."""
     vectors = normalising_vectors(gamma, beta, mean, inv_std)
+    past = activation.code <= 1 and goes_past(y, x.shape[1])
     launch(
         _normalise, x.shape[0], x.size, x.reshape(-1), vectors, tuple(activation),
-        activate_address(y.dtype, activation), np.empty(0, y.dtype), other.reshape(-1), y.reshape(-1),
+        activate_address(y.dtype, activation), np.empty(0, y.dtype), other.reshape(-1), past, y.reshape(-1),
     )  # fmt: skip
 
 

@@ -8,7 +8,16 @@ to sums of float64.
 from __future__ import annotations
 
 from fastcnn.kernels.cpu.runtime import U, jit
-from fastcnn.kernels.cpu.vectors import add_to, load, spread, store, vector_size, where_positive
+from fastcnn.kernels.cpu.vectors import (
+    add_to,
+    fence,
+    load,
+    spread,
+    store,
+    store_past,
+    vector_size,
+    where_positive,
+)
 
 ROWS = 16
 
@@ -60,6 +69,21 @@ def normalise_rows(x, first, last, vectors, relu, y):
             for j in range(whole, c):
                 number = (x[U(i + j)] - vectors[U(j)]) * vectors[U(c + j)] + vectors[U(2 * c + j)]
                 y[U(i + j)] = zero if relu and number <= zero else number
+
+
+@jit
+def normalise_rows_past(x, first, last, vectors, relu, other, y):
+    """The same plus `other`, if there is any, past the caches: whole rows, in the order of memory."""
+    c, size = vectors.shape[0] // 3, vector_size(x)
+    for i in range(first * c, last * c, c):
+        for j in range(0, c, size):
+            v = (load(x, U(i + j)) - load(vectors, U(j))) * load(vectors, U(c + j)) + load(vectors, U(2 * c + j))
+            if relu:
+                v = where_positive(v, v)
+            if other.shape[0]:
+                v = v + load(other, U(i + j))
+            store_past(y, U(i + j), v)
+    fence()
 
 
 @jit

@@ -7,7 +7,26 @@ from __future__ import annotations
 from fastcnn.kernels.cpu.launch import Kernel, unpack
 from fastcnn.kernels.cpu.runtime import U, jit
 from fastcnn.kernels.cpu.transposition import transpose
-from fastcnn.kernels.cpu.vectors import load, store, vector_size
+from fastcnn.kernels.cpu.vectors import load, store, store_past, vector_size
+
+
+@jit
+def write_row(source, at, count, other, past, out, to):
+    """out[to:] = source[at:] + other[to:], if there is any, for `count` elements; where `goes_past` said so, past the
+    caches. A `fence` is the caller's.
+    """
+    if past:
+        for j in range(0, count, vector_size(out)):
+            v = load(source, U(at + j))
+            if other.shape[0]:
+                v = v + load(other, U(to + j))
+            store_past(out, U(to + j), v)
+    elif other.shape[0]:
+        for j in range(count):
+            out[U(to + j)] = source[U(at + j)] + other[U(to + j)]
+    else:
+        for j in range(count):
+            out[U(to + j)] = source[U(at + j)]
 
 
 @jit

@@ -83,6 +83,30 @@ def store(typingctx, x, at, value):
 
 
 @intrinsic
+def store_past(typingctx, x, at, value):
+    """The same past the caches. x[at] lies at a multiple of a vector's bytes; others read it after a `fence`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        stored = builder.store(args[2], _pointer(context, builder, x, *args[:2]))
+        stored.align = VECTOR_BYTES
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(x, types.uintp, value), codegen
+
+
+@intrinsic
+def fence(typingctx):
+    """What was stored before is seen before what is stored after."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def spread(typingctx, x, number):
     """A vector of `number`, of the array x's dtype."""
 
@@ -231,6 +255,11 @@ if numba.config.DISABLE_JIT:
 
     def store(x, at, value):
         x[at : at + vector_size(x)] = value
+
+    store_past = store
+
+    def fence():
+        pass
 
     def element(value, i):
         return value[i]

@@ -13,16 +13,17 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from fastcnn.kernels.cpu.caches import goes_past
 from fastcnn.kernels.cpu.launch import Kernel, call, launch, unpack
 from fastcnn.kernels.cpu.lowering import DEPTH, PIXELS, Pool, offsets, panel_offsets
 from fastcnn.kernels.cpu.microkernel import ADD, ZERO, multiply_rows_address
-from fastcnn.kernels.cpu.packing import fill_zero, sum_parts
-from fastcnn.kernels.cpu.runtime import U
+from fastcnn.kernels.cpu.packing import fill_zero, sum_parts, write_row
 from fastcnn.kernels.cpu.transposition import transpose
+from fastcnn.kernels.cpu.vectors import fence
 from fastcnn.kernels.cpu.winograd_layout import layout, odd, operations, pad_rows, round_up
 from fastcnn.kernels.cpu.winograd_transforms import transform_address, transform_kernel
 
-BLOCK_BYTES = 4 << 20  # of V and dM in one block of the backward pass: U and dU are read for each
+BLOCK_BYTES = 4 << 20  # of V and dM in one block of the backward pass, or what U' and dU have, which are read for each
 
 
 class BackwardSizes(NamedTuple):
@@ -51,7 +52,8 @@ def _backward_sizes(g: Any, n: int, itemsize: int) -> BackwardSizes:
     points, own_tiles = t.side**2, t.rows * t.columns
     channels, filters = -(-g.c // t.c_width) * t.c_width, -(-g.k // t.k_width) * t.k_width
     size = t.mosaics * points * own_tiles * (channels + filters) * itemsize
-    blocks = max(1, min(t.mosaics, -(-size // BLOCK_BYTES)))
+    weights = points * (channels * g.k + g.c * g.k) * itemsize
+    blocks = max(1, min(t.mosaics, -(-size // max(BLOCK_BYTES, weights))))
     mosaics = -(-t.mosaics // blocks)
     tiles = mosaics * own_tiles
     u_point, du_point = odd(g.k * t.c_width), odd(g.c * g.k)
@@ -149,8 +151,8 @@ def _multiply_points(start, stop, lane, args):
 
 @Kernel
 def _from_points(start, stop, lane, args):
-    """dx of a block's mosaics start..stop."""
-    dx, scratch, block, n_images, t, sizes, from_points, g = unpack(args)
+    """dx of a block's mosaics start..stop, plus `beside`, if there is any."""
+    dx, beside, past, scratch, block, n_images, t, sizes, from_points, g = unpack(args)
     base, width, panel = sizes.lanes + lane * sizes.lane, t.c_width, sizes.tiles * t.c_width
     for i in range(start, stop):
         fill_zero(scratch, base, base + (t.rows * t.m + t.r - 1) * t.pitch * g.c)
@@ -164,9 +166,9 @@ def _from_points(start, stop, lane, args):
             n, down, right = (block + i * sizes.blocks) * t.grid * t.grid + place, place // t.grid, place % t.grid
             corner = base + ((g.pad_top + down * t.step_h) * t.pitch + g.pad_left + right * t.step_w) * g.c
             for h in range(g.h if n < n_images else 0):
-                at, out = corner + h * t.pitch * g.c, (n * g.h + h) * g.w * g.c
-                for j in range(g.w * g.c):
-                    dx[U(out + j)] = scratch[U(at + j)]
+                row = g.w * g.c
+                write_row(scratch, corner + h * t.pitch * g.c, row, beside, past, dx, (n * g.h + h) * row)
+    fence()
 
 
 def backward_scratch(geometry: Any, n: int, itemsize: int, lanes: int) -> int:
@@ -175,8 +177,8 @@ def backward_scratch(geometry: Any, n: int, itemsize: int, lanes: int) -> int:
     return sizes.lanes + lanes * sizes.lane
 
 
-def winograd_backward(x, weight, y, argmax, dy, geometry, scatter, pool, dx, dw, db, scratch):
-    """dx, dw, db from the gradient dy of the block's output y, as `conv2d_block_backward`.
+def winograd_backward(x, weight, y, argmax, dy, geometry, scatter, pool, beside, dx, dw, db, scratch):
+    """dx, plus `beside`, dw and db from the gradient dy of the block's output y, as `conv2d_block_backward`.
 
     `scatter`: the address of the kernel that makes an image's dz of dy and y, and its parameter.
     """
@@ -199,6 +201,7 @@ def winograd_backward(x, weight, y, argmax, dy, geometry, scatter, pool, dx, dw,
         offsets(sizes.tiles, t.k_width), offsets(-(-g.k // t.k_width), sizes.tiles * t.k_width), offsets(1, 0),
     )  # fmt: skip
     from_points = transform_address("input gradient", t.m, t.r, kind)
+    past = goes_past(dx, g.w * g.c)
     for block in range(sizes.blocks):
         mosaics = -(-(t.mosaics - block) // sizes.blocks)
         work = operations(g, mosaics * t.grid**2)
@@ -211,7 +214,10 @@ def winograd_backward(x, weight, y, argmax, dy, geometry, scatter, pool, dx, dw,
             multiply_rows_address(kind), tables, g,
         )  # fmt: skip
         if wants[0]:
-            launch(_from_points, mosaics, work, dx.reshape(-1), scratch, block, n, t, sizes, from_points, g)
+            launch(
+                _from_points, mosaics, work, dx.reshape(-1), beside.reshape(-1), past, scratch, block, n, t, sizes,
+                from_points, g,
+            )  # fmt: skip
     if wants[1]:
         launch(
             transform_kernel("weight gradient", t.m, t.r), g.c, points * dw.size // 8, scratch, dw.reshape(-1),
