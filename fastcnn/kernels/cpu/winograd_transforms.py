@@ -14,6 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastcnn.kernels.cpu.caches import LINE
 from fastcnn.kernels.cpu.launch import Kernel, address_for, empty, unpack
 from fastcnn.kernels.cpu.microkernel import VECTOR_BYTES
 from fastcnn.kernels.cpu.winograd_formulas import NAMES, Tile, both_ways, formula_of
@@ -66,13 +67,25 @@ def _load(builder: Any, pointer: Any, itemsize: int) -> Any:
     return value
 
 
+FROM_POINTS = ("input gradient", "weight gradient")
 UNROLLED = 6  # points of a tile's side: more leave the registers, and are as fast, and sooner compiled, in loops
 
 
+def _fetch(builder: Any, pointers: list[Any], write: bool) -> None:
+    """Have these lines brought into the first-level cache, to be written if `write`."""
+    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    for pointer in pointers:
+        builder.call(function, [builder.bitcast(pointer, byte), word(int(write)), word(3), word(1)])
+
+
 @contextmanager
-def _rows_in_loops(builder: Any, formula: Any, load: Any, size: int, vector: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """`both_ways` with a loop over the columns and one over the rows: within the block, the number of a row and its
-    results.
+def _rows_in_loops(
+    builder: Any, formula: Any, load: Any, size: int, vector: Any, before: Any = lambda column: None
+) -> Iterator[tuple[Any, list[Any]]]:
+    """`both_ways` with a loop over the columns, which begins with `before`, and one over the rows: within the block,
+    the number of a row and its results.
     """
     count = len(formula([0.0] * size))
     between = cgutils.alloca_once(builder, ir.ArrayType(vector, count * size))
@@ -82,6 +95,7 @@ def _rows_in_loops(builder: Any, formula: Any, load: Any, size: int, vector: Any
         return builder.gep(between, [ir.Constant(i.type, 0), number])
 
     with cgutils.for_range(builder, ir.Constant(ir.IntType(64), size)) as column:
+        before(column.index)
         for i, cell in enumerate(formula([load(i, column.index) for i in range(size)])):
             builder.store(cell.value, place(ir.Constant(column.index.type, i), column.index))
     with cgutils.for_range(builder, ir.Constant(ir.IntType(64), count)) as row:
@@ -90,19 +104,22 @@ def _rows_in_loops(builder: Any, formula: Any, load: Any, size: int, vector: Any
 
 
 @intrinsic(prefer_literal=True)
-def _transform(typingctx, place, m, r, src, src0, src_row, src_col, dst, dst0, dst_row, dst_col, channels):
+def _transform(typingctx, place, m, r, src, src0, src_row, src_col, dst, dst0, dst_row, dst_col, channels, ahead):
     """The formula number `place` of NAMES (a literal, as m and r) on one tile, for `channels` (a multiple of the
     vector's lanes); added to dst for the input gradient, whose tiles overlap.
+
+    Points lie far apart, too many streams for the hardware to see. So those of the tile `ahead`, where they are read or
+    written, are fetched meanwhile.
     """
     if not all(isinstance(t, types.IntegerLiteral) for t in (place, m, r)):
         return None
     i64 = types.int64
-    signature = types.void(place, m, r, src, i64, i64, i64, dst, i64, i64, i64, i64)
+    signature = types.void(place, m, r, src, i64, i64, i64, dst, i64, i64, i64, i64, i64)
     name, side = NAMES[place.literal_value], m.literal_value + r.literal_value - 1
     formula, size = formula_of(name, m.literal_value, r.literal_value)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        src_, src0_, src_row_, src_col_, dst_, dst0_, dst_row_, dst_col_, channels_ = args[3:]
+        src_, src0_, src_row_, src_col_, dst_, dst0_, dst_row_, dst_col_, channels_, ahead_ = args[3:]
         itemsize = src.dtype.bitwidth // 8
         lanes = VECTOR_BYTES // itemsize
         width = ir.Constant(ir.IntType(64), lanes)
@@ -114,7 +131,24 @@ def _transform(typingctx, place, m, r, src, src0, src_row, src_col, dst, dst0, d
             def load(i: int, j: int) -> _Lanes:
                 return _Lanes(builder, _load(builder, source(i, j), itemsize))
 
+            def tile_ahead(kind: Any, array: Any, start: Any, row: Any, column: Any) -> Any:
+                at = builder.add(builder.add(start, shift), ahead_)
+                return _tile_pointer(context, builder, kind, array, at, row, column, lanes)
+
+            next_source = tile_ahead(src, src_, src0_, src_row_, src_col_)
+            next_target = tile_ahead(dst, dst_, dst0_, dst_row_, dst_col_)
+            in_line = ir.Constant(width.type, max(1, LINE // VECTOR_BYTES) - 1)
+            begins_line = builder.icmp_unsigned("==", builder.and_(loop.index, in_line), ir.Constant(width.type, 0))
+
+            def before(j: Any) -> None:
+                if name in FROM_POINTS:
+                    with builder.if_then(begins_line):
+                        _fetch(builder, [next_source(i, j) for i in range(size)], False)
+
             def put(i: Any, row: Any) -> None:
+                if name not in FROM_POINTS:
+                    with builder.if_then(begins_line):
+                        _fetch(builder, [next_target(i, j) for j in range(len(row))], True)
                 for j, cell in enumerate(row):
                     value = cell.value
                     if name == "input gradient":
@@ -122,9 +156,11 @@ def _transform(typingctx, place, m, r, src, src0, src_row, src_col, dst, dst0, d
                     builder.store(value, target(i, j)).align = itemsize
 
             if side > UNROLLED:
-                with _rows_in_loops(builder, formula, load, size, target(0, 0).type.pointee) as (i, row):
+                with _rows_in_loops(builder, formula, load, size, target(0, 0).type.pointee, before) as (i, row):
                     put(i, row)
             else:
+                for j in range(size):
+                    before(j)
                 for i, row in enumerate(both_ways(formula, load, size)):
                     put(i, row)
         return context.get_dummy_value()
@@ -132,7 +168,7 @@ def _transform(typingctx, place, m, r, src, src0, src_row, src_col, dst, dst0, d
     return signature, codegen
 
 
-def _transform_twin(place, m, r, src, src0, src_row, src_col, dst, dst0, dst_row, dst_col, channels):
+def _transform_twin(place, m, r, src, src0, src_row, src_col, dst, dst0, dst_row, dst_col, channels, ahead):
     """What `_transform` computes, in NumPy: runs where Numba is switched off."""
     name = NAMES[place]
     formula, size = formula_of(name, m, r)
@@ -277,17 +313,19 @@ def transform_kernel(name: str, m: int, r: int) -> Kernel:
     tile, block): the place of the first tile in the flat array, and the distances between rows, columns, tiles
     and blocks of `width` channels.
     """
-    place = NAMES.index(name)
+    place, from_points = NAMES.index(name), name in FROM_POINTS
 
     @Kernel
     def transform(start, stop, lane, args):
         src, dst, source, target, channels, width = unpack(args)
         src0, src_row, src_col, src_tile, src_block = source
         dst0, dst_row, dst_col, dst_tile, dst_block = target
+        ahead = src_tile if from_points else dst_tile
         for tile in range(start, stop):
             a, b = src0 + tile * src_tile, dst0 + tile * dst_tile
             for c in range(0, channels, width):
-                _transform(place, m, r, src, a, src_row, src_col, dst, b, dst_row, dst_col, min(width, channels - c))
+                count = min(width, channels - c)
+                _transform(place, m, r, src, a, src_row, src_col, dst, b, dst_row, dst_col, count, ahead)
                 a += src_block
                 b += dst_block
 
