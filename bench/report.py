@@ -322,6 +322,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy": accuracy, "peers": peers, "estimators": estimators, "kernels": kernels, "hotspots": hotspots,
     "memory": memory, "coldstart": coldstart, "scaling": scaling, "one_image": one_image,
     "recipes": lambda r: report_recipes.lines(r, about(r)),
+    "recipe_steps": lambda r: report_recipes.steps(r, about(r), middle),
     "features": lambda r: report_recipes.features(r, about(r)),
     "cluster": lambda r: report_cluster.lines(r, about(r), table),
     "cuda": lambda r: report_cuda.lines(r, about(r), table),

@@ -155,6 +155,30 @@ def _time_to(r: dict[str, Any]) -> list[str]:
     return ["### Time to 92, 93 and 94 %", "", text, "", *table(head, rows)]
 
 
+def steps(r: dict[str, Any], about: list[str], middle: Any) -> list[str]:
+    """The section of `bench.recipe_steps`."""
+    found = ["## A recipe's training step beside PyTorch's", "", *about]
+    found += [
+        "Batches of Fashion-MNIST with the recipe's augmentation, 2 threads; each side in its own process, in "
+        "alternating rounds, PyTorch in its best mode, its first losses compared before. The ratio is that of each "
+        "round.",
+        "",
+    ]
+    rows = []
+    for cpu, recipes in r["machines"].items():
+        for recipe in (name for name in RECIPES if name in recipes):
+            ms, sides = recipes[recipe]["ms"], recipes[recipe]["sides"]
+            times = [b / a for a, b in zip(ms["fastcnn"], ms["torch"], strict=True)]
+            rows.append(
+                [
+                    cpu, f"`{recipe}`", middle(ms["fastcnn"], ".1f"), middle(ms["torch"], ".1f"),
+                    sides["torch"]["mode"], middle(times), str(len(times)),
+                ]
+            )  # fmt: skip
+    head = ["processor", "recipe", "fastcnn, ms", "PyTorch, ms", "its mode", "times as long", "rounds"]
+    return [*found, *table(head, rows)]
+
+
 def features(r: dict[str, Any], about: list[str]) -> list[str]:
     """The section of `bench.features`."""
     runs = {(run["recipe"], run["change"], run["seed"]): run for run in r["runs"]}

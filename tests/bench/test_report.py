@@ -171,3 +171,12 @@ def test_cluster(tmp_path):
     assert float(row.split("|")[4]) == round(modelled * 1e3)
     least = [int(line.split("|")[-2].replace(",", "")) for line in lines if line.startswith(("| 4 | ", "| 1024 | "))]
     assert len(least) == 4 and least[0] < least[1] < least[3] and least[0] < least[2]
+
+
+def test_a_step_of_each_recipe_by_processor(tmp_path):
+    sides = {"fastcnn": {"mode": ""}, "torch": {"mode": "eager-channels_last"}}
+    one = {"batches": 16, "sides": sides, "ms": {"fastcnn": [10.0, 10.0, 20.0], "torch": [30.0, 50.0, 80.0]}}
+    lines = report(tmp_path, recipe_steps={"machines": {"old, 2 cores": {"fast": one}, "new, 2 cores": {"best": one}}})
+    rows = [line for line in lines if line.endswith("| 3 |")]
+    expected = "**10.0** (10.0 to 15.0) | **50.0** (40.0 to 65.0) | eager-channels_last | **4.00** (3.50 to 4.50) | 3 |"
+    assert rows == [f"| old, 2 cores | `fast` | {expected}", f"| new, 2 cores | `best` | {expected}"]

@@ -1,0 +1,109 @@
+"""A training step of each recipe beside PyTorch's, on this machine: the ratio of a whole training, in minutes.
+
+Each side trains in a process of its own that lives through all rounds, its augmentation included, and they take turns.
+A round is two epochs over a few batches of Fashion-MNIST's training images, of which the second counts. PyTorch checks
+first that its losses are fastcnn's, and takes the fastest of its modes. A processor's results replace those that
+bench/results/recipe_steps.json has of it.
+`python -m bench.recipe_steps [--recipes fast balanced best] [--rounds 7] [--batches 16]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from bench.machine import RESULTS, cpu_name, save, versions
+from bench.recipes import SIDES, load
+from fastcnn.recipes import RECIPES
+
+
+def work(recipe: str, side: str, batches: int) -> None:
+    """Answer each line of the input with the milliseconds of a step."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a framework prints must not come between the answers
+    (X, y), _ = load(split=True)
+    clf = RECIPES[recipe](random_state=0)
+    module, _, name = SIDES[side].rpartition(".")
+    trainer = getattr(import_module(module), name)(clf)
+    some = np.arange(clf.batch_size * 2)
+    trainer.prepare(X[some], y[some], 0)
+    n = clf.batch_size * batches
+    print(json.dumps({"mode": trainer.mode, "versions": versions("fastcnn", "numpy", "numba", "torch")}), file=answers)
+    for _ in sys.stdin:
+        print(1e3 * trainer.fit(X[:n], y[:n], 2)[-1] / batches, file=answers)
+
+
+class Side:
+    """One side's process."""
+
+    def __init__(self, recipe: str, side: str, batches: int) -> None:
+        command = [sys.executable, "-m", "bench.recipe_steps", "--worker", side, "--recipes", recipe]
+        command += ["--batches", str(batches)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.about: dict[str, Any] = json.loads(self._answer())
+
+    def run(self) -> float:
+        """Milliseconds of a step, in one round."""
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        return float(self._answer())
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("a side has failed")
+        return line
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measure(recipe: str, rounds: int, batches: int) -> dict[str, Any]:
+    """Both sides' milliseconds by round."""
+    sides = {name: Side(recipe, name, batches) for name in SIDES}
+    found: dict[str, Any] = {"batches": batches, "sides": {name: side.about for name, side in sides.items()}}
+    found["ms"] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
+            found["ms"][name].append(sides[name].run())
+    for side in sides.values():
+        side.close()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=16)
+    parser.add_argument("--worker", choices=list(SIDES), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        work(args.recipes[0], args.worker, args.batches)
+        return
+    path = RESULTS / "recipe_steps.json"
+    machines = json.loads(path.read_text())["machines"] if path.exists() else {}
+    mine = machines.setdefault(cpu_name(), {})
+    for recipe in args.recipes:
+        mine[recipe] = measure(recipe, args.rounds, args.batches)
+        save("recipe_steps", {"machines": machines})
+        ms = mine[recipe]["ms"]
+        times = statistics.median(b / a for a, b in zip(ms["fastcnn"], ms["torch"], strict=True))
+        told = ", ".join(f"{name} {statistics.median(values):.1f} ms" for name, values in ms.items())
+        print(f"{recipe}: {told}, PyTorch takes {times:.2f} times as long", flush=True)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
