@@ -15,13 +15,12 @@ import os
 import statistics
 import subprocess
 import sys
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from bench.machine import RESULTS, cpu_name, save, versions
-from bench.recipes import SIDES, load
+from bench.recipes import SIDES, load, trainer_of
 from fastcnn.recipes import RECIPES
 
 
@@ -31,8 +30,7 @@ def work(recipe: str, side: str, batches: int) -> None:
     os.dup2(2, 1)  # what a framework prints must not come between the answers
     (X, y), _ = load(split=True)
     clf = RECIPES[recipe](random_state=0)
-    module, _, name = SIDES[side].rpartition(".")
-    trainer = getattr(import_module(module), name)(clf)
+    trainer = trainer_of(side, clf)
     some = np.arange(clf.batch_size * 2)
     trainer.prepare(X[some], y[some], 0)
     n = clf.batch_size * batches

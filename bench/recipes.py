@@ -79,12 +79,17 @@ class FastCNN:
 SIDES = {"fastcnn": "bench.recipes.FastCNN", "torch": "bench.recipes_torch.Torch"}
 
 
+def trainer_of(side: str, clf: CNNClassifier) -> Any:
+    """The side's trainer of a recipe."""
+    module, _, name = SIDES[side].rpartition(".")
+    return getattr(import_module(module), name)(clf)
+
+
 def work(recipe: str, side: str, epochs: int, seed: int, split: bool) -> dict[str, Any]:
     """One run."""
     (X, y), (X_test, y_test) = load(split)
     clf = RECIPES[recipe](random_state=seed)
-    module, _, name = SIDES[side].rpartition(".")
-    trainer = getattr(import_module(module), name)(clf)
+    trainer = trainer_of(side, clf)
     some = np.arange(clf.batch_size * 2)
     start = time.perf_counter()
     trainer.prepare(X[some], y[some], len(X) % clf.batch_size)

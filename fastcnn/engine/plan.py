@@ -166,6 +166,11 @@ def compile_plan(
     if training:
         dy = output_grad = e.batched("output gradient", x.shape[1:], "gradient")
         needed = _first_needing_gradient(groups, mode)
+
+        def adds(i: int) -> bool:
+            """Whether the group's kernel adds the other branch's gradient to its own, for the fork before it."""
+            return groups[i - 1].head.kind == "fork" and groups[i].kernel in ADDING
+
         for i in reversed(range(needed, len(emitted))):
             group, name, before, _, backward = emitted[i]
             dx: Any = e.none(len(before.shape))
@@ -176,13 +181,13 @@ def compile_plan(
                 continue
             if group.find("join") and group.head.kind != "join":
                 beside.append(dy)  # the same gradient for both branches
-            if group.head.kind == "fork" and emitted[i + 1][0].kernel in ADDING:
+            if group.head.kind == "fork" and adds(i + 1):
                 dx = dy
             elif group.head.kind == "fork":
                 e.step(name, "add_forward", flat(dy), flat(beside.pop()), IDENTITY, flat(dx))
             elif backward is None:
                 dx = dy.reshape(before.shape)
-            elif i > needed and emitted[i - 1][0].head.kind == "fork" and group.kernel in ADDING:
+            elif i > needed and adds(i):
                 dx = backward(dy, dx, beside.pop()) or dx
             else:
                 dx = backward(dy, dx) or dx

@@ -145,7 +145,7 @@ def conv2d_batchnorm_backward(
     batchnorm_backward(rows, gamma, beta, mean, inv_std, y, dy.reshape(rows.shape), activation, flat, dgamma, dbeta)
     conv2d_backward_weight(x, dz, geometry, dw, np.empty(0, dw.dtype), scratch)
     conv2d_backward_input(dz, weight, geometry, dx, scratch)
-    if beside.size:
+    if dx.size and beside.size:
         dx += beside
 
 

@@ -163,6 +163,8 @@ def test_only_what_is_wanted(tile, dtype):
         for part, expected in zip(p.backward(cpu, found, wanted), whole, strict=True):
             if part.size:
                 assert_array_equal(part, expected)
+    for backend in (cpu, reference):  # nor is anything added to what is not
+        assert p.backward(backend, found, (False, True), beside=True)[0].size == 0
 
 
 @pytest.mark.small

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-LINE = 64  # bytes
+LINE = 64  # bytes of a cache line
 SHARE = 4  # of the last cache: beside an array that is written, others are read
 _DESCRIPTIONS = Path("/sys/devices/system/cpu/cpu0/cache")
 

@@ -25,18 +25,18 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastcnn.kernels.cpu.caches import LINE
 from fastcnn.kernels.cpu.objects import Entry, name_of
 from fastcnn.kernels.cpu.runtime import jit
 
 llvm.initialize_native_asmparser()  # for `pause`
 
-LINE = 64  # bytes of a cache line: shared words lie on lines of their own
 PIECES = 4  # for each lane, of a call's items
 SPINS = 20_000  # pauses before a lane sleeps: about 0.3 milliseconds, longer than what lies between two steps
 PATIENCE = 2_000  # pauses before a waiting lane offers its core to others
 EPOCHS = 1 << 31
 
-# The board, in lines.
+# The board, in lines of the cache: shared words lie on lines of their own.
 _EPOCH, _CALLS, _COUNT, _COUNTERS, _LANES, _SMALL, _FAILED, _ASLEEP = range(8)
 ROW = 5  # words of a call: kernel, arguments, items, work, pieces for each lane
 

@@ -67,7 +67,7 @@ def _load(builder: Any, pointer: Any, itemsize: int) -> Any:
     return value
 
 
-FROM_POINTS = ("input gradient", "weight gradient")
+FROM_POINTS = ("input gradient", "weight gradient")  # that read points; the others of NAMES write them
 UNROLLED = 6  # points of a tile's side: more leave the registers, and are as fast, and sooner compiled, in loops
 
 
@@ -117,6 +117,7 @@ def _transform(typingctx, place, m, r, src, src0, src_row, src_col, dst, dst0, d
     signature = types.void(place, m, r, src, i64, i64, i64, dst, i64, i64, i64, i64, i64)
     name, side = NAMES[place.literal_value], m.literal_value + r.literal_value - 1
     formula, size = formula_of(name, m.literal_value, r.literal_value)
+    reads = name in FROM_POINTS
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         src_, src0_, src_row_, src_col_, dst_, dst0_, dst_row_, dst_col_, channels_, ahead_ = args[3:]
@@ -131,24 +132,24 @@ def _transform(typingctx, place, m, r, src, src0, src_row, src_col, dst, dst0, d
             def load(i: int, j: int) -> _Lanes:
                 return _Lanes(builder, _load(builder, source(i, j), itemsize))
 
-            def tile_ahead(kind: Any, array: Any, start: Any, row: Any, column: Any) -> Any:
-                at = builder.add(builder.add(start, shift), ahead_)
-                return _tile_pointer(context, builder, kind, array, at, row, column, lanes)
-
-            next_source = tile_ahead(src, src_, src0_, src_row_, src_col_)
-            next_target = tile_ahead(dst, dst_, dst0_, dst_row_, dst_col_)
+            points = (src, src_, src0_, src_row_, src_col_) if reads else (dst, dst_, dst0_, dst_row_, dst_col_)
+            kind, array, first, row_stride, column_stride = points
+            first = builder.add(builder.add(first, shift), ahead_)
+            following = _tile_pointer(context, builder, kind, array, first, row_stride, column_stride, lanes)
             in_line = ir.Constant(width.type, max(1, LINE // VECTOR_BYTES) - 1)
             begins_line = builder.icmp_unsigned("==", builder.and_(loop.index, in_line), ir.Constant(width.type, 0))
 
+            def fetch(places: list[tuple[Any, Any]]) -> None:
+                with builder.if_then(begins_line):
+                    _fetch(builder, [following(i, j) for i, j in places], not reads)
+
             def before(j: Any) -> None:
-                if name in FROM_POINTS:
-                    with builder.if_then(begins_line):
-                        _fetch(builder, [next_source(i, j) for i in range(size)], False)
+                if reads:
+                    fetch([(i, j) for i in range(size)])
 
             def put(i: Any, row: Any) -> None:
-                if name not in FROM_POINTS:
-                    with builder.if_then(begins_line):
-                        _fetch(builder, [next_target(i, j) for j in range(len(row))], True)
+                if not reads:
+                    fetch([(i, j) for j in range(len(row))])
                 for j, cell in enumerate(row):
                     value = cell.value
                     if name == "input gradient":
