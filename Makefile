@@ -8,6 +8,9 @@ BUILD_FILES := pyproject.toml setup.py $(wildcard fastcnn/kernels/cpu/*.pyx)
 
 OLDEST := .venv-oldest
 
+# A process for each core, as long as memory allows; one that is done takes tests of another.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
 .PHONY: help demo test test-oldest sanitize lint docs bench clean
 
 help:
@@ -24,12 +27,12 @@ demo: $(VENV)/installed
 	$(BIN)/fastcnn train --save model.safetensors
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m "small and not cuda"
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -m "cuda and small" tests/kernels tests/engine tests/training
+	$(BIN)/python $(PYTEST)
+	NUMBA_DISABLE_JIT=1 $(BIN)/python $(PYTEST) -m "small and not cuda"
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python $(PYTEST) -m "cuda and small" tests/kernels tests/engine tests/training
 
 test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest tests/test_classifier.py tests/test_sklearn.py tests/test_preprocessing.py \
+	$(OLDEST)/bin/python $(PYTEST) tests/test_classifier.py tests/test_sklearn.py tests/test_preprocessing.py \
 		tests/test_joblib.py
 
 # The Cython parts in a copy of the package, built for gcc's sanitizers; then the kernels. Bounds-checked kernels have

@@ -27,10 +27,10 @@ def train(seed):
 """
 
 
-def run(code, **environment):
+def run(code, *arguments, **environment):
     """Run `code` in a new Python; its standard output."""
-    env = os.environ | environment
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=240)
+    command, env = [sys.executable, "-c", code, *arguments], os.environ | environment
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -189,6 +189,25 @@ def test_code_that_differs_is_another_object():
     digests = [objects._digest(make(1), "int64"), objects._digest(make(2), "int64"), objects._digest(make(1), "int32")]
     assert len({*digests, objects._digest(other, "int64")}) == 4
     assert objects._digest(make(1), "int64") == digests[0]
+
+
+SUM = """
+import sys
+from fastcnn.kernels.cpu import objects
+
+def make(n):
+    def function(x):
+        return x + n
+    return objects.Entry(function)
+
+print(*[make(int(n))(0) for n in sys.argv[1:]])
+"""
+
+
+def test_functions_of_two_processes_stay_apart(tmp_path):
+    """Each is the first that its process compiles; Numba tells functions apart within a process only."""
+    for numbers in (["1"], ["2"], ["1", "2"]):
+        assert run(SUM, *numbers, PYTHONHASHSEED="0", FASTCNN_CACHE_DIR=str(tmp_path)).split() == numbers
 
 
 @pytest.mark.small
