@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fastcnn.kernels.cpu.objects import machine_code
+from fastcnn.kernels.cpu.objects import Code, machine_code
 from tests.faults.children import X, bits, report, small, y
 from tests.faults.tally import Tally
 
@@ -37,7 +37,7 @@ def _compile_again() -> int:
     def function(a: Any) -> Any:
         return a + secret
 
-    return machine_code(function, f"int64, {secret}", lambda: (types.int64,))
+    return machine_code(Code(function, f"int64, {secret}", lambda: (types.int64,)))
 
 
 def forks(times: int) -> Tally:

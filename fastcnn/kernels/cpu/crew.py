@@ -26,7 +26,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastcnn.kernels.cpu.caches import LINE
-from fastcnn.kernels.cpu.objects import Entry, name_of
+from fastcnn.kernels.cpu.objects import Code, Entry, name_of
 from fastcnn.kernels.cpu.runtime import jit
 
 llvm.initialize_native_asmparser()  # for `pause`
@@ -338,6 +338,11 @@ def _live(board: Lines, lane: int, alarm: Any) -> None:
 
 
 _crew = Crew()
+
+
+def code() -> list[Code]:
+    """All that programs on several lanes need beside their kernels."""
+    return [entry.code() for entry in (_lead, _serve, _fall_asleep, _wake_up, _is_asleep, _store_word)]
 
 
 def run(address: int, count: int, lanes: int, small: int) -> None:

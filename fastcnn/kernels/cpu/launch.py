@@ -28,8 +28,9 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
 from fastcnn.kernels.cpu import crew
-from fastcnn.kernels.cpu.objects import machine_code
+from fastcnn.kernels.cpu.objects import Code, machine_code
 from fastcnn.kernels.cpu.runtime import lanes, recording, recording_into
+from fastcnn.kernels.cpu.together import compile_together
 
 _POINTER = ir.IntType(8).as_pointer()
 
@@ -115,7 +116,11 @@ class Kernel:
         key = tuple([(arg.dtype, arg.ndim) if isinstance(arg, np.ndarray) else type(arg) for arg in args])
         address = self._addresses.get(key)
         if address is None:
-            address = machine_code(self.function, _described(args), lambda: _signature(args), self.exact)
+            code, program = Code(self.function, _described(args), lambda: _signature(args), self.exact), recording()
+            if isinstance(program, Wanted):
+                program.code.append(code)
+                return 0
+            address = machine_code(code, program.compile if program is not None else None)
             self._addresses[key] = address
         return address
 
@@ -202,10 +207,29 @@ def _packed(args: tuple[Any, ...]) -> np.ndarray:
     return np.frombuffer(bytearray(_structure(_kind(args)).pack(*numbers)), np.int64)
 
 
-class Program:
-    """Launches in order, run by one call: what was kept within `record`."""
+Calls = Sequence[tuple[Callable[..., None], tuple[Any, ...]]]
+
+
+class Wanted:
+    """In a program's place, what code it asks for that this process has not."""
 
     def __init__(self) -> None:
+        self.code: list[Code] = []
+
+    def add(self, kernel: Kernel, n: int, work: int, args: tuple[Any, ...]) -> None:
+        kernel.address(args)
+
+    def add_host(self, function: Callable[[], None]) -> None:
+        pass
+
+
+class Program:
+    """Launches in order, run by one call: what `calls`, (function, arguments), launch; arrays among the arguments are
+    read and written where they lie now.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls, self._compiled = calls, False
         self._parts: list[Any] = []  # functions of the host, and rows of calls; in the end (address, count) of these
         self._kept: list[Any] = []  # arguments and rows, which must outlive the program
 
@@ -219,13 +243,26 @@ class Program:
     def add_host(self, function: Callable[[], None]) -> None:
         self._parts.append(function)
 
-    def finish(self) -> Program:
+    def record(self) -> Program:
+        self._go_through(self)
         for i, part in enumerate(self._parts):
             if not callable(part):
                 rows = np.array(part, np.int64)
                 self._kept.append(rows)
                 self._parts[i] = rows.ctypes.data, len(rows)
         return self
+
+    def _go_through(self, recorder: Any) -> None:
+        with recording_into(recorder):
+            for function, args in self._calls:
+                function(*args)
+
+    def compile(self) -> None:
+        """Have all that it needs compiled, on as many cores as it will run on."""
+        if not self._compiled:
+            wanted, self._compiled = Wanted(), True
+            self._go_through(wanted)
+            compile_together([*wanted.code, *crew.code()], lanes())
 
     def __call__(self) -> None:
         for part in self._parts:
@@ -267,7 +304,7 @@ def on_host(function: Callable[[], None]) -> None:
         function()
 
 
-def record(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> Callable[[], None]:
+def record(calls: Calls) -> Callable[[], None]:
     """A function that does all `calls`, (function, arguments), in order; arrays among the arguments are read
     and written where they lie now.
     """
@@ -278,11 +315,7 @@ def record(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> Call
                 function(*args)
 
         return run_all
-    program = Program()
-    with recording_into(program):
-        for function, args in calls:
-            function(*args)
-    return program.finish()
+    return Program(calls).record()
 
 
 if numba.config.DISABLE_JIT:

@@ -30,24 +30,45 @@ _lock = threading.RLock()
 _names: dict[int, str] = {}
 
 
-def machine_code(function: Callable[..., Any], kinds: str, signature: Callable[[], Any], exact: bool = False) -> int:
-    """Address of `function` compiled for the argument types `signature()`, which `kinds` describes, in Numba's own
-    convention: int32 f(result *, failure **, arguments...).
+class Code:
+    """A `function` for the argument types `signature()`, which `kinds` describes, and where its object file lies."""
+
+    def __init__(
+        self, function: Callable[..., Any], kinds: str, signature: Callable[[], Any], exact: bool = False
+    ) -> None:
+        self.function, self._signature, self._exact = function, signature, exact
+        directory = runtime.cache_dir()
+        self.path = directory / f"{function.__name__}-{_digest(function, kinds)}.o" if directory else None
+
+    def read(self) -> tuple[str, bytes] | None:
+        """The name of the function and its object file; None where it is not stored."""
+        return _read(self.path) if self.path else None
+
+    def compile(self) -> tuple[str, bytes]:
+        """The same, newly compiled, and stored if that can be."""
+        found = _compile(self.function, self._signature(), self._exact)
+        if self.path:
+            _write(self.path, *found)
+        return found
+
+
+def machine_code(code: Code, beforehand: Callable[[], None] | None = None) -> int:
+    """The address of `code`, in Numba's own convention: int32 f(result *, failure **, arguments...).
+
+    If it is not stored, `beforehand` is called first: it may compile this and more.
     """
     with _lock:
-        directory = runtime.cache_dir()
-        path = directory / f"{function.__name__}-{_digest(function, kinds)}.o" if directory else None
-        found = _read(path) if path else None
+        found = code.read()
         if found is None:
-            found = _compile(function, signature(), exact)
-            if path:
-                _write(path, *found)
-        name, code = found
+            if beforehand:
+                beforehand()
+            found = code.read() or code.compile()
+        name, object_file = found
         engine = _engine()
-        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.add_object_file(llvm.ObjectFileRef.from_data(object_file))
         engine.finalize_object()
         address = int(engine.get_function_address(name))
-        _names[address] = function.__name__
+        _names[address] = code.function.__name__
         return address
 
 
@@ -145,10 +166,16 @@ class Entry:
         self._call(ctypes.byref(result), ctypes.byref(failure), *args)
         return result.value
 
-    def prepare(self) -> None:
-        from numba import types
-
+    def code(self) -> Code:
         n = self.function.__code__.co_argcount
-        address = machine_code(self.function, f"int64 x {n}", lambda: (types.int64,) * n)
-        arguments = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * n
-        self._call = ctypes.CFUNCTYPE(ctypes.c_int32, *arguments)(address)
+
+        def signature() -> Any:
+            from numba import types
+
+            return (types.int64,) * n
+
+        return Code(self.function, f"int64 x {n}", signature)
+
+    def prepare(self) -> None:
+        arguments = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * self.function.__code__.co_argcount
+        self._call = ctypes.CFUNCTYPE(ctypes.c_int32, *arguments)(machine_code(self.code()))

@@ -100,11 +100,12 @@ def recording() -> Any:
 @contextmanager
 def recording_into(program: Any) -> Iterator[None]:
     """Within the block, launches of this thread go into `program`."""
+    before = recording()
     _state.program = program
     try:
         yield
     finally:
-        _state.program = None
+        _state.program = before
 
 
 def as_input(x: np.ndarray) -> np.ndarray:
