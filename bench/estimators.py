@@ -25,6 +25,7 @@ import numpy as np
 
 from bench.machine import RESULTS, save, usable_cores, versions
 from bench.networks import DROPOUT, NETWORKS, fastcnn_layers
+from bench.process import Process
 
 BATCH, LEARNING_RATE = 128, 1e-3
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of the grid
@@ -169,35 +170,16 @@ def serve(name: str, path: str, threads: int) -> None:
 # --------------------------------------------------------------------------------------------------- the comparison
 
 
-class Side:
+class Side(Process):
     """The process of a side."""
 
     def __init__(self, name: str, python: str, path: str, threads: int) -> None:
-        self.process = subprocess.Popen(
-            [python, "-m", "bench.estimators", "--worker", name, "--data", path, "--threads", str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
-        )  # fmt: skip
         self.name = name
-        about = self._answer()
-        self.versions, self.modes = about["versions"], about["modes"]
+        super().__init__(python, "-m", "bench.estimators", "--worker", name, "--data", path, "--threads", str(threads))
+        self.versions, self.modes = self.about["versions"], self.about["modes"]
 
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the process of {self.name} ended")
-        return json.loads(line)
-
-    def ask(self, task: str, **arguments: Any) -> Any:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([task, arguments]) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+    def do(self, task: str, **arguments: Any) -> Any:
+        return self.ask(json.dumps([task, arguments]))
 
 
 Turn = tuple[str, str, dict[str, Any]]  # side, name of its setting, arguments
@@ -223,7 +205,7 @@ def compare(sides: dict[str, Side], task: str, turns: list[Turn], rounds: int) -
     accuracy: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
         for side, name, how in turns[:: 1 if i % 2 == 0 else -1]:
-            answer = sides[side].ask(task, seed=i + 1, **how)
+            answer = sides[side].do(task, seed=i + 1, **how)
             seconds[f"{side} {name}"].append(answer["seconds"])
             accuracy[f"{side} {name}"].append(answer["accuracy"])
     best = {
@@ -239,7 +221,7 @@ def compare(sides: dict[str, Side], task: str, turns: list[Turn], rounds: int) -
 
 def screen(side: Side, **how: Any) -> dict[str, float]:
     """Seconds of a small fit in each setting of the classifier."""
-    turns = [{m: side.ask("fit", mode=m, seed=0, **how)["seconds"] for m in side.modes} for _ in range(3)]
+    turns = [{m: side.do("fit", mode=m, seed=0, **how)["seconds"] for m in side.modes} for _ in range(3)]
     return {mode: min(turn[mode] for turn in turns) for mode in side.modes}
 
 
@@ -250,7 +232,7 @@ def fit(sides: dict[str, Side], args: argparse.Namespace) -> dict[str, Any]:
         seconds = screen(side, network="seed", epochs=1, images=min(SCREENED, args.images))
         how = {"network": "seed", "epochs": args.epochs, "images": args.images}
         turns += [(side.name, mode, how | {"mode": mode}) for mode in near_best(side.name, seconds)]
-    accuracy = {f"{side} {mode}": sides[side].ask("fit", seed=0, **how)["accuracy"] for side, mode, how in turns}
+    accuracy = {f"{side} {mode}": sides[side].do("fit", seed=0, **how)["accuracy"] for side, mode, how in turns}
     if not args.quick:
         check("fit", accuracy, LEAST, CLOSE)
     setting = {"images": args.images, "epochs": args.epochs}
@@ -266,7 +248,7 @@ def grid_search(sides: dict[str, Side], args: argparse.Namespace) -> dict[str, A
         seconds = screen(side, network="digits", epochs=2, images=SCREENED)
         mode = min(seconds, key=lambda name: seconds[name])
         setups = {f"{mode}, n_jobs={n}": {"mode": mode, "jobs": n, "epochs": epochs} for n in sorted({1, args.threads})}
-        answers = {name: side.ask("grid", seed=0, **how) for name, how in setups.items()}
+        answers = {name: side.do("grid", seed=0, **how) for name, how in setups.items()}
         found |= {f"{side.name} {name}": answer for name, answer in answers.items()}
         best = near_best(side.name, {name: answer["seconds"] for name, answer in answers.items()})
         turns += [(side.name, name, setups[name]) for name in best]
@@ -287,7 +269,7 @@ def mlp(sides: dict[str, Side], args: argparse.Namespace) -> dict[str, Any]:
         found = {}
         for name in names[:: 1 if i % 2 == 0 else -1]:
             flat = name == "MLPClassifier"
-            found[name] = sides[name].ask("curve", epochs=mlp_epochs if flat else cnn_epochs, seed=i, flat=flat)
+            found[name] = sides[name].do("curve", epochs=mlp_epochs if flat else cnn_epochs, seed=i, flat=flat)
         target = statistics.median(found["MLPClassifier"]["accuracy"][-SETTLED:])
         result["target"].append(target)
         for name, curve in found.items():

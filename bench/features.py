@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.machine import RESULTS, save, usable_cores, versions
+from bench.machine import RESULTS, cpu_name, save, usable_cores, versions
 from bench.recipes import load
 from bench.report_recipes import AS_IT_IS
 from fastcnn import CNNClassifier
@@ -136,7 +136,7 @@ def main() -> None:
         command = [sys.executable, "-m", "bench.features", "--worker", change]
         command += ["--recipe", args.recipe, "--seeds", str(seed)]
         answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        result = {"recipe": args.recipe, "change": change, "seed": seed} | json.loads(answer)
+        result = {"recipe": args.recipe, "change": change, "seed": seed, "cpu": cpu_name()} | json.loads(answer)
         with lock:
             runs.append(result)
             save("features", {"versions": versions("fastcnn", "numpy", "numba"), "runs": runs})

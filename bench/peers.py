@@ -26,6 +26,7 @@ import numpy as np
 
 from bench.machine import RESULTS, cpu_name, save, usable_cores
 from bench.networks import CLASSES, DROPOUT, NETWORKS, fastcnn_layers
+from bench.process import Process
 
 PEERS = ("torch", "keras", "jax")
 MODULES = {"torch": "torch", "keras": "tensorflow", "jax": "jax"}
@@ -42,55 +43,34 @@ ENVIRONMENT = {
 }  # fmt: skip
 
 
-class Side:
+class Side(Process):
     """A framework in a process of its own, with one network."""
 
     def __init__(self, framework: str, python: str, network: str, threads: int, folder: str) -> None:
         self.framework, self.batch = framework, 0
         self.steps: dict[str, int] = {}  # a turn's, by mode
+        command = [python, "-m", "bench.sides", framework, network, str(threads), str(Path(folder) / f"{network}.npz")]
         cache = {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "inductor")}
-        self.process = subprocess.Popen(
-            [python, "-m", "bench.sides", framework, network, str(threads), str(Path(folder) / f"{network}.npz")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
-            env=cache | os.environ | ENVIRONMENT,
-        )  # fmt: skip
-        self.versions: dict[str, str] = self._answer()
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the process of {self.framework} ended: {self.process.args}")
-        return json.loads(line)
-
-    def ask(self, *words: object) -> Any:
-        assert self.process.stdin is not None
-        self.process.stdin.write(" ".join(map(str, words)) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
+        super().__init__(*command, env=cache | os.environ | ENVIRONMENT)
+        self.versions: dict[str, str] = self.about
 
     def open(self, what: str, batch: int) -> dict[str, Any]:
         """Build the cell; what is to be compared, by mode, or a text where a mode does not run."""
         self.batch, self.steps = batch, {}
-        return self.ask("open", what, batch)
+        return self.ask(f"open {what} {batch}")
 
     def rate(self, mode: str, steps: int | None = None) -> float:
         """Images a second in one turn."""
         steps = steps or self.steps[mode]
-        return self.batch * steps / self.ask("run", mode, steps)
+        return self.batch * steps / self.ask(f"run {mode} {steps}")
 
     def calibrate(self, mode: str, seconds: float) -> float:
         """Choose the steps of a turn; images a second."""
         steps = 1
-        while (elapsed := self.ask("run", mode, steps)) < seconds / 5:
+        while (elapsed := self.ask(f"run {mode} {steps}")) < seconds / 5:
             steps *= 4 if elapsed < seconds / 20 else 2
         self.steps[mode] = max(1, round(seconds * steps / elapsed))
         return self.batch * steps / elapsed
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def busy_share(seconds: float = 0.25) -> float:

@@ -13,13 +13,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from typing import Any
 
 import numpy as np
 
 from bench.machine import RESULTS, cpu_name, save, versions
+from bench.process import Process
 from bench.recipes import SIDES, load, trainer_of
 from fastcnn.recipes import RECIPES
 
@@ -39,42 +39,20 @@ def work(recipe: str, side: str, batches: int) -> None:
         print(1e3 * trainer.fit(X[:n], y[:n], 2)[-1] / batches, file=answers)
 
 
-class Side:
-    """One side's process."""
-
-    def __init__(self, recipe: str, side: str, batches: int) -> None:
-        command = [sys.executable, "-m", "bench.recipe_steps", "--worker", side, "--recipes", recipe]
-        command += ["--batches", str(batches)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.about: dict[str, Any] = json.loads(self._answer())
-
-    def run(self) -> float:
-        """Milliseconds of a step, in one round."""
-        assert self._process.stdin is not None
-        print(file=self._process.stdin, flush=True)
-        return float(self._answer())
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("a side has failed")
-        return line
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+def start(recipe: str, side: str, batches: int) -> Process:
+    """The process of a side."""
+    command = [sys.executable, "-m", "bench.recipe_steps", "--worker", side, "--recipes", recipe]
+    return Process(*command, "--batches", str(batches))
 
 
 def measure(recipe: str, rounds: int, batches: int) -> dict[str, Any]:
     """Both sides' milliseconds by round."""
-    sides = {name: Side(recipe, name, batches) for name in SIDES}
+    sides = {name: start(recipe, name, batches) for name in SIDES}
     found: dict[str, Any] = {"batches": batches, "sides": {name: side.about for name, side in sides.items()}}
     found["ms"] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
-            found["ms"][name].append(sides[name].run())
+            found["ms"][name].append(sides[name].ask())
     for side in sides.values():
         side.close()
     return found

@@ -310,7 +310,8 @@ def about(r: dict[str, Any]) -> list[str]:
 
     collect(r)
     names = ", ".join(f"{name} {' and '.join(sorted(known))}" for name, known in found.items())
-    cpus = dict.fromkeys([c["run"]["cpu"] for c in r.get("cells", []) if "run" in c] or [r["cpu"]])
+    rows = [*(cell.get("run", {}) for cell in r.get("cells", [])), *r.get("runs", [])]
+    cpus = dict.fromkeys([row["cpu"] for row in rows if "cpu" in row] or [r["cpu"]])
     return [f"`{r['command']}`  ", f"{' and '.join(cpus)}; {names}", ""]
 
 
