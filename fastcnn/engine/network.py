@@ -302,7 +302,7 @@ class Network:
             if not np.can_cast(dy.dtype, self.dtype, "same_kind"):
                 raise TypeError(f"dy has dtype {dy.dtype}, expected {self.dtype}")
             plan.output_grad[...] = dy  # type: ignore[index]
-            with self._kernels.threads(self.n_jobs), self._precise():
+            with self._kernels.threads(self.n_jobs):
                 plan.backward()
             return np.array(plan.input_grad)
 
@@ -413,8 +413,7 @@ class Network:
                 dlogits[rows, others] -= moved / total if total else 0
             if dlogits is not plan.output_grad:  # copies of what is on a GPU
                 plan.output_grad[...] = dlogits  # type: ignore[index]
-            with self._precise():
-                plan.backward()
+            plan.backward()
         return float(losses.sum(dtype=np.float64)), float(weights @ hits)
 
     def predict_proba(self, x: Any, *, to_numpy: bool = True) -> Any:
@@ -468,8 +467,7 @@ class Network:
     def _run_forward(self, x: np.ndarray, mode: str) -> Plan:
         with self._kernels.threads(self.n_jobs):
             plan = self._ready(x, mode)
-            with self._precise():
-                plan.forward()
+            plan.forward()
         return plan
 
     def _plan_for(self, batch: int, mode: str) -> Plan:
@@ -492,12 +490,13 @@ class Network:
 
     def _compiled_plan(self, batch: int, mode: str) -> Plan:
         groups = self._inference_groups if mode == "inference" else self._make_groups(mode)
-        return compile_plan(
-            groups, self.input_shape, batch, self.dtype, self._kernels, mode,
-            lanes=self._kernels.max_threads(self.n_jobs), params=self._parameters.values,
-            grads=self._parameters.grads, dropout_states=self._dropout_states, winograd=self.winograd,
-            fuse=self.fuse, memory=self._kept_memory,
-        )  # fmt: skip
+        with self._precise():
+            return compile_plan(
+                groups, self.input_shape, batch, self.dtype, self._kernels, mode,
+                lanes=self._kernels.max_threads(self.n_jobs), params=self._parameters.values,
+                grads=self._parameters.grads, dropout_states=self._dropout_states, winograd=self.winograd,
+                fuse=self.fuse, memory=self._kept_memory,
+            )  # fmt: skip
 
     def _precise(self) -> AbstractContextManager[None]:
         """Where launches are recorded: what tensor cores may round to, if there are any."""

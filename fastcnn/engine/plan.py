@@ -8,7 +8,6 @@ views. Running a plan is a loop over bound steps, without decisions and without 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -54,21 +53,12 @@ class Plan:
         self.input, self.output = ends["input"], ends["output"]
         self.output_grad, self.input_grad = ends["output_grad"], ends["input_grad"]
         self._kernels = kernels
+        self._forward = self._record(self.forward_steps, self.backward_steps)
+        self._backward = self._record(self.backward_steps)
         self._training: _Training | None = None
 
-    # Recorded when first run: a plan that only trains needs neither, and one program in place of two has its kernels
-    # compiled side by side.
-
-    @cached_property
-    def _forward(self) -> Callable[[], None]:
-        return self._record(self.forward_steps)
-
-    @cached_property
-    def _backward(self) -> Callable[[], None]:
-        return self._record(self.backward_steps)
-
-    def _record(self, steps: Sequence[Step]) -> Callable[[], None]:
-        return self._kernels.record([(step.kernel, step.args) for step in steps])
+    def _record(self, *steps: Sequence[Step]) -> Callable[[], None]:
+        return self._kernels.record(*[[(step.kernel, step.args) for step in some] for some in steps])
 
     def forward(self) -> None:
         """`input` -> `output`."""

@@ -8,9 +8,9 @@ zero is not wanted and not computed** (the input gradient of the first layer, th
 without bias); a `bias` of size zero is no bias.
 
 Besides these functions a backend has `threads(n)`, a context that says how many threads the calls within may use,
-`max_threads(n)`, that number as it will be, and `record(calls)`, which makes one function of a list of (kernel,
-arguments): a plan's steps, over arrays that stay where they are. Batch normalisation takes a few vectors of C
-sums for itself.
+`max_threads(n)`, that number as it will be, and `record(calls, later)`, which makes one function of a list of (kernel,
+arguments): a plan's steps, over arrays that stay where they are; `later` is a list that is recorded next. Batch
+normalisation takes a few vectors of C sums for itself.
 
 A backend says where its arrays lie: `empty(n_bytes)` is memory for it (a vector of uint8), and `place(values)` is
 `values` where kernels can read them (itself, if it is there). On the CPU these are NumPy's arrays. On a GPU they are

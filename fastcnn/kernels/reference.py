@@ -547,7 +547,7 @@ def sum_squares(x, out):
 # ------------------------------------------------------------------------------------------- programs and threads
 
 
-def record(calls):
+def record(calls, later=()):
     """A function that does all `calls`, (function, arguments), in order."""
 
     def run_all():

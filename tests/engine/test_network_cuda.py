@@ -60,13 +60,10 @@ def test_precision_of_every_product(precision):
     net = Network([Conv2D(32, activation="relu")], (6, 6, 20), device="cuda", precision=precision, random_state=0)
     again = pickle.loads(pickle.dumps(net))
     assert again.precision == precision
-    x = batch((6, 6, 20), 2, dtype=np.float32)
-    again.forward(x)
-    parts = [again.plan._forward]
-    again.backward(np.ones_like(again.forward(x, training=True)))
-    for part in (*parts, again.plan._forward, again.plan._backward):
-        names = [call.name for call in part.calls if "conv_" in call.name]
-        assert len(names) == (2 if part is again.plan._backward else 1)
+    for mode in ("inference", "training_dx"):
+        plan = again._plan_for(2, mode)
+        names = [call.name for part in (plan._forward, plan._backward) for call in part.calls if "conv_" in call.name]
+        assert len(names) == (1 if mode == "inference" else 3)
         assert all(f"'{precision}'" in name for name in names), names
     trained = Network([Conv2D(32), Dense(3)], (6, 6, 4), device="cuda", precision=precision, random_state=0)
     trained.train_step(batch((6, 6, 4), 2, dtype=np.float32), np.arange(2))

@@ -1,31 +1,33 @@
-"""Kernels compiled by copies of the process: what they leave, and what happens when they fail."""
+"""Kernels compiled by several processes: what they leave, and what happens when the others fail."""
 
+import gc
 import os
-import signal
+import pickle
+import subprocess
 import sys
+import threading
 import time
 
+import numpy as np
 import pytest
-from numba import types
 
-from fastcnn.kernels.cpu import objects, runtime, together
+from fastcnn import Network
+from fastcnn.kernels.cpu import epilogue, launch, objects, runtime, together
 from fastcnn.kernels.cpu.objects import Code, machine_code
+from fastcnn.layers import AvgPool2D, BatchNorm, Conv2D, Dense, Dropout, MaxPool2D, ReLU, Residual, Tanh
 from tests.kernels.test_runtime import run
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are copied on Linux alone")
+pytestmark = pytest.mark.skipif(os.name != "posix" or runtime.numba.config.DISABLE_JIT, reason="starts compilers")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "cache_dir", lambda: tmp_path)
-    return tmp_path
-
-
-def make(n):
-    def function(x):
-        return x + n
-
-    return Code(function, "int64", lambda: (types.int64,))
+    """An empty cache, here and in other processes."""
+    monkeypatch.setenv("FASTCNN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(runtime, "_cache_known", False)
+    monkeypatch.setattr(runtime, "_cache_dir", None)
+    yield runtime.cache_dir()
+    assert not list(tmp_path.rglob("tmp*"))
 
 
 def no_child_is_left():
@@ -34,117 +36,155 @@ def no_child_is_left():
 
 
 @pytest.fixture
-def compiled(directory, monkeypatch):
-    """Call it for the processes that have compiled something since the last time, one for each kernel."""
-    log, compile_ = directory / "log", objects._compile
+def codes(monkeypatch):
+    """Some small kernels, which this process does not know."""
+    wanted = launch.Wanted()
+    with runtime.recording_into(wanted):
+        for number in range(4):
+            kernel = epilogue.activate_kernel(number)
+            monkeypatch.setattr(kernel, "_addresses", {})
+            for dtype in (np.float32, np.float64):
+                epilogue.activate_address(dtype, (number, 0.0))
+    assert len(wanted.code) == 8
+    return wanted.code
 
-    def noting(*args):
-        time.sleep(0.2)  # so that nobody takes all
-        with log.open("a") as file:
-            print(os.getpid(), file=file)
-        return compile_(*args)
 
-    monkeypatch.setattr(objects, "_compile", noting)
+@pytest.fixture
+def compiled_here(monkeypatch):
+    """The functions that this process compiles, slowly: the others get their turns."""
+    found, compile_ = [], objects._compile
 
-    def found():
-        pids = log.read_text().split() if log.exists() else []
-        log.unlink(missing_ok=True)
-        return pids
+    def slowly(function, *rest):
+        found.append(function)
+        time.sleep(0.3)
+        return compile_(function, *rest)
 
+    monkeypatch.setattr(objects, "_compile", slowly)
     return found
 
 
-def test_each_is_compiled_once(compiled):
-    codes = [make(n) for n in range(6)]
-    together.compile_together([*codes, *map(make, range(6))], 3)
-    pids = compiled()
-    assert len(pids) == 6 and len(set(pids)) == 3 and str(os.getpid()) in pids
-    assert len({machine_code(code) for code in codes}) == 6
-    together.compile_together(codes, 3)
-    assert compiled() == []
+def stored(codes):
+    return sum(code.path.exists() for code in codes)
+
+
+def test_every_process_compiles(codes, compiled_here):
+    together.compile_together([*codes, *codes], 2)
+    here = len(compiled_here)
+    assert stored(codes) == 8 and 0 < here < 8
+    assert len({machine_code(code) for code in codes}) == 8
+    together.compile_together(codes, 2)
+    assert len(compiled_here) == here  # none of what there is
     no_child_is_left()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_alone_where_nothing_can_be_shared(compiled, monkeypatch, processes):
-    if processes == 2:
+@pytest.mark.parametrize("why", ["one process", "few kernels", "no Python", "nowhere to write", "another thread does"])
+def test_alone(codes, compiled_here, monkeypatch, why):
+    """Each kernel is compiled where it is needed."""
+    if why == "no Python":
+        monkeypatch.setattr(sys, "executable", "/opt/editor/bin/editor")
+    if why == "nowhere to write":
         monkeypatch.setattr(runtime, "cache_dir", lambda: None)
-    together.compile_together([make(n) for n in range(3)], processes)
-    assert compiled() == []  # each where it is needed
+        codes = [Code(c.function, c.kinds, c.signature, origin=c.origin) for c in codes]
+    if why == "another thread does":
+        monkeypatch.setattr(together, "_busy", threading.Lock())
+        together._busy.acquire()
+    together.compile_together(codes[:2] if why == "few kernels" else codes, 1 if why == "one process" else 4)
+    assert compiled_here == []
 
 
-def test_without_a_copy(compiled, monkeypatch):
-    def fails():
+def test_no_process_more(codes, compiled_here, monkeypatch):
+    def fails(*args, **settings):
         raise BlockingIOError("no process more")
 
-    monkeypatch.setattr(os, "fork", fails)
-    codes = [make(n) for n in range(3)]
+    monkeypatch.setattr(subprocess, "Popen", fails)
     together.compile_together(codes, 2)
-    assert compiled() == [str(os.getpid())] * 3 and all(code.path.exists() for code in codes)
+    assert stored(codes) == len(compiled_here) == 8
 
 
-@pytest.mark.parametrize("way", [lambda: os.kill(os.getpid(), 9), lambda: 1 / 0, lambda: time.sleep(600)])
-def test_a_copy_that_fails(directory, monkeypatch, capfd, way):
-    here, compile_ = os.getpid(), objects._compile
+@pytest.mark.parametrize("instead", ["raise SystemExit(1)", "os.read(0, 1)", "os.read(0, 1); time.sleep(600)"])
+def test_a_process_that_fails(codes, compiled_here, monkeypatch, capfd, instead):
     monkeypatch.setattr(together, "PATIENCE", 0.5)
-    monkeypatch.setattr(objects, "_compile", lambda *args: compile_(*args) if os.getpid() == here else way())
-    codes = [make(n) for n in range(4)]
+    monkeypatch.setattr(together, "START", "{!r}; import os, time; " + instead)
     together.compile_together(codes, 2)
-    assert sum(code.path.exists() for code in codes) == 3
-    assert len({machine_code(code) for code in codes}) == 4
+    taken = "read" in instead
+    assert stored(codes) == len(compiled_here) == 8 - taken
+    assert len({machine_code(code) for code in codes}) == 8
     no_child_is_left()
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_error_here_ends_the_copies(directory, monkeypatch):
-    here = os.getpid()
-
+def test_an_error_here_ends_the_others(codes, monkeypatch):
     def interrupted(*args):
-        if os.getpid() == here:
-            raise KeyboardInterrupt
-        time.sleep(600)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(objects, "_compile", interrupted)
+    monkeypatch.setattr(together, "START", "{!r}; import time; time.sleep(600)")
     with pytest.raises(KeyboardInterrupt):
-        together.compile_together([make(n) for n in range(4)], 4)
-    no_child_is_left()
-
-
-def test_a_copy_is_not_interrupted_before_it_has_begun(directory, monkeypatch):
-    here, fork, astray = os.getpid(), os.fork, directory / "astray"
-
-    def fork_and_interrupt():
-        copy = fork()
-        if copy == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-        return copy
-
-    monkeypatch.setattr(os, "fork", fork_and_interrupt)
-    codes = [make(n) for n in range(3)]
-    try:
         together.compile_together(codes, 2)
-    finally:
-        if os.getpid() != here:
-            astray.touch()
-            os._exit(1)
-    assert all(code.path.exists() for code in codes) and not astray.exists()
+    no_child_is_left()
+    assert together._busy.acquire(blocking=False)
+    together._busy.release()
+
+
+def test_nobody_goes_on_for_a_process_that_is_gone(codes, tmp_path):
+    path = tmp_path / "todo"
+    path.write_bytes(pickle.dumps([(code.origin, code.kinds, code.signature(), code.path) for code in codes]))
+    command = [sys.executable, "-c", together.START.format(sys.path), str(path)]
+    for parent, count in (("1", 0), (str(os.getpid()), 2)):
+        subprocess.run([*command, parent], input=bytes([0, 1]), check=True, timeout=60)
+        assert stored(codes) == count
+
+
+def test_nothing_is_compiled_for_other_sources(codes, monkeypatch):
+    code = codes[0]
+    assert Code.at(code.origin, code.kinds, code.signature(), code.path).function is code.function
+    with pytest.raises(ValueError, match="settings or sources differ"):
+        Code.at(code.origin, code.kinds, code.signature(), code.path.parent / "other.o")
+
+
+class Enough(Exception):
+    pass
+
+
+def test_other_processes_find_every_kernel(monkeypatch):
+    """Whatever a program of many layers needs."""
+    found = []
+
+    def note(wanted, processes):
+        found.extend(wanted)
+        raise Enough
+
+    monkeypatch.setattr(launch, "compile_together", note)
+    for kernel in [thing for thing in gc.get_objects() if issubclass(type(thing), launch.Kernel)]:
+        monkeypatch.setattr(kernel, "_addresses", {})
+    layers = [
+        Conv2D(16, activation="relu"), BatchNorm(), ReLU(), MaxPool2D(), Residual([Conv2D(16), BatchNorm()]), ReLU(),
+        Conv2D(16, groups=16), Conv2D(24, 5), BatchNorm(), AvgPool2D(), Dropout(0.1), Dense(32), Tanh(), Dense(3),
+    ]  # fmt: skip
+    net = Network(layers, (28, 28, 3), random_state=0, dtype="float64")
+    with pytest.raises(Enough):
+        net.train_step(np.zeros((32, 28, 28, 3)), np.zeros(32, np.int64))
+    assert len(found) > 30
+    for code in found:
+        origin, signature = pickle.loads(pickle.dumps((code.origin, code.signature())))
+        assert Code.at(origin, code.kinds, signature, code.path).function is code.function
 
 
 TRAIN = """
 import numpy as np
 from fastcnn import Network
-from fastcnn.kernels.cpu import together
 from fastcnn.layers import Dense
 
-together.MOST = {}
 net = Network([Dense(8, activation="relu"), Dense(3)], (16,), random_state=0, n_jobs=2)
 x = np.random.default_rng(0).standard_normal((64, 16))
-print([net.train_step(x, np.arange(64) % 3) for _ in range(3)])
+losses = [net.train_step(x, np.arange(64) % 3) for _ in range(3)]
 """
 
 
-def test_a_network_has_the_same_bits(tmp_path):
-    alone, copied = (run(TRAIN.format(most), FASTCNN_CACHE_DIR=str(tmp_path / str(most))) for most in (1, 2))
-    assert alone == copied
-    names = [{path.name for path in (tmp_path / str(most)).rglob("*.o")} for most in (1, 2)]
-    assert names[0] == names[1] and len(names[0]) > 10
+def test_a_network_has_the_same_bits(directory, monkeypatch):
+    there = run(TRAIN + "print(losses)")
+    assert len(list(directory.glob("*.o"))) > 10
+    here = {}
+    monkeypatch.setattr(together, "MOST", 1)
+    exec(TRAIN, here)
+    assert there == str(here["losses"])

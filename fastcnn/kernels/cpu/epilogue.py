@@ -10,12 +10,10 @@ kernel with all of them takes several times as long to compile.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
 from fastcnn.kernels.cpu.exponential import expm1, tanh
-from fastcnn.kernels.cpu.launch import Kernel, address_for, call, empty, unpack
+from fastcnn.kernels.cpu.launch import Kernel, address_for, call, empty, family, unpack
 from fastcnn.kernels.cpu.lowering import Pool, has_pool
 from fastcnn.kernels.cpu.runtime import U, jit
 from fastcnn.kernels.cpu.vectors import (
@@ -33,7 +31,7 @@ from fastcnn.kernels.cpu.vectors import (
 KNOWN_WINDOW = 9  # taps of a window up to which a pooling kernel is compiled for it
 
 
-@lru_cache(maxsize=8)
+@family
 def activate_kernel(code):
     """y = activation(y + bias) over the rows start..stop of k channels, in place. `act` is (code, alpha)."""
 
@@ -79,7 +77,7 @@ def activate_kernel(code):
     return activate_rows
 
 
-@lru_cache(maxsize=16)
+@family
 def pool_kernel(window, padded, want_argmax):
     """Pool the convolution's rows start..stop (at z[band0:], `pitch` pixels long) into image n of y, then bias
     and activation. `window`: (r, s) if small, else (0, 0); `padded`: whether windows may reach out of the image.
@@ -159,7 +157,7 @@ def _slope(y, code, alpha, one):
     return one
 
 
-@lru_cache(maxsize=8)
+@family
 def gradient_kernel(code):
     """dz = dy * activation'(.) over the elements start..stop, from the output y."""
 
@@ -173,7 +171,7 @@ def gradient_kernel(code):
     return gradient_before
 
 
-@lru_cache(maxsize=16)
+@family
 def scatter_kernel(code, pooled, cover):
     """The pre-pool gradient of image n, into the padded image whose first inner pixel is at dz[start] and
     whose rows are `pitch` pixels long; and its sum over the pixels added to dz[db : db + k]. `cover`: windows

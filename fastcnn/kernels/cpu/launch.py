@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import numba
@@ -28,7 +28,7 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
 from fastcnn.kernels.cpu import crew
-from fastcnn.kernels.cpu.objects import Code, machine_code
+from fastcnn.kernels.cpu.objects import Code, Origin, machine_code, origin_of
 from fastcnn.kernels.cpu.runtime import lanes, recording, recording_into
 from fastcnn.kernels.cpu.together import compile_together
 
@@ -109,6 +109,7 @@ class Kernel:
     def __init__(self, function: Callable[..., None]) -> None:
         self.function = function
         self.__doc__, self.__name__ = function.__doc__, function.__name__
+        self.origin: Origin | None = None  # of a `family`
         self._addresses: dict[Any, int] = {}
 
     def address(self, args: tuple[Any, ...]) -> int:
@@ -116,13 +117,29 @@ class Kernel:
         key = tuple([(arg.dtype, arg.ndim) if isinstance(arg, np.ndarray) else type(arg) for arg in args])
         address = self._addresses.get(key)
         if address is None:
-            code, program = Code(self.function, _described(args), lambda: _signature(args), self.exact), recording()
+            origin, program = self.origin or origin_of(self), recording()
+            code = Code(self.function, _described(args), lambda: _signature(args), self.exact, origin)
             if isinstance(program, Wanted):
                 program.code.append(code)
                 return 0
             address = machine_code(code, program.compile if program is not None else None)
             self._addresses[key] = address
         return address
+
+
+def family(make: Callable[..., Kernel]) -> Callable[..., Kernel]:
+    """A function that makes a kernel of its arguments: the same one for the same arguments, by which other processes
+    find it too.
+    """
+
+    @lru_cache(maxsize=64)
+    @wraps(make)
+    def member(*args: Any) -> Kernel:
+        kernel = make(*args)
+        kernel.origin = make.__module__, make.__name__, args
+        return kernel
+
+    return member
 
 
 class RowKernel(Kernel):
@@ -225,11 +242,11 @@ class Wanted:
 
 class Program:
     """Launches in order, run by one call: what `calls`, (function, arguments), launch; arrays among the arguments are
-    read and written where they lie now.
+    read and written where they lie now. What is missing for `later` calls is compiled with what is missing for these.
     """
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls, self._compiled = calls, False
+    def __init__(self, calls: Calls, later: Calls) -> None:
+        self._calls, self._later, self._compiled = calls, later, False
         self._parts: list[Any] = []  # functions of the host, and rows of calls; in the end (address, count) of these
         self._kept: list[Any] = []  # arguments and rows, which must outlive the program
 
@@ -244,7 +261,7 @@ class Program:
         self._parts.append(function)
 
     def record(self) -> Program:
-        self._go_through(self)
+        _go_through(self._calls, self)
         for i, part in enumerate(self._parts):
             if not callable(part):
                 rows = np.array(part, np.int64)
@@ -252,16 +269,11 @@ class Program:
                 self._parts[i] = rows.ctypes.data, len(rows)
         return self
 
-    def _go_through(self, recorder: Any) -> None:
-        with recording_into(recorder):
-            for function, args in self._calls:
-                function(*args)
-
     def compile(self) -> None:
-        """Have all that it needs compiled, on as many cores as it will run on."""
+        """Have all that is missing compiled, on as many cores as it will run on."""
         if not self._compiled:
             wanted, self._compiled = Wanted(), True
-            self._go_through(wanted)
+            _go_through([*self._calls, *self._later], wanted)
             compile_together([*wanted.code, *crew.code()], lanes())
 
     def __call__(self) -> None:
@@ -271,6 +283,12 @@ class Program:
             else:
                 address, count = part
                 crew.run(address, count, lanes(), SMALL)
+
+
+def _go_through(calls: Calls, recorder: Any) -> None:
+    with recording_into(recorder):
+        for function, args in calls:
+            function(*args)
 
 
 def _row(kernel: Kernel, packed: np.ndarray, n: int, work: int, args: tuple[Any, ...]) -> tuple[int, ...]:
@@ -304,9 +322,9 @@ def on_host(function: Callable[[], None]) -> None:
         function()
 
 
-def record(calls: Calls) -> Callable[[], None]:
+def record(calls: Calls, later: Calls = ()) -> Callable[[], None]:
     """A function that does all `calls`, (function, arguments), in order; arrays among the arguments are read
-    and written where they lie now.
+    and written where they lie now. `later` calls are recorded next.
     """
     if numba.config.DISABLE_JIT:
 
@@ -315,7 +333,7 @@ def record(calls: Calls) -> Callable[[], None]:
                 function(*args)
 
         return run_all
-    return Program(calls).record()
+    return Program(calls, later).record()
 
 
 if numba.config.DISABLE_JIT:

@@ -6,12 +6,10 @@ merged as in `norm`, by blocks of pooled rows.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
 from fastcnn.kernels.cpu.epilogue import KNOWN_WINDOW
-from fastcnn.kernels.cpu.launch import ExactKernel, Kernel, launch, unpack
+from fastcnn.kernels.cpu.launch import ExactKernel, Kernel, family, launch, unpack
 from fastcnn.kernels.cpu.lowering import Pool
 from fastcnn.kernels.cpu.norm import batch_blocks, launch_moments, merge_gradients, normalising_vectors
 from fastcnn.kernels.cpu.runtime import U, as_input
@@ -27,7 +25,7 @@ from fastcnn.kernels.cpu.vectors import (
 )
 
 
-@lru_cache(maxsize=8)
+@family
 def _normalise_pool(window):
     """`window`: (r, s) if small, which the kernel is then compiled for; else (0, 0)."""
     known_r, known_s = window

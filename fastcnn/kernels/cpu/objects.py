@@ -14,10 +14,12 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -30,15 +32,34 @@ _lock = threading.RLock()
 _names: dict[int, str] = {}
 
 
+Origin = tuple[str, str, "tuple[Any, ...] | None"]  # module, name, and the arguments if it is a function's result
+
+
 class Code:
-    """A `function` for the argument types `signature()`, which `kinds` describes, and where its object file lies."""
+    """A `function` for the argument types `signature()`, which `kinds` describes, and where its object file lies.
+
+    By its `origin` another process finds the kernel or entry whose function it is; None if it cannot.
+    """
 
     def __init__(
-        self, function: Callable[..., Any], kinds: str, signature: Callable[[], Any], exact: bool = False
-    ) -> None:
-        self.function, self._signature, self._exact = function, signature, exact
+        self, function: Callable[..., Any], kinds: str, signature: Callable[[], Any], exact: bool = False,
+        origin: Origin | None = None,
+    ) -> None:  # fmt: skip
+        self.function, self.kinds, self.signature, self._exact = function, kinds, signature, exact
+        self.origin = origin
         directory = runtime.cache_dir()
         self.path = directory / f"{function.__name__}-{_digest(function, kinds)}.o" if directory else None
+
+    @classmethod
+    def at(cls, origin: Origin, kinds: str, signature: Any, path: Path) -> Code:
+        """The code with this origin, of another process that has it in the file `path`."""
+        module, name, arguments = origin
+        found = getattr(import_module(module), name)
+        owner = found if arguments is None else found(*arguments)
+        code = cls(owner.function, kinds, lambda: signature, owner.exact, origin)
+        if code.path != path:
+            raise ValueError(f"{code.path} is not {path}: settings or sources differ")
+        return code
 
     def read(self) -> tuple[str, bytes] | None:
         """The name of the function and its object file; None where it is not stored."""
@@ -46,10 +67,11 @@ class Code:
 
     def compile(self) -> tuple[str, bytes]:
         """The same, newly compiled, and stored if that can be."""
-        found = _compile(self.function, self._signature(), self._exact)
-        if self.path:
-            _write(self.path, *found)
-        return found
+        with _lock:
+            found = _compile(self.function, self.signature(), self._exact)
+            if self.path:
+                _write(self.path, *found)
+            return found
 
 
 def machine_code(code: Code, beforehand: Callable[[], None] | None = None) -> int:
@@ -57,19 +79,23 @@ def machine_code(code: Code, beforehand: Callable[[], None] | None = None) -> in
 
     If it is not stored, `beforehand` is called first: it may compile this and more.
     """
+    found = code.read()
+    if found is None and beforehand:
+        beforehand()
     with _lock:
-        found = code.read()
-        if found is None:
-            if beforehand:
-                beforehand()
-            found = code.read() or code.compile()
-        name, object_file = found
+        name, object_file = found or code.read() or code.compile()
         engine = _engine()
         engine.add_object_file(llvm.ObjectFileRef.from_data(object_file))
         engine.finalize_object()
         address = int(engine.get_function_address(name))
         _names[address] = code.function.__name__
         return address
+
+
+def origin_of(owner: Any) -> Origin | None:
+    """Of a kernel or entry that is known in its module by its function's name."""
+    module, name = owner.function.__module__, owner.function.__name__
+    return (module, name, None) if getattr(sys.modules.get(module), name, None) is owner else None
 
 
 def name_of(address: int) -> str:
@@ -155,6 +181,8 @@ def _engine() -> Any:
 class Entry:
     """A function of integers (int64) and their result, compiled when Python first calls it; it runs without the GIL."""
 
+    exact = False
+
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self._call: Any = None
@@ -174,7 +202,7 @@ class Entry:
 
             return (types.int64,) * n
 
-        return Code(self.function, f"int64 x {n}", signature)
+        return Code(self.function, f"int64 x {n}", signature, self.exact, origin_of(self))
 
     def prepare(self) -> None:
         arguments = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * self.function.__code__.co_argcount

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import numba
@@ -15,7 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastcnn.kernels.cpu.caches import LINE
-from fastcnn.kernels.cpu.launch import Kernel, address_for, empty, unpack
+from fastcnn.kernels.cpu.launch import Kernel, address_for, empty, family, unpack
 from fastcnn.kernels.cpu.microkernel import VECTOR_BYTES
 from fastcnn.kernels.cpu.winograd_formulas import NAMES, Tile, both_ways, formula_of
 
@@ -306,7 +305,7 @@ if numba.config.DISABLE_JIT:
     _transform, _finish = _transform_twin, _finish_twin
 
 
-@lru_cache(maxsize=64)
+@family
 def transform_kernel(name: str, m: int, r: int) -> Kernel:
     """A kernel that applies the formula `name` of F(m x m, r x r) to the tiles start..stop.
 
@@ -339,7 +338,7 @@ def transform_address(name: str, m: int, r: int, dtype: Any) -> Any:
     return address_for(transform_kernel(name, m, r), x, x, places, places, 0, 0)
 
 
-@lru_cache(maxsize=8)
+@family
 def output_kernel(m: int, r: int, pooled: bool, wants: bool) -> Kernel:
     """A kernel that turns the tiles of points start..stop of one row of tiles into outputs, max-pooled in
     windows of 2x2 if `pooled`, with their winners if `wants`.

@@ -66,7 +66,10 @@ def captured(calls: Sequence[Call]) -> Graph | None:
         return None
 
 
-def record(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> Program:
+Calls = Sequence[tuple[Callable[..., None], tuple[Any, ...]]]
+
+
+def record(calls: Calls, later: Calls = ()) -> Program:
     """A function that does all `calls`, (kernel, arguments), in order."""
     with recording() as kept:
         for kernel, args in calls:
