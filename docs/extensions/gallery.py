@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from ast import get_docstring, parse
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,9 +85,11 @@ def _write_pages(app: Any) -> None:
     for old in pages.glob("*.md"):
         if old.stem != "index" and not (_EXAMPLES / f"{old.stem}.py").is_file():
             old.unlink()
-    package = _package_hash()
-    for script in sorted(_EXAMPLES.glob("*.py")):
-        app.examples[script.stem] = _result(script, folder, package)
+    package, scripts = _package_hash(), sorted(_EXAMPLES.glob("*.py"))
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        results = list(pool.map(lambda script: _result(script, folder, package), scripts))
+    for script, result in zip(scripts, results, strict=True):
+        app.examples[script.stem] = result
         title, text = _docstring(script)
         page = pages / f"{script.stem}.md"
         content = f"# {title}\n\n{text}\n\n```{{example}} {script.stem}\n```\n"

@@ -94,7 +94,8 @@ def _wait_for(others: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def _python_can_be_started() -> bool:
     """Whether `sys.executable` is a Python: it may be a program that has one inside."""
-    return os.name == "posix" and not hasattr(sys, "frozen") and Path(sys.executable or "").name.startswith("python")
+    name = Path(sys.executable or "").name.lower()
+    return os.name == "posix" and not hasattr(sys, "frozen") and name.startswith("python")
 
 
 def _length(function: Callable[..., Any]) -> int:
