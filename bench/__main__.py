@@ -15,6 +15,7 @@ BENCHMARKS = {  # with the peers that each knows, and its other arguments
     "kernels": ((), ("--save",)),
     "memory": (("torch",), ()),
     "coldstart": (("torch",), ()),
+    "compiling": ((), ()),
     "scaling": ((), ()),
     "one_image": ((), ()),
     "cluster": ((), ()),

@@ -247,6 +247,22 @@ def coldstart(r: dict[str, Any]) -> list[str]:
     return lines
 
 
+def compiling(r: dict[str, Any]) -> list[str]:
+    alone, together = r["seconds"].values()
+    rows = [[name, middle(values), str(len(values))] for name, values in r["seconds"].items()]
+    times = [a / b for a, b in zip(alone, together, strict=True)]
+    return [
+        "## Compilation",
+        "",
+        *about(r),
+        "A first fit as above, with an empty cache, alternating:",
+        "",
+        *table(["kernels are compiled by", "s", "fits"], rows),
+        "",
+        f"One process takes {middle(times)} times as long.",
+    ]
+
+
 def scaling(r: dict[str, Any]) -> list[str]:
     lines = ["## Scaling", "", *about(r)]
     rows = []
@@ -321,7 +337,7 @@ def _leaves(value: dict[str, Any]) -> list[tuple[str, str]]:
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy": accuracy, "peers": peers, "estimators": estimators, "kernels": kernels, "hotspots": hotspots,
-    "memory": memory, "coldstart": coldstart, "scaling": scaling, "one_image": one_image,
+    "memory": memory, "coldstart": coldstart, "compiling": compiling, "scaling": scaling, "one_image": one_image,
     "recipes": lambda r: report_recipes.lines(r, about(r)),
     "recipe_steps": lambda r: report_recipes.steps(r, about(r), middle),
     "features": lambda r: report_recipes.features(r, about(r)),
