@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import numba
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from fastcnn.kernels.cpu.objects import Code, machine_code
 from fastcnn.layers import AvgPool2D, BatchNorm, Conv2D, Dense, Dropout, MaxPool2D, ReLU, Residual, Tanh
 from tests.kernels.test_runtime import run
 
-pytestmark = pytest.mark.skipif(os.name != "posix" or runtime.numba.config.DISABLE_JIT, reason="starts compilers")
+pytestmark = pytest.mark.skipif(os.name != "posix" or numba.config.DISABLE_JIT, reason="starts compilers")
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +136,7 @@ def test_nobody_goes_on_for_a_process_that_is_gone(codes, tmp_path):
         assert stored(codes) == count
 
 
-def test_nothing_is_compiled_for_other_sources(codes, monkeypatch):
+def test_nothing_is_compiled_for_other_sources(codes):
     code = codes[0]
     assert Code.at(code.origin, code.kinds, code.signature(), code.path).function is code.function
     with pytest.raises(ValueError, match="settings or sources differ"):

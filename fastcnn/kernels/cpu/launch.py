@@ -241,12 +241,12 @@ class Wanted:
 
 
 class Program:
-    """Launches in order, run by one call: what `calls`, (function, arguments), launch; arrays among the arguments are
-    read and written where they lie now. What is missing for `later` calls is compiled with what is missing for these.
+    """Launches in order, run by one call: what was kept within `record`. Kernels for `soon`, the calls that are
+    recorded now and next, are compiled together when the first of them is missing.
     """
 
-    def __init__(self, calls: Calls, later: Calls) -> None:
-        self._calls, self._later, self._compiled = calls, later, False
+    def __init__(self, soon: Calls) -> None:
+        self._soon = soon
         self._parts: list[Any] = []  # functions of the host, and rows of calls; in the end (address, count) of these
         self._kept: list[Any] = []  # arguments and rows, which must outlive the program
 
@@ -260,8 +260,8 @@ class Program:
     def add_host(self, function: Callable[[], None]) -> None:
         self._parts.append(function)
 
-    def record(self) -> Program:
-        _go_through(self._calls, self)
+    def finish(self) -> Program:
+        self._soon = ()
         for i, part in enumerate(self._parts):
             if not callable(part):
                 rows = np.array(part, np.int64)
@@ -270,10 +270,11 @@ class Program:
         return self
 
     def compile(self) -> None:
-        """Have all that is missing compiled, on as many cores as it will run on."""
-        if not self._compiled:
-            wanted, self._compiled = Wanted(), True
-            _go_through([*self._calls, *self._later], wanted)
+        """Have all that is missing compiled, on as many cores as it will run on; once."""
+        soon, self._soon = self._soon, ()
+        if soon:
+            wanted = Wanted()
+            _go_through(soon, wanted)
             compile_together([*wanted.code, *crew.code()], lanes())
 
     def __call__(self) -> None:
@@ -333,7 +334,9 @@ def record(calls: Calls, later: Calls = ()) -> Callable[[], None]:
                 function(*args)
 
         return run_all
-    return Program(calls, later).record()
+    program = Program([*calls, *later])
+    _go_through(calls, program)
+    return program.finish()
 
 
 if numba.config.DISABLE_JIT:

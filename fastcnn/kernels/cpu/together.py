@@ -22,7 +22,7 @@ from typing import Any
 
 from fastcnn.kernels.cpu.objects import Code
 
-MOST = 4  # processes: each needs about 150 MB
+MOST = 4  # processes: each needs about 200 MB
 EACH = 3  # kernels at least: a Python takes about as long to start
 PATIENCE = 30.0  # seconds that the others may go on alone; the largest kernel takes a few
 START = "import sys; sys.path[:] = {!r}; from fastcnn.kernels.cpu.together import help_out; help_out(*sys.argv[1:])"
