@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import numpy as np
 
 from bench.machine import RESULTS, save, usable_cores, versions
 from bench.networks import DROPOUT, NETWORKS, fastcnn_layers
-from bench.process import Process
+from bench.process import Process, answers
 
 BATCH, LEARNING_RATE = 128, 1e-3
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of the grid
@@ -151,9 +150,7 @@ class Work:
 
 def serve(name: str, path: str, threads: int) -> None:
     """Answer each line of the input, a task and its arguments, with a line of JSON."""
-    # What a framework prints must not come between the answers.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    out = answers()
     side = SIDES[name](threads)
     work = Work(side, dict(np.load(path)), threads)
     if name == "MLPClassifier":
@@ -161,10 +158,10 @@ def serve(name: str, path: str, threads: int) -> None:
     else:
         for network in ("seed", "digits"):
             work.fit(network, side.modes[0], 1, 2 * BATCH, 0)
-    print(json.dumps({"versions": versions(*side.packages), "modes": side.modes}), file=answers)
+    print(json.dumps({"versions": versions(*side.packages), "modes": side.modes}), file=out)
     for line in sys.stdin:
         task, arguments = json.loads(line)
-        print(json.dumps(getattr(work, task)(**arguments)), file=answers)
+        print(json.dumps(getattr(work, task)(**arguments)), file=out)
 
 
 # --------------------------------------------------------------------------------------------------- the comparison

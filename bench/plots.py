@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -124,22 +125,25 @@ def scaling(pyplot: Any, r: dict[str, Any]) -> Any:
 
 def recipes(pyplot: Any, r: dict[str, Any]) -> Any:
     """Accuracy against training time, each point the mean of some seeds."""
-    found = report_recipes.groups(r)
+    found, cpus = report_recipes.groups(r), report_recipes.processors(r)
     if not found:
         return None
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for k, side in enumerate(report_recipes.SIDES):
-        for recipe, line in zip(report_recipes.ASKED, ("-", "--", ":"), strict=True):
-            of_kind = [g for g in found if (g.side, g.recipe) == (side, recipe)]
+    figure, panels = pyplot.subplots(1, len(cpus), figsize=(6 * len(cpus), 4.5), squeeze=False, sharey=True)
+    for axes, cpu in zip(panels[0], cpus, strict=True):
+        for (k, side), recipe in product(enumerate(report_recipes.SIDES), report_recipes.ASKED):
+            of_kind = [g for g in found if g[:3] == (cpu, recipe, side)]
             if of_kind:
+                line = dict(zip(report_recipes.ASKED, ("-", "--", ":"), strict=True))[recipe]
                 seconds = [statistics.median(g.seconds) for g in of_kind]
                 accuracies = [100 * g.accuracy for g in of_kind]
                 label = f"{report_recipes.SIDES[side]}, {recipe}"
                 axes.plot(seconds, accuracies, MARKERS[k] + line, color=COLOURS[k], markersize=5, label=label)
-    for target in report_recipes.TARGETS:
-        axes.axhline(100 * target, color="0.85", linewidth=1, zorder=0)
-    axes.set(xscale="log", xlabel="seconds of training (logarithmic)", ylabel="mean test accuracy, %")
-    axes.legend(frameon=False)
+        for target in report_recipes.TARGETS:
+            axes.axhline(100 * target, color="0.85", linewidth=1, zorder=0)
+        axes.set(xscale="log", xlabel="seconds of training (logarithmic)")
+        axes.set_title(cpu, loc="left")
+        axes.legend(frameon=False)
+    panels[0][0].set_ylabel("mean test accuracy, %")
     return figure
 
 

@@ -1,8 +1,10 @@
 """The recipes on Fashion-MNIST: accuracy and training time, beside the same recipe in PyTorch.
 
-Every run is a process of its own, and with two sides they alternate, seed by seed. A run trains on the 60,000 training
-images and uses the 10,000 test images once, after training; with --split it trains on 55,000 of the training images and
-is judged by the other 5,000, and no test image is read. Results are added to what bench/results/recipes.json has.
+Every run is a process of its own. Two sides take turns, epoch by epoch, and the other one waits: a machine that becomes
+slower while they train does so for both. A run trains on the 60,000 training images and uses the 10,000 test images
+once, after training; with --split it trains on 55,000 of the training images and is judged by the other 5,000, and no
+test image is read. Results are added to what bench/results/recipes.json has; those of another processor stand beside
+them.
 `python -m bench.recipes [--recipes fast balanced best] [--sides fastcnn torch] [--seeds 0 1 2] [--epochs N ...]`
 """
 
@@ -15,18 +17,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from bench.machine import RESULTS, cpu_name, save, versions
+from bench.process import Process, answers
 from fastcnn import CNNClassifier
 from fastcnn.datasets import fetch_fashion_mnist
 from fastcnn.recipes import RECIPES
 
 VALIDATION = 5_000
-KEYS = ("recipe", "side", "epochs", "seed", "split")  # what tells runs apart
+KEYS = ("recipe", "side", "epochs", "seed", "split", "cpu")  # what tells runs apart
 Data = tuple[np.ndarray, np.ndarray]
 
 
@@ -40,22 +44,14 @@ def load(split: bool) -> tuple[Data, Data]:
     return (X[training], y[training]), (X[held_out], y[held_out])
 
 
-class Clock:
-    """The callback that notes the seconds of epochs and shows them."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_epoch_end(self, info: Any) -> None:
-        self.seconds.append(info.seconds)
-        print(f"epoch {info.epoch}/{info.max_iter}: loss {info.loss:.4f}, {info.seconds:.1f} s", file=sys.stderr)
+EpochEnd = Callable[[int, float], None]  # told the number of the epoch and its seconds
 
 
 class FastCNN:
     """This package's side."""
 
     def __init__(self, clf: CNNClassifier) -> None:
-        self.clf = clf.set_params(callbacks=[Clock()])
+        self.clf = clf
         self.mode = ""
 
     def prepare(self, X: np.ndarray, y: np.ndarray, rest: int) -> None:
@@ -63,10 +59,9 @@ class FastCNN:
         self.clf.set_params(max_iter=1).fit(X, y)
         self.clf.predict(X)
 
-    def fit(self, X: np.ndarray, y: np.ndarray, epochs: int) -> list[float]:
-        """Train, and give the seconds of each epoch."""
-        self.clf.set_params(max_iter=epochs).fit(X, y)
-        return self.clf.callbacks_[0].seconds
+    def fit(self, X: np.ndarray, y: np.ndarray, epochs: int, at_end_of: EpochEnd) -> None:
+        """Train, and tell when an epoch has ended."""
+        self.clf.set_params(max_iter=epochs, callbacks=[_Epochs(at_end_of)]).fit(X, y)
 
     @property
     def n_params(self) -> int:
@@ -74,6 +69,19 @@ class FastCNN:
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         return self.clf.predict(X)
+
+
+class _Epochs:
+    """The callback that passes on what an epoch took."""
+
+    def __init__(self, at_end_of: EpochEnd) -> None:
+        self.at_end_of = at_end_of
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Epochs:
+        return self  # `fit` copies callbacks; who is told stays the same
+
+    def on_epoch_end(self, info: Any) -> None:
+        self.at_end_of(info.epoch, info.seconds)
 
 
 SIDES = {"fastcnn": "bench.recipes.FastCNN", "torch": "bench.recipes_torch.Torch"}
@@ -85,36 +93,67 @@ def trainer_of(side: str, clf: CNNClassifier) -> Any:
     return getattr(import_module(module), name)(clf)
 
 
-def work(recipe: str, side: str, epochs: int, seed: int, split: bool) -> dict[str, Any]:
-    """One run."""
+class Turns:
+    """The seconds of epochs, each of which begins with a line of input and ends with a line of output."""
+
+    def __init__(self, out: TextIO, epochs: int) -> None:
+        self.out, self.epochs = out, epochs
+        self.seconds: list[float] = []
+        self.waited = 0.0
+
+    def wait(self) -> None:
+        """Until it is this side's turn."""
+        start = time.perf_counter()
+        if not sys.stdin.readline():
+            raise SystemExit("nobody asks any more")
+        self.waited += time.perf_counter() - start
+
+    def at_end_of(self, epoch: int, seconds: float) -> None:
+        self.seconds.append(seconds)
+        if epoch < self.epochs:  # after the last one comes the result
+            print(json.dumps(seconds), file=self.out)
+            self.wait()
+
+
+def work(recipe: str, side: str, epochs: int, seed: int, split: bool) -> None:
+    """One run: an epoch for each line of the input."""
+    out = answers()
     (X, y), (X_test, y_test) = load(split)
     clf = RECIPES[recipe](random_state=seed)
     trainer = trainer_of(side, clf)
     some = np.arange(clf.batch_size * 2)
     start = time.perf_counter()
     trainer.prepare(X[some], y[some], len(X) % clf.batch_size)
-    prepared = time.perf_counter()
-    epoch_seconds = trainer.fit(X, y, epochs)
-    fitted = time.perf_counter()
-    accuracy = float(np.mean(trainer.predict(X_test) == y_test))
-    return {
-        "accuracy": accuracy,
-        "fit_seconds": fitted - prepared,
-        "epoch_seconds": epoch_seconds,
-        "prepare_seconds": prepared - start,
+    about = {
+        "prepare_seconds": time.perf_counter() - start,
         "parameters": trainer.n_params,
         "mode": trainer.mode,
         "versions": versions("fastcnn", "numpy", "numba", "torch"),
     }
+    print(json.dumps(about), file=out)
+    turns = Turns(out, epochs)
+    start = time.perf_counter()
+    turns.wait()
+    trainer.fit(X, y, epochs, turns.at_end_of)
+    seconds = time.perf_counter() - start - turns.waited
+    accuracy = float(np.mean(trainer.predict(X_test) == y_test))
+    print(json.dumps({"accuracy": accuracy, "fit_seconds": seconds, "epoch_seconds": turns.seconds}), file=out)
 
 
-def run(recipe: str, side: str, epochs: int, seed: int, split: bool, cache: str | None = None) -> dict[str, Any]:
-    """`work` in a process of its own; with kernels compiled anew if `cache` is an empty folder."""
-    command = [sys.executable, "-m", "bench.recipes", "--worker", side, "--recipes", recipe, "--seeds", str(seed)]
+def run(recipe: str, sides: list[str], epochs: int, seed: int, split: bool) -> dict[str, dict[str, Any]]:
+    """`work` of each side in a process of its own, in turns."""
+    command = [sys.executable, "-m", "bench.recipes", "--recipes", recipe, "--seeds", str(seed)]
     command += ["--epochs", str(epochs), *["--split"] * split]
-    env = os.environ | ({"FASTCNN_CACHE_DIR": cache} if cache else {})
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env).stdout
-    return json.loads(answer.splitlines()[-1])
+    processes = {side: Process(*command, "--worker", side) for side in sides}
+    answer: dict[str, Any] = {}
+    for epoch in range(epochs):
+        for side in sides[:: -1 if epoch % 2 else 1]:
+            answer[side] = processes[side].ask()
+            if epoch + 1 < epochs:
+                print(f"epoch {epoch + 1}/{epochs}, {side}: {answer[side]:.1f} s", file=sys.stderr)
+    for process in processes.values():
+        process.close()
+    return {side: processes[side].about | answer[side] | {"turns": len(sides) > 1} for side in sides}
 
 
 def compile_seconds(recipe: str) -> float:
@@ -145,29 +184,28 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker:
         (recipe,), (epochs,), (seed,) = args.recipes, args.epochs, args.seeds
-        print(json.dumps(work(recipe, args.worker, epochs, seed, args.split)))
+        work(recipe, args.worker, epochs, seed, args.split)
         return
     path = RESULTS / "recipes.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     found = {"compile_seconds": known.get("compile_seconds", {}), "runs": known.get("runs", [])}
+    cpu = cpu_name()
     for recipe in args.recipes:
         for asked in args.epochs:
             epochs = asked or RECIPES[recipe]().max_iter
             for seed in args.seeds:
-                for side in args.sides:
-                    key = dict(zip(KEYS, (recipe, side, epochs, seed, args.split), strict=True))
-                    result = key | run(**key) | {"cpu": cpu_name()}
+                for side, result in run(recipe, args.sides, epochs, seed, args.split).items():
+                    key = dict(zip(KEYS, (recipe, side, epochs, seed, args.split, cpu), strict=True))
                     others = [r for r in found["runs"] if {k: r[k] for k in KEYS} != key]
-                    runs = sorted([*others, result], key=lambda r: [r[k] for k in KEYS])
-                    found["runs"] = runs
-                    save("recipes", found)
+                    found["runs"] = sorted([*others, key | result], key=lambda r: [r[k] for k in KEYS])
                     print(
                         f"{recipe}, {epochs} epochs, seed {seed}, {side} {result['mode']}: {result['accuracy']:.4f} "
                         f"in {result['fit_seconds']:.0f} s",
                         flush=True,
                     )
+                save("recipes", found)
         if "fastcnn" in args.sides:
-            found["compile_seconds"][recipe] = compile_seconds(recipe)
+            found["compile_seconds"].setdefault(cpu, {})[recipe] = compile_seconds(recipe)
             save("recipes", found)
     print(f"written: {path}")
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from bench.machine import usable_cores
+from bench.recipes import EpochEnd
 from fastcnn import CNNClassifier, layers
 from fastcnn.engine.network import Network
 from fastcnn.kernels.contract import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
@@ -198,27 +199,26 @@ class Torch:
 
     # ---------------------------------------------------------------------------------------------- training
 
-    def fit(self, X: np.ndarray, y: np.ndarray, epochs: int) -> list[float]:
-        """Train in the best mode, and give the seconds of each epoch."""
+    def fit(self, X: np.ndarray, y: np.ndarray, epochs: int, at_end_of: EpochEnd) -> None:
+        """Train in the best mode, and tell when an epoch has ended."""
         clf, m = self.clf, self.clf.batch_size
         self._scale_by(X)
         images, labels = self._images(X), torch.from_numpy(y.astype(np.int64))
         step_count = -(-len(X) // m)
         schedule = make_schedule(clf.learning_rate, clf.learning_rate_init, epochs * step_count, step_count, clf.warmup)
-        average, number, seconds = None, 0, []
+        average, number = None, 0
         for epoch in range(epochs):
             begin = time.perf_counter()
-            order, loss = torch.randperm(len(X)), 0.0
-            for part in order.split(m):
-                loss += float(self.step(images[part], labels[part], schedule(number))) * len(part)
+            for part in torch.randperm(len(X)).split(m):
+                loss = float(self.step(images[part], labels[part], schedule(number)))
+                if not math.isfinite(loss):
+                    raise FloatingPointError(f"epoch {epoch + 1}: the loss is {loss}")
                 number += 1
                 if clf.ema_decay is not None:
                     average = self._averaged(average, number)
-            seconds.append(time.perf_counter() - begin)
-            print(f"epoch {epoch + 1}/{epochs}: loss {loss / len(X):.4f}, {seconds[-1]:.1f} s", file=sys.stderr)
+            at_end_of(epoch + 1, time.perf_counter() - begin)
         if average is not None:
             self.net.load_state_dict(average)
-        return seconds
 
     @torch.no_grad()
     def _averaged(self, average: Any, number: int) -> Any:

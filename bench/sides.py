@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 import time
 from importlib import import_module
@@ -21,6 +20,7 @@ import numpy as np
 from bench.framework import Run
 from bench.machine import versions
 from bench.networks import NETWORKS
+from bench.process import answers
 
 FRAMEWORKS = {
     "fastcnn": "bench.framework.FastCNN",
@@ -32,13 +32,11 @@ FRAMEWORKS = {
 
 def main() -> None:
     name, network, threads, path = sys.argv[1:]
-    # What a framework prints must not come between the answers.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    out = answers()
     module, _, cls_name = FRAMEWORKS[name].rpartition(".")
     cls = getattr(import_module(module), cls_name)
     framework = cls(NETWORKS[network], dict(np.load(path)), int(threads))
-    print(json.dumps(versions(*cls.packages)), file=answers)
+    print(json.dumps(versions(*cls.packages)), file=out)
     runs: dict[str, Run] = {}
     for line in sys.stdin:
         command, *words = line.split()
@@ -57,7 +55,7 @@ def main() -> None:
             start = time.perf_counter()
             runs[words[0]](int(words[1]))
             answer = time.perf_counter() - start
-        print(json.dumps(answer), file=answers)
+        print(json.dumps(answer), file=out)
 
 
 if __name__ == "__main__":

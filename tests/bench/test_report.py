@@ -123,13 +123,32 @@ def test_recipes(tmp_path, accuracy, seconds, torch, verdicts):
     runs += [recipe_run("fast", "fastcnn", 0, 0.925, 30.0, epochs=2)]
     runs += [recipe_run("balanced", "fastcnn", 0, 0.95, 60.0)]
     runs[-1] |= {"split": True}  # says nothing of test images
-    lines = report(tmp_path, recipes={"runs": runs, "compile_seconds": {"fast": 9.0, "balanced": 9.0}})
+    lines = report(tmp_path, recipes={"runs": runs, "compile_seconds": {"a processor": {"fast": 9.0}}})
     whats = ("recipe `fast`: test accuracy", "recipe `fast`: training time", "recipe `fast` in PyTorch")
     assert tuple(verdict(lines, what) for what in whats) == verdicts
     assert verdict(lines, "recipe `balanced`: test accuracy") == "not measured"
-    assert any(line.startswith("| `fast` | fastcnn |") and f"**{accuracy:.4f}**" in line for line in lines)
-    assert any(line.startswith("| 92% | fastcnn | `fast`, 2 epochs |") and "| 30 | 39 |" in line for line in lines)
-    assert not any(line.startswith("| 94% | PyTorch") for line in lines) or torch[0] >= 0.94
+    of = "| a processor |"
+    assert any(line.startswith(f"{of} `fast` | fastcnn |") and f"**{accuracy:.4f}**" in line for line in lines)
+    assert any(line.startswith(f"{of} 92% | fastcnn | `fast`, 2 epochs |") and "| 30 | 39 |" in line for line in lines)
+    assert not any(line.startswith(f"{of} 94% | PyTorch") for line in lines) or torch[0] >= 0.94
+
+
+def test_recipes_on_two_processors(tmp_path):
+    """Times are those of one processor; what seeds do to accuracy, that of all."""
+    runs = [recipe_run("fast", "fastcnn", seed, 0.94 + seed / 1e3, 200.0) for seed in (-1, 0, 1)]
+    runs += [recipe_run("fast", side, 0, *found) | {"cpu": "another", "turns": True} for side, found in (
+        ("fastcnn", (0.941, 300.0)), ("torch", (0.9395, 900.0))
+    )]  # fmt: skip
+    lines = report(tmp_path, recipes={"runs": runs, "compile_seconds": {}})
+    (first, second) = [line for line in lines if line.startswith("| recipe `fast`: training time")]
+    assert "(a processor) | at most 4 min | 3.3 min | reached |" in first
+    assert "(another) | at most 4 min | 5.0 min | **not reached** |" in second
+    (first, second) = [line for line in lines if line.startswith("| recipe `fast` in PyTorch")]
+    assert "(a processor)" in first and first.endswith("| not measured |")
+    assert "(another) | 3 | 3.00; 93.95%, ours 94.10% | reached so far; incomplete |" in second
+    assert any(
+        line.startswith("| another | `fast` | PyTorch |") and line.endswith("| 3.00, in turns |") for line in lines
+    )
 
 
 def test_features(tmp_path):
