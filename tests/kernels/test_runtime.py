@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,7 +140,8 @@ print(train(0) == first, used < 0.2)
 def test_without_a_home_to_write_to(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    code = TRAIN + "from fastcnn.kernels.cpu import runtime; print(runtime.cache_dir(), len(train(0)))"
+    few_kernels = TRAIN.replace('Conv2D(16, activation="relu"), MaxPool2D(), ', "")
+    code = few_kernels + "from fastcnn.kernels.cpu import runtime; print(runtime.cache_dir(), len(train(0)))"
     nowhere = {"FASTCNN_CACHE_DIR": str(blocked), "NUMBA_CACHE_DIR": "", "XDG_CACHE_HOME": str(blocked)}
     temporary = tmp_path / "tmp"
     temporary.mkdir()
@@ -155,25 +157,33 @@ objects._compile = lambda function, *rest: compiled.append(function.__name__) or
 """
 
 
-def test_the_cache_is_read_by_the_next_process(tmp_path):
-    code = COUNT + TRAIN + "print(train(0)[-1], 'multiply_rows' in compiled, len(compiled))"
-    first = run(code, FASTCNN_CACHE_DIR=str(tmp_path)).split()
-    files = sorted(path.name for path in tmp_path.rglob("*"))
-    second = run(code, FASTCNN_CACHE_DIR=str(tmp_path)).split()
-    assert first[1] == "True" and int(first[2]) > 10
-    assert second == [first[0], "False", "0"]
-    assert sorted(path.name for path in tmp_path.rglob("*")) == files
+COUNTED = COUNT + TRAIN + "print(train(0)[-1], len(compiled), 'multiply_rows' in compiled)"
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A cache after a training, and its last loss."""
+    folder = tmp_path_factory.mktemp("cache")
+    loss, count, multiplied = run(COUNTED, FASTCNN_CACHE_DIR=str(folder)).split()
+    assert multiplied == "True" and int(count) > 10
+    return folder, loss
+
+
+def test_the_cache_is_read_by_the_next_process(filled):
+    folder, loss = filled
+    files = sorted(path.name for path in folder.rglob("*"))
+    assert run(COUNTED, FASTCNN_CACHE_DIR=str(folder)).split() == [loss, "0", "False"]
+    assert sorted(path.name for path in folder.rglob("*")) == files
     assert runtime._sources_digest() in files
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])
-def test_a_damaged_object_file_is_compiled_again(tmp_path, damage):
-    code = COUNT + TRAIN + "print(train(0)[-1], len(compiled))"
-    good, _ = run(code, FASTCNN_CACHE_DIR=str(tmp_path)).split()
-    (path,) = tmp_path.rglob("multiply_rows-*.o")
-    written = path.read_bytes()
-    path.write_bytes(damage(written))
-    assert run(code, FASTCNN_CACHE_DIR=str(tmp_path)).split() == [good, "1"]
+def test_a_damaged_object_file_is_compiled_again(filled, tmp_path, damage):
+    cache, loss = tmp_path / "cache", filled[1]
+    shutil.copytree(filled[0], cache)
+    (path,) = cache.rglob("multiply_rows-*.o")
+    path.write_bytes(damage(path.read_bytes()))
+    assert run(COUNTED, FASTCNN_CACHE_DIR=str(cache)).split() == [loss, "1", "True"]
     assert path.read_bytes()[:32] == hashlib.sha256(path.read_bytes()[32:]).digest()
 
 
