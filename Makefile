@@ -80,9 +80,10 @@ $(VENV)/installed: $(BUILD_FILES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/installed-%: $(BUILD_FILES) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
-	@touch $@ $(VENV)/installed
+# Packages for an extra: fastcnn is installed already and is not built again.
+$(VENV)/installed-%: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet 'fastcnn[$*]'
+	@touch $@
 
 $(OLDEST)/installed: $(BUILD_FILES) tests/oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
