@@ -245,9 +245,9 @@ def grid_search(sides: dict[str, Side], args: argparse.Namespace) -> dict[str, A
         seconds = screen(side, network="digits", epochs=2, images=SCREENED)
         mode = min(seconds, key=lambda name: seconds[name])
         setups = {f"{mode}, n_jobs={n}": {"mode": mode, "jobs": n, "epochs": epochs} for n in sorted({1, args.threads})}
-        answers = {name: side.do("grid", seed=0, **how) for name, how in setups.items()}
-        found |= {f"{side.name} {name}": answer for name, answer in answers.items()}
-        best = near_best(side.name, {name: answer["seconds"] for name, answer in answers.items()})
+        screened = {name: side.do("grid", seed=0, **how) for name, how in setups.items()}
+        found |= {f"{side.name} {name}": answer for name, answer in screened.items()}
+        best = near_best(side.name, {name: answer["seconds"] for name, answer in screened.items()})
         turns += [(side.name, name, setups[name]) for name in best]
     if not args.quick:
         check("grid_search", {name: answer["accuracy"] for name, answer in found.items()}, LEAST_GRID, CLOSE_GRID)

@@ -130,10 +130,10 @@ def recipes(pyplot: Any, r: dict[str, Any]) -> Any:
         return None
     figure, panels = pyplot.subplots(1, len(cpus), figsize=(6 * len(cpus), 4.5), squeeze=False, sharey=True)
     for axes, cpu in zip(panels[0], cpus, strict=True):
-        for (k, side), recipe in product(enumerate(report_recipes.SIDES), report_recipes.ASKED):
+        lines = zip(report_recipes.ASKED, ("-", "--", ":"), strict=True)
+        for (k, side), (recipe, line) in product(enumerate(report_recipes.SIDES), lines):
             of_kind = [g for g in found if g[:3] == (cpu, recipe, side)]
             if of_kind:
-                line = dict(zip(report_recipes.ASKED, ("-", "--", ":"), strict=True))[recipe]
                 seconds = [statistics.median(g.seconds) for g in of_kind]
                 accuracies = [100 * g.accuracy for g in of_kind]
                 label = f"{report_recipes.SIDES[side]}, {recipe}"

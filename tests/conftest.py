@@ -1,18 +1,16 @@
 """Settings for the whole suite."""
 
 import os
-import re
 
 import pytest
 from hypothesis import settings
+
+from tests.gpu import SIMULATED
 
 # No deadline: the first example compiles kernels. In CI the same examples each time: red then means a change.
 settings.register_profile("local", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
-# Double precision is the same code; an activation does not know of the pooling after it.
-SAME_CODE = re.compile(r"\[cuda-float64|\[cuda.*stride 2-(identity|elu|tanh)\]")
 
 
 @pytest.fixture(scope="session", autouse=SIMULATED)
@@ -25,8 +23,8 @@ def one_core_for_the_simulator():
 
 
 def pytest_collection_modifyitems(items):
-    """In the simulator of a GPU, code that is the same once only."""
+    """In the simulator of a GPU, double precision only where a test needs it: it is the same code."""
     if SIMULATED:
-        items[:] = [item for item in items if not SAME_CODE.search(item.nodeid)]
+        items[:] = [item for item in items if "[cuda-float64" not in item.nodeid]
         for item in items:  # a thread of the simulator does not know NumPy's error state
             item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))

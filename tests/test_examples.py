@@ -18,7 +18,7 @@ def run(name):
         patch.syspath_prepend(ROOT / "docs" / "extensions")
         import programs
 
-    return programs.run(FOLDER / name, programs.package_hash()).printed
+    return programs.run(FOLDER / name).printed
 
 
 def test_all_examples_are_known():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from programs import EXAMPLES, Result, kept_file, kept_result, package_hash, run
+from programs import EXAMPLES, Result, kept_file, kept_result, run
 from running import results_of
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
@@ -28,13 +28,13 @@ def _docstring(script: Path) -> tuple[str, str]:
     return title.rstrip("."), text.strip()
 
 
-def _result(script: Path, package: bytes) -> Result:
-    kept = kept_result(script, package)
+def _result(script: Path) -> Result:
+    kept = kept_result(script)
     if kept is not None:
         return kept
     _logger.info("running %s", script.name)
     try:
-        return run(script, package)
+        return run(script)
     except RuntimeError as error:
         raise ExtensionError(str(error)) from error
 
@@ -45,9 +45,9 @@ def _write_pages(app: Any) -> None:
     for old in pages.glob("*.md"):
         if old.stem != "index" and not (EXAMPLES / f"{old.stem}.py").is_file():
             old.unlink()
-    package, scripts = package_hash(), sorted(EXAMPLES.glob("*.py"))
+    scripts = sorted(EXAMPLES.glob("*.py"))
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(lambda script: _result(script, package), scripts))
+        results = list(pool.map(_result, scripts))
     for script, result in zip(scripts, results, strict=True):
         app.examples[script.stem] = result
         title, text = _docstring(script)

@@ -35,29 +35,23 @@ class Result(NamedTuple):
     pictures: list[Picture]
 
 
-def package_hash() -> bytes:
-    """What the results depend on beside their programs."""
-    sources = sorted(path for path in (_ROOT / "fastcnn").rglob("*.py*") if path.suffix in (".py", ".pyx"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).digest()
-
-
 def kept_file(script: Path) -> Path:
     """Where its result is kept."""
     return KEPT / f"{script.stem}.json"
 
 
-def kept_result(script: Path, package: bytes) -> Result | None:
+def kept_result(script: Path) -> Result | None:
     """What the program gave when it last ran, unless it or the package has changed since."""
     kept = kept_file(script)
     if not kept.is_file():
         return None
     found = json.loads(kept.read_text("utf-8"))
-    if found["key"] != _key(script, package):
+    if found["key"] != _key(script):
         return None
     return Result(found["printed"], [Picture(*picture) for picture in found["pictures"]])
 
 
-def run(script: Path, package: bytes) -> Result:
+def run(script: Path) -> Result:
     """Run the program and keep what it gives.
 
     Raises
@@ -75,10 +69,12 @@ def run(script: Path, package: bytes) -> Result:
     if done.returncode:
         raise RuntimeError(f"{script.name} failed:\n{done.stderr}")
     pictures = json.loads((KEPT / f"{script.stem}.pictures").read_text("utf-8"))
-    found = {"key": _key(script, package), "printed": done.stdout, "pictures": pictures}
+    found = {"key": _key(script), "printed": done.stdout, "pictures": pictures}
     kept_file(script).write_text(json.dumps(found), "utf-8")
     return Result(done.stdout, [Picture(*picture) for picture in pictures])
 
 
-def _key(script: Path, package: bytes) -> str:
-    return hashlib.sha256(package + script.read_bytes()).hexdigest()
+def _key(script: Path) -> str:
+    """Of the program and the package, on which the result depends."""
+    sources = sorted(path for path in (_ROOT / "fastcnn").rglob("*.py*") if path.suffix in (".py", ".pyx"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in [*sources, script])).hexdigest()

@@ -16,6 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.gpu import SIMULATED
+
 ALL = pytest.mark.skipif("FASTCNN_COMPILE_ALL" not in os.environ, reason="10 minutes: FASTCNN_COMPILE_ALL=1 runs it")
 CAPABILITIES = pytest.mark.parametrize(
     "capability",
@@ -23,7 +25,7 @@ CAPABILITIES = pytest.mark.parametrize(
     ids=["sm_80", "sm_90"],
 )
 
-if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"):
+if SIMULATED:
     pytest.skip("the simulator does not compile", allow_module_level=True)
 if not all(importlib.util.find_spec(name) for name in ("numba_cuda", "cuda")):
     pytest.skip("numba-cuda is not installed", allow_module_level=True)
