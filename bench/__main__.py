@@ -1,6 +1,7 @@
-"""`python -m bench`: every benchmark, then the report. What a peer needs is passed on; a peer that is not installed
-is left out by the benchmark. `python -m bench [--torch-python PATH] [--keras-python PATH] [--jax-python PATH]
-[--only NAME ...]`
+"""`python -m bench`: every benchmark that takes minutes on a CPU, then the report.
+
+What a peer needs is passed on; a peer that is not installed is left out by the benchmark.
+`python -m bench [--torch-python PATH] [--keras-python PATH] [--jax-python PATH] [--only NAME ...]`
 """
 
 import argparse
