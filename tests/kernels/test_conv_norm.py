@@ -23,6 +23,8 @@ CASES = {  # images, filters, window, padding, pool
     "asymmetric padding": ((2, 6, 5, 2), 8, 3, ((2, 0), (0, 3)), None),
     "one image": ((1, 6, 6, 1), 8, 3, "same", 2),
     "bands": ((2, 40, 37, 3), 8, 3, "same", 2),
+    "wider than the image": ((3, 16, 1, 1), 8, 5, "same", None),
+    "wider than the padded image": ((3, 6, 2, 2), 8, (3, 9), ((1, 1), (8, 4)), (3, 2)),
     "recipe": ((37, 28, 28, 1), 32, 3, "same", 2),
 }
 SMALL = {"grey", "no pooling", "1x1"}

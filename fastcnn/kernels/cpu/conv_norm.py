@@ -32,7 +32,8 @@ PLANES = 1 << 14  # numbers that all planes of a band have, about: they stay in 
 def _fill_plane(x, n, c, s, h0, rows, g, pitch, planes, at):
     """What the window's column s sees of channel c of image n, from row h0 on, less the first pixel's value."""
     shift = np.float64(x[U(c)])
-    left, right = max(0, g.pad_left - s), min(g.q, g.w + g.pad_left - s)
+    left = min(max(0, g.pad_left - s), g.q)  # a window may be wider than the image
+    right = max(left, min(g.q, g.w + g.pad_left - s))
     for i in range(rows):
         h, row = h0 + i, at + i * pitch
         source = ((n * g.h + h) * g.w + s - g.pad_left) * g.c + c
