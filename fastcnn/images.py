@@ -232,22 +232,26 @@ def merge_scaling(
     if kind == "unit":
         low = offsets.min(axis=0)
         return low, (offsets + scales).max(axis=0) - low
-    offset = np.average(offsets, axis=0, weights=weights)
+    first = offsets[0]  # what is alike everywhere is not rounded
+    offset = first + np.average(offsets - first, axis=0, weights=weights)
     return offset, np.sqrt(np.average(scales**2 + (offsets - offset) ** 2, axis=0, weights=weights))
 
 
 def _weighted_mean_std(
     rows: np.ndarray, channels: int, index: np.ndarray, weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As if each image were there `weight` times; two passes, so that nothing cancels."""
+    """As if each image were there `weight` times; two passes, so that nothing cancels. Deviations are from a pixel that
+    counts: a channel that is alike everywhere has none, however sums are rounded.
+    """
+    first = rows[index[weight[index] > 0][0]].reshape(-1, channels)[0].astype(np.float64)
 
     def weighted_mean(of: Any) -> np.ndarray:
         total = np.zeros(channels)
         for part in chunks(len(index)):
-            pixels = rows[index[part]].astype(np.float64).reshape(-1, rows.shape[1] // channels, channels)
+            pixels = rows[index[part]].astype(np.float64).reshape(-1, rows.shape[1] // channels, channels) - first
             total += np.tensordot(weight[index[part]], of(pixels).mean(axis=1), axes=1)
         return total / weight[index].sum()
 
     with np.errstate(over="ignore", invalid="ignore"):  # an infinite result is noticed by who asked
         mean = weighted_mean(lambda pixels: pixels)
-        return mean, np.sqrt(weighted_mean(lambda pixels: (pixels - mean) ** 2))
+        return first + mean, np.sqrt(weighted_mean(lambda pixels: (pixels - mean) ** 2))

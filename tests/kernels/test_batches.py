@@ -225,6 +225,13 @@ def test_moments_of_bytes_are_exact_past_what_32_bits_hold():
     assert _batches.channel_mean_std(images, 1) == ([255.0], [0.0])
 
 
+def test_what_is_alike_everywhere_has_no_deviation():
+    images = np.tile([0.1, 1 / 3, -1e9 / 7], (50, 333))  # whose sums are rounded
+    mean, std = _batches.channel_mean_std(images, 3)
+    assert_array_equal(mean, images[0, :3])
+    assert_array_equal(std, 0)
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e9])
 def test_moments_do_not_cancel(offset):
     values = np.random.default_rng(0).standard_normal((200, 60)) + offset

@@ -372,13 +372,14 @@ cdef int sum_bytes(const uint8_t[:, :] images, const int64_t* index, Py_ssize_t 
     return 0
 
 
-cdef void add_values(const real* values, Py_ssize_t size, double* total) noexcept nogil:
+cdef void add_deviations(const real* values, Py_ssize_t size, const double* center, double* total) noexcept nogil:
     cdef Py_ssize_t j
     for j in range(size):
-        total[j] += values[j]
+        total[j] += values[j] - center[j]
 
 
-cdef void add_deviations(const real* values, Py_ssize_t size, const double* center, double* total) noexcept nogil:
+cdef void add_squared_deviations(const real* values, Py_ssize_t size, const double* center,
+                                 double* total) noexcept nogil:
     cdef Py_ssize_t j
     for j in range(size):
         total[j] += (values[j] - center[j]) * (values[j] - center[j])
@@ -389,7 +390,8 @@ cdef int merge_rows(const real[:, :] images, const int64_t* index, Py_ssize_t n_
     """Mean per channel and sum of squared deviations, one row at a time; -1: no memory.
 
     A row's own two passes run in cache; joining two sets is the pairwise update of Chan, Golub & LeVeque (1979),
-    which does not cancel whatever the offset of the values.
+    which does not cancel whatever the offset of the values. The first pass adds up deviations from the row's first
+    pixel, so that where all values are alike their mean is that value, not rounded.
     """
     cdef Py_ssize_t size = chunk_size(channels)
     cdef Py_ssize_t n_values = images.shape[1]
@@ -405,19 +407,20 @@ cdef int merge_rows(const real[:, :] images, const int64_t* index, Py_ssize_t n_
     for i in range(n_rows):
         row = &images[i if index == NULL else index[i], 0]
         for j in range(size):
+            center[j] = row[j % channels]
             total[j] = 0.0
             deviation[j] = 0.0
         start = 0
         while start < n_values:
-            add_values(row + start, min(size, n_values - start), total)
+            add_deviations(row + start, min(size, n_values - start), center, total)
             start += size
         for j in range(channels, size):
             total[j % channels] += total[j]
         for j in range(size):
-            center[j] = total[j % channels] / n_pixels
+            center[j] += total[j % channels] / n_pixels
         start = 0
         while start < n_values:
-            add_deviations(row + start, min(size, n_values - start), center, deviation)
+            add_squared_deviations(row + start, min(size, n_values - start), center, deviation)
             start += size
         for j in range(channels, size):
             deviation[j % channels] += deviation[j]
