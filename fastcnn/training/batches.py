@@ -77,16 +77,39 @@ class BatchLoader:
         return -(-len(self.rows) // self.batch_size)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """The images of an epoch in the order in which they come."""
+        """The images of an epoch in the order in which they come.
+
+        Parameters
+        ----------
+        epoch : int
+            Its number, from 0.
+
+        Returns
+        -------
+        int64 array (n,)
+            Their numbers.
+        """
         if not self.shuffle:
             return self.rows
         return self.rows[random_stream((self.seed, epoch, 0), _SHUFFLE).permutation(len(self.rows))]
 
     def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Generator[Batch, None, None]:
-        """Go through epoch number ``epoch`` (from 0) once, or through its batches ``start`` to ``stop``.
+        """Go through an epoch once, or through some of its batches.
 
         An exception while a batch is built is raised where that batch is asked for. The thread is gone when
         the loop ends, is left early or raises.
+
+        Parameters
+        ----------
+        epoch : int
+            Its number, from 0.
+        start, stop : int
+            The first batch, and the one after the last; without `stop` all that follow.
+
+        Yields
+        ------
+        Batch
+            Its ``x`` is used again for a later one: be done with it before asking for the next.
         """
         numbers = range(len(self))[start:stop]
         if not numbers:
@@ -103,9 +126,12 @@ class BatchLoader:
             weight = None if self.sample_weight is None else self.sample_weight[rows]
             if mix is None:
                 return Batch(rows, x, y, weight)
-            if weight is not None:
-                weight = mix.share * weight + (1 - mix.share) * weight[mix.partner]
-            return Batch(rows, x, y, weight, Mix(y[mix.partner], mix.share))
+            share = mix.share
+            if weight is not None:  # each label counts as much as its image does: share * weight
+                own, others = share * weight, (1 - share) * weight[mix.partner]
+                weight = own + others
+                share = np.divide(own, weight, out=share.copy(), where=weight > 0)
+            return Batch(rows, x, y, weight, Mix(y[mix.partner], share))
 
         if buffers[0].size < _THREAD_PAYS:
             yield from map(build, numbers)

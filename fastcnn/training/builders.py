@@ -135,14 +135,32 @@ class BatchBuilder:
         return np.ascontiguousarray(np.broadcast_to(values, self.image_shape[2:]))
 
     def empty(self, size: int) -> Any:
-        """An array for batches of up to ``size`` images."""
+        """An array for batches.
+
+        Parameters
+        ----------
+        size : int
+            Images in the largest of them.
+
+        Returns
+        -------
+        array (size, H, W, C), not filled
+        """
         return np.empty((size, *self.image_shape), self.dtype)
 
     def build(self, index: ArrayLike, out: Any, rng_key: RngKey | None = None, view: View = PLAIN) -> Mix | None:
-        """Write the images of ``index`` (m,) into ``out``, C-contiguous (m, H, W, C) of the builder's dtype.
+        """Write a batch of images. May be called from several threads at once.
 
-        With ``rng_key`` (seed, epoch, batch number) the images are augmented; the same key changes them the
-        same way. Else they are as in the ``view``. May be called from several threads at once.
+        Parameters
+        ----------
+        index : int array (m,)
+            Which images.
+        out : array (m, H, W, C), C-contiguous, of the builder's dtype
+            What they are written to.
+        rng_key : (seed, epoch, batch number) or None
+            With it they are augmented; the same key changes them the same way.
+        view : View
+            How they are seen without it.
 
         Returns
         -------

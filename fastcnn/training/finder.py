@@ -83,9 +83,9 @@ def find_learning_rate(
     if steps < 10 or not 0 <= smoothing < 1 or not too_much > 1:
         raise ValueError("expected steps >= 10, smoothing in [0, 1) and too_much > 1")
     if hasattr(model, "begin_fit"):
-        trained, loader, smoothed = model.begin_fit(X, y)
+        trained, loader, settings = model.begin_fit(X, y)
     else:
-        trained, loader, smoothed = deepcopy(model), X, 0.0
+        trained, loader, settings = deepcopy(model), X, {}
     if not hasattr(loader, "epoch"):
         raise TypeError(f"{type(model).__name__} has no mini-batches to go through here: take a CNNClassifier")
     if len(loader) == 0:
@@ -96,7 +96,7 @@ def find_learning_rate(
     batches = chain.from_iterable(map(loader.epoch, count()))
     for i, (rate, batch) in enumerate(zip(rates, batches, strict=False)):
         trained.optimizer.learning_rate = float(rate)
-        loss = trained.train_step(batch.x, batch.y, batch.sample_weight, smoothed, mix=batch.mix)
+        loss = trained.train_step(batch.x, batch.y, batch.sample_weight, mix=batch.mix, **settings)
         average = smoothing * average + (1 - smoothing) * loss
         level = average / (1 - smoothing ** (i + 1))
         if not isfinite(level) or (losses and level > too_much * min(losses)):

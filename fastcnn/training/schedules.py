@@ -50,7 +50,7 @@ def make_schedule(
         raise ValueError(f"warmup must be in [0, 1), got {warmup!r}")
     if name == "onecycle":
         return OneCycle(learning_rate_init, total_steps, **({} if warmup is None else {"warmup": warmup}))
-    rising = round((warmup or 0.0) * total_steps)
+    rising = _rising(warmup or 0.0, total_steps)
     schedule: Schedule = Constant(learning_rate_init)
     if name == "cosine":
         schedule = Cosine(learning_rate_init, total_steps - rising)
@@ -158,7 +158,7 @@ class OneCycle:
     final_div: float = 1e4
 
     def __call__(self, step: int) -> float:
-        start, peak = self.highest / self.start_div, round(self.warmup * self.total_steps)
+        start, peak = self.highest / self.start_div, _rising(self.warmup, self.total_steps)
         if step < peak:
             return _anneal(start, self.highest, step / peak)
         progress = min((step - peak) / (self.total_steps - peak), 1.0)
@@ -200,6 +200,11 @@ class StepDecay:
         epoch_start = step - step % self.steps_per_epoch
         drops = sum(epoch_start >= share * self.total_steps for share in self.milestones)
         return self.learning_rate * self.factor**drops
+
+
+def _rising(warmup: float, total_steps: int) -> int:
+    """The steps that go up; the last step of all is not one of them."""
+    return min(round(warmup * total_steps), total_steps - 1)
 
 
 def _anneal(start: float, end: float, progress: float) -> float:

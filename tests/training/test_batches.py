@@ -334,16 +334,30 @@ def test_contrast_and_brightness(dtype, value_range, monkeypatch):
 
 def test_mixup():
     images, y = images_of(np.uint8), np.arange(12)
-    weight = np.linspace(1, 2, 12)
     builder = BatchBuilder(images, (5, 4, 3), 0.0, 1.0, [MixUp(1.0)], dtype=np.float64)
-    (batch,) = BatchLoader(builder, y, weight, batch_size=12, shuffle=True).epoch(0)
+    (batch,) = BatchLoader(builder, y, batch_size=12, shuffle=True).epoch(0)
     share = batch.mix.share
     assert share.min() < 0.2 and share.max() > 0.8
     images, mixed = images.astype(float), share.reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(batch.x, mixed * images[batch.y] + (1 - mixed) * images[batch.mix.partner], atol=1e-9)
-    expected = share * weight[batch.y] + (1 - share) * weight[batch.mix.partner]
-    np.testing.assert_allclose(batch.sample_weight, expected)
     assert built(builder, [3])[0].tolist() == images[3].tolist()  # without a key nothing is mixed
+
+
+def test_mixed_labels_keep_their_weights():
+    """Each counts as much as its image does in the mean of pixels; one without weight not at all."""
+    images, y = images_of(np.uint8), np.arange(12)
+    builder = BatchBuilder(images, (5, 4, 3), 0.0, 1.0, [MixUp(1.0)], dtype=np.float64)
+    (plain,) = BatchLoader(builder, y, None, batch_size=12).epoch(0)
+    weight = np.linspace(1, 2, 12)
+    weight[:6] = 0
+    (batch,) = BatchLoader(builder, y, weight, batch_size=12).epoch(0)
+    assert_array_equal(batch.x, plain.x)
+    share = plain.mix.share
+    np.testing.assert_allclose(batch.sample_weight * batch.mix.share, share * weight[y[batch.rows]])
+    others = (1 - share) * weight[batch.mix.partner]
+    np.testing.assert_allclose(batch.sample_weight * (1 - batch.mix.share), others, atol=1e-15)
+    assert ((0 <= batch.mix.share) & (batch.mix.share <= 1)).all()
+    assert (batch.sample_weight == 0).any()  # both of them weigh nothing
 
 
 def test_the_same_key_warps_alike_whatever_the_thread():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 from fastcnn import CNNClassifier, Network
@@ -53,8 +54,11 @@ def test_of_a_classifier():
     assert 1e-3 < found.suggestion < 0.2
     again = find_learning_rate(clf, X, names)
     np.testing.assert_array_equal(again.losses, found.losses)
-    network, loader, smoothing = clf.begin_fit(X, names)
-    assert smoothing == 0.1
+    in_parts = clone(clf).set_params(micro_batch_size=8, batch_norm=True)
+    network, loader, settings = in_parts.begin_fit(X, names)
+    assert settings == {"label_smoothing": 0.1, "micro_batch_size": 8}
+    find_learning_rate(in_parts, X, names, steps=10)
+    network, loader, _ = clf.begin_fit(X, names)
     assert len(loader.rows) == 450 and len(loader) == 15  # a tenth is set aside
     np.testing.assert_array_equal(find_learning_rate(network, loader, steps=10).learning_rates[[0, -1]], [1e-6, 1.0])
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
@@ -74,7 +78,7 @@ def test_the_default_classifier(seed):
 def test_what_has_no_batches():
     class Cluster:
         def begin_fit(self, X, y):
-            return None, object(), 0.0
+            return None, object(), {}
 
     with pytest.raises(TypeError, match="Cluster has no mini-batches"):
         find_learning_rate(Cluster(), None, None)

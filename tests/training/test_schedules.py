@@ -112,9 +112,17 @@ def test_warmup_rises_on_a_line(name):
     assert make_schedule(name, 0.8, 100, warmup=0.0)(0) == 0.8
 
 
+@given(names, rates, st.integers(1, 20), st.floats(0, 1, exclude_max=True))
+def test_the_last_step_does_not_rise(name, rate, total, warmup):
+    seen = values(make_schedule(name, rate, total, warmup=warmup), total + 2)
+    assert all(0 <= value <= rate * (1 + 1e-12) for value in seen)
+    assert max(seen[:total]) == pytest.approx(rate)
+
+
 def test_warmup_of_onecycle():
     schedule = make_schedule("onecycle", 0.5, 100, warmup=0.1)
     assert schedule(10) == 0.5 == max(values(schedule, 100))
     assert make_schedule("onecycle", 0.5, 100, warmup=0.0)(0) == 0.5
+    assert make_schedule("onecycle", 0.5, 3, warmup=0.9)(3) == pytest.approx(2e-6)
     with pytest.raises(ValueError, match="warmup"):
         make_schedule("cosine", 0.5, 100, warmup=1.0)
