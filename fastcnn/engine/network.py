@@ -94,7 +94,7 @@ class Network:
     """
 
     _last_plan: Plan | None
-
+    _to_go_back: Plan | None  # has a forward pass that no backward pass has used up
     _kept_memory: np.ndarray | None  # of the last plan made: plans run one at a time, so that one serves all
 
     def __init__(
@@ -290,19 +290,21 @@ class Network:
         Raises
         ------
         ValueError
-            If there was no such call, or `dy` has not the output's shape.
+            If there was no such call, or its gradients were computed already (the backward pass needs the memory of
+            what it goes back through), or `dy` has not the output's shape.
         """
         with self._lock:
-            plan = self._last_plan
-            if plan is None or plan.mode != "training_dx":
-                raise ValueError("backward() needs a forward(x, training=True) right before it")
+            plan = self._to_go_back
+            if plan is None:
+                raise ValueError("backward() needs a forward(x, training=True) of its own right before it")
             dy = np.asarray(dy)
             if dy.shape != plan.output_grad.shape:  # type: ignore[union-attr]
                 raise ValueError(f"dy has shape {dy.shape}, expected {plan.output_grad.shape}")  # type: ignore[union-attr]
             if not np.can_cast(dy.dtype, self.dtype, "same_kind"):
                 raise TypeError(f"dy has dtype {dy.dtype}, expected {self.dtype}")
+            self._to_go_back = None
             plan.output_grad[...] = dy  # type: ignore[index]
-            with self._kernels.threads(self.n_jobs):
+            with self._kernels.threads(plan.lanes):
                 plan.backward()
             return np.array(plan.input_grad)
 
@@ -434,8 +436,9 @@ class Network:
         Raises
         ------
         ValueError
-            If `x` has another shape, or no numbers.
+            If `x` has another shape, or no numbers, or the output is no vector.
         """
+        self._check_output("predict_proba")
         x = self._checked_input(x)
         with self._lock:
             proba = self._kernels.place(np.empty((len(x), *self.output_shape), self.dtype))
@@ -462,6 +465,7 @@ class Network:
                 self._placed_dropout[...] = self._dropout
         plan.input[...] = x  # type: ignore[index]
         self._last_plan = plan
+        self._to_go_back = plan if mode == "training_dx" else None
         return plan
 
     def _run_forward(self, x: np.ndarray, mode: str) -> Plan:
@@ -471,31 +475,31 @@ class Network:
         return plan
 
     def _plan_for(self, batch: int, mode: str) -> Plan:
-        plan = self._plans.pop((batch, mode), None)
+        lanes = self._kernels.max_threads(self.n_jobs)  # a task of Dask, or another n_jobs, has more or fewer
+        plan = self._plans.pop((batch, mode, lanes), None)
         if plan is None:
             try:
-                plan = self._compiled_plan(batch, mode)
+                plan = self._compiled_plan(batch, mode, lanes)
             except MemoryError:  # once more, without what earlier plans hold
                 self._plans.clear()
-                self._kept_memory = self._last_plan = None
+                self._kept_memory = self._last_plan = self._to_go_back = None
                 try:
-                    plan = self._compiled_plan(batch, mode)
+                    plan = self._compiled_plan(batch, mode, lanes)
                 except MemoryError as error:
                     raise MemoryError(f"{error}: {_smaller_batch(batch, error)}") from error
             self._kept_memory = plan.memory
             while len(self._plans) >= _KEPT_PLANS:
                 self._plans.pop(next(iter(self._plans)))
-        self._plans[batch, mode] = plan  # the most recent last
+        self._plans[batch, mode, lanes] = plan  # the most recent last
         return plan
 
-    def _compiled_plan(self, batch: int, mode: str) -> Plan:
+    def _compiled_plan(self, batch: int, mode: str, lanes: int) -> Plan:
         groups = self._inference_groups if mode == "inference" else self._make_groups(mode)
         with self._precise():
             return compile_plan(
                 groups, self.input_shape, batch, self.dtype, self._kernels, mode,
-                lanes=self._kernels.max_threads(self.n_jobs), params=self._parameters.values,
-                grads=self._parameters.grads, dropout_states=self._dropout_states, winograd=self.winograd,
-                fuse=self.fuse, memory=self._kept_memory,
+                lanes=lanes, params=self._parameters.values, grads=self._parameters.grads,
+                dropout_states=self._dropout_states, winograd=self.winograd, fuse=self.fuse, memory=self._kept_memory,
             )  # fmt: skip
 
     def _precise(self) -> AbstractContextManager[None]:
@@ -518,11 +522,12 @@ class Network:
             raise ValueError(f"x has dtype {x.dtype}, expected numbers")
         return x
 
-    def _checked_labels(self, n: int, labels: Any) -> np.ndarray:
+    def _check_output(self, what: str) -> None:
         if len(self.output_shape) != 1:
-            raise ValueError(
-                f"train_step needs an output of shape (n_classes,), this network gives {self.output_shape}"
-            )
+            raise ValueError(f"{what} needs an output of shape (n_classes,), this network gives {self.output_shape}")
+
+    def _checked_labels(self, n: int, labels: Any) -> np.ndarray:
+        self._check_output("train_step")
         labels = np.asarray(labels)
         if labels.shape != (n,) or labels.dtype.kind not in "iu":
             raise ValueError(f"labels must be {n} integers, got shape {labels.shape}, dtype {labels.dtype}")
@@ -546,9 +551,9 @@ class Network:
     def _reset_transients(self) -> None:
         self._lock = threading.RLock()
         _networks.add(self)
-        self._plans: dict[tuple[int, str], Plan] = {}
+        self._plans: dict[tuple[int, str, int], Plan] = {}
         self._kept_memory = None
-        self._last_plan = None
+        self._last_plan = self._to_go_back = None
         self.accuracy = 0.0
         layers = [op.layer for op in self.ops if op.kind.endswith("dropout")]
         self._placed_dropout = self._kernels.place(self._dropout)

@@ -38,6 +38,7 @@ class Plan:
     input, output : arrays (batch, ...); write the one, run, read the other
     output_grad, input_grad : arrays or None; of training plans
     memory : array (bytes,), where the arena lies: other plans may use it before and after this one runs
+    lanes : int, the most threads that it has scratch for
 
     The arrays are the backend's: NumPy's, or where the backend runs on a GPU, arrays there, that take ``a[...] =
     values`` and give ``np.asarray(a)``.
@@ -45,9 +46,9 @@ class Plan:
 
     def __init__(
         self, mode: str, batch: int, steps: tuple[Step, ...], n_forward: int, buffers: Mapping[Buffer, np.ndarray],
-        ends: Mapping[str, np.ndarray | None], memory: np.ndarray, arena_bytes: int, kernels: ModuleType,
+        ends: Mapping[str, np.ndarray | None], memory: np.ndarray, arena_bytes: int, lanes: int, kernels: ModuleType,
     ) -> None:  # fmt: skip
-        self.memory = memory
+        self.memory, self.lanes = memory, lanes
         self.mode, self.batch, self.buffers, self.arena_bytes = mode, batch, buffers, arena_bytes
         self.forward_steps, self.backward_steps = steps[:n_forward], steps[n_forward:]
         self.input, self.output = ends["input"], ends["output"]
@@ -242,4 +243,4 @@ def _bind(e: Emitter, mode: str, n_forward: int, ends: Mapping[str, Buffer | Non
 
     steps = tuple(step._replace(args=tuple(bound(arg) for arg in step.args)) for step in e.steps)
     arrays = {name: bound(end) for name, end in ends.items()}
-    return Plan(mode, e.batch, steps, n_forward, views, arrays, arena, total, e.kernels)
+    return Plan(mode, e.batch, steps, n_forward, views, arrays, arena, total, e.lanes, e.kernels)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fastcnn import Network
 from fastcnn.kernels.cpu import launch
+from fastcnn.kernels.cpu.runtime import max_threads
 from fastcnn.layers import (
     ELU,
     AdaptiveMaxPool2D,
@@ -187,6 +188,23 @@ def test_small_steps_too_have_the_same_bits(monkeypatch):
     assert results[0] == results[1]
 
 
+def test_the_number_of_threads_may_change(monkeypatch):
+    """Plans have scratch for the threads they were made for."""
+    monkeypatch.setattr(launch, "SMALL", 0)
+    layers, shape = CHAINS["norm"]
+    fixed, changing = (Network(layers, shape, n_jobs=1, random_state=0) for _ in range(2))
+    x, labels = batch(shape, 9), np.arange(9) % 3
+    for n_jobs in (1, 2, 1, 2):
+        changing.n_jobs = n_jobs
+        assert changing.train_step(x, labels) == fixed.train_step(x, labels)
+        assert changing.plan.lanes == max_threads(n_jobs)
+    changing.n_jobs = 1
+    y = changing.forward(x, training=True)
+    changing.n_jobs = 2
+    np.testing.assert_array_equal(y, fixed.forward(x, training=True))
+    np.testing.assert_array_equal(changing.backward(y), fixed.backward(y))
+
+
 @pytest.mark.slow
 def test_alexnet_learns_a_handful_of_images():
     layers = [
@@ -289,8 +307,17 @@ def test_errors_name_what_is_wrong_and_change_nothing():
     net.forward(x, training=True)
     with pytest.raises(ValueError, match=r"dy has shape \(4, 2\), expected \(4, 3\)"):
         net.backward(np.zeros((4, 2)))
+    net.backward(np.zeros((4, 3)))
+    with pytest.raises(ValueError, match=r"backward\(\) needs a forward\(x, training=True\) of its own"):
+        net.backward(np.zeros((4, 3)))  # the first one has used the memory of what it went back through
+    net.forward(x, training=True)
+    net.predict_proba(x)
+    with pytest.raises(ValueError, match=r"backward\(\) needs a forward"):
+        net.backward(np.zeros((4, 3)))
     for name, value in net.params.items():
         np.testing.assert_array_equal(value, before[name])
+    with pytest.raises(ValueError, match=r"predict_proba needs an output of shape \(n_classes,\).*\(4, 4, 3\)"):
+        Network([Conv2D(3)], (4, 4, 1)).predict_proba(x)
     for make, message in [
         (lambda: Network([Conv2D(2), "relu"], (4, 4, 1)), "layer 1 is 'relu'"),
         (lambda: Network([MaxPool2D(5)], (4, 4, 1)), "layer 0, MaxPool2D.*does not fit"),
