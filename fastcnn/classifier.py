@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy, deepcopy
 from functools import partial
 from math import inf, isfinite, log, nan, prod
@@ -65,7 +66,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     Trained by stochastic gradient descent on the cross-entropy of a softmax. X may be images ``(n, H, W)``
     or ``(n, H, W, C)`` (channels last, as PIL, scikit-image, OpenCV and Keras have them) or flat ``(n,
     H*W*C)``. uint8, float32 and float64 are used as they are, each mini-batch being converted when it is
-    built; X is never copied whole to float.
+    built; X of these types is never copied whole to float.
 
     Parameters
     ----------
@@ -155,8 +156,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Longest gradient, over all parameters, before it is scaled down.
 
     ema_decay : float in (0, 1) or None, default=None
-        Average the parameters over the steps, each step weighing so much less than the one after it. Validation
-        sees the averaged ones, and `fit` ends with them.
+        Average the parameters over the steps, such as 0.999: each step moves the average to ``decay * average +
+        (1 - decay) * parameters``, the first ones by more. Validation sees the average, and `fit` ends with it; the
+        next call begins a new one.
 
     batch_size : int, default=128
         Images in a mini-batch.
@@ -217,7 +219,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     precision : {"float32", "tf32", "bf16", "fp16"}, default="float32"
         What a GPU's tensor cores may round the factors of products to; sums, and all that is stored, are float32.
-        "float32": to nothing less. The CPU computes as before.
+        "float32": not at all. Without effect on the CPU.
 
     dtype : {"float32", "float64"}, default="float32"
         Of the parameters and the computation.
@@ -492,7 +494,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, H*W*C)
             Images.
         y : array-like of shape (n,)
-            Labels of any sortable type.
+            Labels: numbers that are classes, booleans, strings or NumPy's dates.
         sample_weight : array-like of shape (n,), default=None
             How much each image counts.
         X_val, y_val, sample_weight_val : as X, y, sample_weight, default=None
@@ -594,23 +596,27 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         index = np.arange(len(rows))
         if not goes_on:
             trained._renew_network(data, index, seed, goes_on)
-        train(
-            trained.network_,
-            trained._loader(data, index, seed),
-            schedule=lambda step: self.learning_rate_init,
-            max_iter=1,
-            label_smoothing=self.label_smoothing,
-            ema_decay=self.ema_decay,
-            micro_batch_size=self.micro_batch_size,
-            callbacks=[*trained.callbacks_, show_progress(self.verbose)],
-            start_epoch=trained._history.n_iter,
-            history=trained._history,
-        )
+        network = trained.network_
+        network.n_jobs = self.n_jobs
+        loader = trained._loader(data, index, seed)
+        with _restored_after_errors(network):
+            train(
+                network,
+                loader,
+                schedule=lambda step: self.learning_rate_init,
+                max_iter=1,
+                label_smoothing=self.label_smoothing,
+                ema_decay=self.ema_decay,
+                micro_batch_size=self.micro_batch_size,
+                callbacks=[*trained.callbacks_, show_progress(self.verbose)],
+                start_epoch=trained._history.n_iter,
+                history=trained._history,
+            )
         self._take(trained)
         self._warn(one_pass=True)
         return self
 
-    def begin_fit(self, X: Any, y: Any) -> tuple[Network, Any, float]:
+    def begin_fit(self, X: Any, y: Any) -> tuple[Network, Any, dict[str, Any]]:
         """What `fit` would begin with: for `fastcnn.training.find_learning_rate`.
 
         Parameters
@@ -626,8 +632,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             New.
         loader : BatchLoader
             Its mini-batches.
-        label_smoothing : float
-            As the parameter of the estimator.
+        settings : dict
+            What `Network.train_step` is to be told beside a mini-batch.
 
         Raises
         ------
@@ -639,7 +645,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         data, seed = trained._take_in(X, y, None, False), _draw_seed(self.random_state)
         index, _ = trained._hold_out(data, None, seed)
         trained._renew_network(data, index, seed, False)
-        return trained.network_, trained._loader(data, index, seed), self.label_smoothing
+        settings = {"label_smoothing": self.label_smoothing, "micro_batch_size": self.micro_batch_size}
+        return trained.network_, trained._loader(data, index, seed), settings
 
     def _copy_to_train(self, goes_on: bool) -> Self:
         """What is trained in place of `self`, which so stays as it is if anything fails."""
@@ -773,11 +780,12 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         everything = np.arange(len(data.rows))
         if validation is not None or not self.early_stopping:
             return everything, validation
-        kept, held_out = train_test_split(
-            everything, test_size=self.validation_fraction, stratify=data.labels, random_state=seed
+        count = everything if data.weight is None else np.flatnonzero(data.weight)
+        _, held_out = train_test_split(
+            count, test_size=self.validation_fraction, stratify=data.labels[count], random_state=seed
         )
         weight = None if data.weight is None else data.weight[held_out]
-        return np.sort(kept), _Images(data.rows[held_out], data.labels[held_out], weight)
+        return np.delete(everything, held_out), _Images(data.rows[held_out], data.labels[held_out], weight)
 
     # --------------------------------------------------------------------- what training works with
 
@@ -844,6 +852,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
                 )
             weight = by_class[data.labels] * (1 if weight is None else weight)
             self._check_weight("class_weight times sample_weight", weight)
+        if weight is not None and not weight[index].any():
+            raise ValueError("class_weight times sample_weight is zero for every image to train on")
         builder = self._builder(data.rows, check_augment(self.augment))
         return BatchLoader(builder, data.labels, weight, self.batch_size, self.shuffle, seed, rows=index)
 
@@ -1001,6 +1011,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         self, of_batch: OfBatch, rows: np.ndarray, views: Sequence[View] = (PLAIN,), add: np.ufunc = np.add
     ) -> np.ndarray:
         """`of_batch` of all images, a few at a time, added up over `views`."""
+        self.network_.n_jobs = self.n_jobs
         size = max(1, min(len(rows), _BATCH_IMAGES, _BATCH_VALUES // rows.shape[1]))
         builder = self._builder(rows)
         x = builder.empty(size)
@@ -1100,6 +1111,19 @@ def _layers_html(summary: Summary) -> str:
 
 def _draw_seed(random_state: Any) -> int:
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+@contextmanager
+def _restored_after_errors(network: Network) -> Iterator[None]:
+    """Within the block `network` is trained; what it was before comes back if that fails."""
+    params = {name: np.array(value) for name, value in network.params.items()}
+    state = network.training_state()
+    try:
+        yield
+    except BaseException:
+        network.load_params(params)
+        network.load_training_state(state)
+        raise
 
 
 def _on_host(values: Any) -> Any:

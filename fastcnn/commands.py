@@ -297,8 +297,7 @@ def _data_of(clf: CNNClassifier, path: str) -> str:
 
 def _load_classifier(args: argparse.Namespace) -> CNNClassifier:
     clf = fastcnn.CNNClassifier.load(args.model)
-    clf.network_.n_jobs = args.threads
-    return clf
+    return clf.set_params(n_jobs=args.threads)
 
 
 def _picture_format(clf: CNNClassifier, path: str) -> tuple[tuple[int, int], bool]:

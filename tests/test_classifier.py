@@ -17,6 +17,7 @@ import fastcnn.classifier
 from fastcnn import Network
 from fastcnn.architecture import build_layers
 from fastcnn.classifier import CNNClassifier
+from fastcnn.images import merge_scaling
 from fastcnn.layers import (
     AvgPool2D,
     BatchNorm,
@@ -122,6 +123,15 @@ def test_same_seed_same_bits(few):
     first, second, other = (small(random_state=s, dropout=0.2, n_jobs=n).fit(*few) for s, n in ((3, 1), (3, 2), (4, 1)))
     np.testing.assert_array_equal(first.predict_proba(few[0]), second.predict_proba(few[0]))
     assert first.loss_curve_ == second.loss_curve_ != other.loss_curve_
+
+
+def test_threads_of_a_fitted_classifier(few):
+    clf = small(n_jobs=1).fit(*few)
+    expected = clf.predict_proba(few[0])
+    for n_jobs in (2, 1):
+        np.testing.assert_array_equal(clf.set_params(n_jobs=n_jobs).predict_proba(few[0]), expected)
+        assert clf.network_.n_jobs == n_jobs
+    assert clf.set_params(n_jobs=2).partial_fit(*few).network_.n_jobs == 2
 
 
 def test_random_state_instance(few):
@@ -302,6 +312,19 @@ def test_scale_none_and_constant_images(few):
     assert (clf.channel_offset_, clf.channel_scale_) == ([0], [1])
     clf = small().fit(np.full((30, 8, 8), 7, np.uint8), few[1][:30])
     assert (clf.channel_offset_, clf.channel_scale_) == ([7], [1])
+
+
+@pytest.mark.parametrize("value", [255, 0.1])
+def test_a_constant_channel_is_not_scaled(few, value):
+    """Whatever the weights are: sums of it are rounded."""
+    X = np.stack([few[0], np.full_like(few[0], value, type(value))], axis=3)
+    weight = np.random.default_rng(0).uniform(0.5, 2, len(X))
+    weight[0] = 0
+    for weights in (None, weight):
+        clf = small(max_iter=1).fit(X, few[1], weights)
+        assert (clf.channel_offset_[1], clf.channel_scale_[1]) == (value, 1)
+    offset, scale = merge_scaling("standardize", [(np.array([value]), np.zeros(1))] * 3, [0.1, 0.7, 1 / 3], False)
+    assert (offset, scale) == (value, 0)
 
 
 # ------------------------------------------------------------------------------------------ layers
@@ -537,6 +560,17 @@ def test_validation_split_is_stratified(few, monkeypatch):
     assert held[0].weight is not None
 
 
+def test_images_without_weight_are_not_held_out(few):
+    X, y = few
+    weight = np.zeros(300)
+    weight[:100] = 1
+    clf = small(early_stopping=True).fit(X, y, weight)
+    assert clf.t_ == 2 * 290
+    assert np.isfinite(clf.validation_loss_curve_).all()
+    with pytest.raises(ValueError, match="class_weight times sample_weight is zero"):
+        small(class_weight={digit: float(digit == 3) for digit in range(10)}).fit(X, y, y != 3)
+
+
 def test_validation_without_early_stopping(few, digits):
     clf = small().fit(*few, X_val=digits[1], y_val=digits[3])
     assert len(clf.validation_scores_) == 2
@@ -660,6 +694,12 @@ def test_failing_callback_changes_nothing(few, fitted):
         clf.fit(few[0], few[1] + 1)
     np.testing.assert_array_equal(clf.classes_, np.arange(10))
     np.testing.assert_array_equal(clf.predict_proba(few[0]), fitted.predict_proba(few[0]))
+    with pytest.raises(RuntimeError, match="no"):
+        clf.partial_fit(*few)
+    np.testing.assert_array_equal(clf.predict_proba(few[0]), fitted.predict_proba(few[0]))
+    expected = small().fit(*few).partial_fit(*few)  # the optimiser and dropout, too, are as they were
+    again = clf.set_params(callbacks=None).partial_fit(*few)
+    np.testing.assert_array_equal(again.predict_proba(few[0]), expected.predict_proba(few[0]))
 
 
 def test_verbose(few, capsys):

@@ -67,6 +67,14 @@ def test_scaler_keeps_the_form(colour, form):
     np.testing.assert_allclose(result.reshape(20, -1).mean(), 0, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint16, bool, np.float16, np.float32, np.float64])
+def test_dtype_of_the_result(colour, kind):
+    X = colour.astype(kind)
+    scaler = ImageScaler().fit(X)
+    assert scaler.transform(X).dtype == (np.float64 if kind is np.float64 else np.float32)
+    assert ImageScaler(dtype="float64").fit_transform(X).dtype == np.float64
+
+
 def test_data_frames():
     frame = pd.DataFrame(np.arange(16.0).reshape(4, 4), columns=list("abcd"))
     scaler = ImageScaler().set_output(transform="pandas").fit(frame)

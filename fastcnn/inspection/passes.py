@@ -35,6 +35,7 @@ def network_of(net: Any) -> Network:
     from sklearn.utils.validation import check_is_fitted
 
     check_is_fitted(net, "network_")
+    net.network_.n_jobs = net.n_jobs  # may have changed since `fit`
     return net.network_
 
 
