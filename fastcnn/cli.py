@@ -39,8 +39,8 @@ _TRAIN_EPILOG = """
 data:
   fashion-mnist  60,000 + 10,000 images of clothes, 28x28; downloaded (30 MB) if it is not on disk
   digits         scikit-learn's 1,797 digits, 8x8; nothing is downloaded
-  PATH           a folder of IDX files (MNIST, KMNIST, EMNIST ...), or a folder of pictures with one
-                 sub-folder for each class, or with `train` and `test` above those
+  PATH           a folder of IDX files (MNIST, KMNIST; EMNIST, whose images are stored transposed), or a folder of
+                 pictures with one sub-folder for each class, or with `train` and `test` above those
   Without test images of its own, one image in 7 of each class (always the same) is kept for the test.
 
 layers, from the image to the last dense layer, which is added (one unit for each class):
@@ -62,7 +62,8 @@ examples:
 """
 
 _EVALUATE_EPILOG = """
-DATA is what `fastcnn train` takes. Without it: Fashion-MNIST or the digits, if the model was trained on them.
+DATA is what `fastcnn train` takes. Without it: Fashion-MNIST or the digits, if `fastcnn train` trained the model on
+them (for one that was saved in Python, with labels 0 to 9, name it).
 Of a data set with test images, these are used; of another folder all images, or with --held-out the one in 7
 that `fastcnn train` keeps for the test.
 
@@ -233,7 +234,7 @@ def _add_train(command: _Parser) -> None:
     network.add_argument(
         "--recipe",
         choices=("fast", "balanced", "best"),
-        help="a network and its training from fastcnn.recipes; other options change parts of it",
+        help="a network and its training from fastcnn.recipes, instead of the defaults below; options change parts",
     )
     network.add_argument(
         "--layers",
@@ -247,7 +248,10 @@ def _add_train(command: _Parser) -> None:
 
     training = command.add_argument_group("training")
     training.add_argument(
-        "--epochs", type=_count, metavar="N", help="default: 12, or 30 for fewer than 10,000 training images"
+        "--epochs",
+        type=_count,
+        metavar="N",
+        help="default: 12, or with --recipe its own; at least 30 for fewer than 10,000 training images",
     )
     training.add_argument(
         "--batch-size", type=_count, metavar="N", help="default: 128, or 32 for fewer than 10,000 training images"

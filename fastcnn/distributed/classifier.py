@@ -170,7 +170,7 @@ class DaskCNNClassifier(CNNClassifier):
             Chunked along the first axis. Persisted, it stays in the cluster's memory; otherwise its chunks are loaded
             when their turn comes.
         y : dask array or array-like of shape (n,)
-            Labels of any sortable type.
+            Labels: numbers that are classes, booleans, strings or NumPy's dates.
         sample_weight : dask array or array-like of shape (n,), default=None
         X_val, y_val, sample_weight_val : as X, y, sample_weight, or arrays, default=None
             Validation data. Dask arrays are validated on the cluster, others here.
