@@ -156,8 +156,9 @@ class Conv2D(Layer):
     activation: str | None = None
 
     def __post_init__(self) -> None:
-        _check_count(self.filters, "filters")
-        _check_count(self.groups, "groups")
+        for name in ("filters", "groups"):
+            _check_count(getattr(self, name), name)
+            object.__setattr__(self, name, int(getattr(self, name)))  # kernels are compiled for Python's integers
         for name in ("kernel_size", "stride", "dilation"):
             pair(getattr(self, name), name)
         _check_activation(self.activation)
@@ -342,6 +343,7 @@ class Dense(Layer):
 
     def __post_init__(self) -> None:
         _check_count(self.units, "units")
+        object.__setattr__(self, "units", int(self.units))
         _check_activation(self.activation)
 
     def param_shapes(self, in_shape: Shape) -> dict[str, Shape]:

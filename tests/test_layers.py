@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -136,6 +137,13 @@ def test_adaptive_windows_cover_the_image(size, rows, columns):
     assert op.out_shape == (min(rows, size[0]), min(columns, size[1]), 2)
     assert ((g.p - 1) * g.stride_h + g.r, (g.q - 1) * g.stride_w + g.s) == size
     assert g.stride_h <= g.r and g.stride_w <= g.s
+
+
+def test_sizes_are_pythons_integers():
+    """Kernels are compiled for these; one of 4 bytes would be read as one of 8."""
+    conv, dense = Conv2D(np.int32(8), groups=np.int16(2)), Dense(np.int32(3))
+    assert (type(conv.filters), type(conv.groups), type(dense.units)) == (int, int, int)
+    assert conv == Conv2D(8, groups=2) and dense == Dense(3)
 
 
 def test_adaptive_pooling_takes_images_only():

@@ -73,6 +73,29 @@ print(found == alone, sum(t.name.startswith("fastcnn-") for t in threading.enume
     assert run(code, NUMBA_NUM_THREADS="2") == "True 1"
 
 
+def test_numbers_of_programs_come_round_and_take_no_memory():
+    code = (
+        TRAIN
+        + """
+import tracemalloc
+from fastcnn.kernels.cpu import crew
+expected = train(0)
+assert crew._crew._epoch > 0
+crew._crew._epoch = crew.EPOCHS - 3
+right = train(0) == expected
+net = Network([Conv2D(8), Dense(10)], (28, 28, 1), random_state=0)
+x = np.zeros((32, 28, 28, 1), np.float32)
+net.forward(x)
+tracemalloc.start()
+before, first = tracemalloc.get_traced_memory()[0], crew._crew._epoch
+for _ in range(2000): net.forward(x)
+kept = tracemalloc.get_traced_memory()[0] - before
+print(right, crew._crew._epoch - first >= 2000, kept < 20000)
+"""
+    )
+    assert run(code, NUMBA_NUM_THREADS="2") == "True True True"
+
+
 def test_callers_do_not_add_up(monkeypatch):
     """Three callers that may have four lanes each: the second and the third leave one to each other caller."""
     crew_ = crew.Crew()

@@ -12,7 +12,6 @@ and in counters that carry the number of the run (`epoch`): a lane that comes la
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 import threading
@@ -258,7 +257,7 @@ class Crew:
         self._lock = threading.Lock()
         self._inside: dict[object, None] = {}  # callers that run a program now
         self._alarms: list[Any] = [None]  # a lock for each lane but 0, held while it need not wake
-        self._epochs = itertools.cycle(range(1, EPOCHS))
+        self._epoch = 0  # of the last program; from 1 to EPOCHS - 1, and round again
         self._board, self._counters = Lines(0), Lines(0)
         self._kept: list[Lines] = []  # counters of before: a late lane may still look at them
 
@@ -291,7 +290,8 @@ class Crew:
                 alarm = self._alarms[lane]
                 if _is_asleep(board, lane) and alarm.locked():  # else it is being woken
                     alarm.release()
-            return _lead(board, next(self._epochs), address, count, self._counters.address, lanes, small)
+            self._epoch = self._epoch % (EPOCHS - 1) + 1
+            return _lead(board, self._epoch, address, count, self._counters.address, lanes, small)
 
     def _hire(self, lanes: int) -> None:
         """Have `lanes` lanes, or as many as there is memory for."""
