@@ -780,9 +780,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         everything = np.arange(len(data.rows))
         if validation is not None or not self.early_stopping:
             return everything, validation
-        count = everything if data.weight is None else np.flatnonzero(data.weight)
+        weighty = everything if data.weight is None else np.flatnonzero(data.weight)
         _, held_out = train_test_split(
-            count, test_size=self.validation_fraction, stratify=data.labels[count], random_state=seed
+            weighty, test_size=self.validation_fraction, stratify=data.labels[weighty], random_state=seed
         )
         weight = None if data.weight is None else data.weight[held_out]
         return np.delete(everything, held_out), _Images(data.rows[held_out], data.labels[held_out], weight)

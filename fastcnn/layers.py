@@ -95,9 +95,11 @@ class Layer:
         raise NotImplementedError(f"{type(self).__name__} must define lower()")
 
 
-def _check_count(value: object, name: str) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:  # type: ignore[operator]
+def _count(value: Any, name: str) -> int:
+    """`value` as Python's integer, which kernels are compiled for; ValueError if it is not one from 1 on."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ValueError(f"{name} must be a positive int, got {value!r}")
+    return int(value)
 
 
 def _check_activation(name: str | None) -> None:
@@ -157,8 +159,7 @@ class Conv2D(Layer):
 
     def __post_init__(self) -> None:
         for name in ("filters", "groups"):
-            _check_count(getattr(self, name), name)
-            object.__setattr__(self, name, int(getattr(self, name)))  # kernels are compiled for Python's integers
+            object.__setattr__(self, name, _count(getattr(self, name), name))
         for name in ("kernel_size", "stride", "dilation"):
             pair(getattr(self, name), name)
         _check_activation(self.activation)
@@ -342,8 +343,7 @@ class Dense(Layer):
     activation: str | None = None
 
     def __post_init__(self) -> None:
-        _check_count(self.units, "units")
-        object.__setattr__(self, "units", int(self.units))
+        object.__setattr__(self, "units", _count(self.units, "units"))
         _check_activation(self.activation)
 
     def param_shapes(self, in_shape: Shape) -> dict[str, Shape]:
