@@ -166,7 +166,8 @@ def fit_scaling(
 
     Returns
     -------
-    offset, scale : float64 arrays (C,); a channel without spread has scale 1
+    offset, scale : float64 arrays (C,)
+        A channel without spread is divided by its value, or by 1 if that is less.
 
     Raises
     ------
@@ -177,8 +178,12 @@ def fit_scaling(
 
 
 def usable_scaling(offset: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What `measure_scaling` found, fit to divide by: a channel without spread has scale 1."""
-    return offset, np.where(scale == 0, 1.0, scale)
+    """What `measure_scaling` found, fit to divide by.
+
+    A channel without spread becomes 0, whatever its scale is. This one is such that the pixel 0, with which
+    augmentation fills what was moved away, does not become a large number.
+    """
+    return offset, np.where(scale == 0, np.maximum(1.0, np.abs(offset)), scale)
 
 
 def measure_scaling(

@@ -1,11 +1,17 @@
-"""Which labels can be told apart and sorted."""
+"""Which labels can be told apart and sorted, and what classes weigh."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
-__all__ = ["check_labels"]
+__all__ = ["NOTHING_WEIGHS", "check_labels", "weight_of_classes"]
+
+NOTHING_WEIGHS = "class_weight times sample_weight is zero for every image to train on"
 
 
 def check_labels(y: np.ndarray) -> None:
@@ -30,3 +36,23 @@ def check_labels(y: np.ndarray) -> None:
     elif y.dtype.kind not in "biufUSmMT":
         raise ValueError(f"y has dtype {y.dtype}, expected numbers or strings")
     check_classification_targets(y)
+
+
+def weight_of_classes(class_weight: Mapping[Any, float] | str, classes: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The weight of each class, for the parameter `class_weight` and labels `y`; 1 for a class that it leaves out.
+
+    Raises
+    ------
+    ValueError
+        Weights that cannot be used, or of none of the classes.
+    """
+    if isinstance(class_weight, str):
+        by_class = compute_class_weight(class_weight, classes=classes, y=y)
+    else:  # scikit-learn 1.9 looks for the labels "0", "1", ... as integers
+        by_class = np.array([class_weight.get(label, 1.0) for label in classes], np.float64)
+        unknown = [label for label in class_weight if label not in set(classes)]
+        if unknown and not all(label in class_weight for label in classes):
+            raise ValueError(f"class_weight has {unknown[0]!r}, which is none of the classes {classes}")
+    if not (np.isfinite(by_class).all() and (by_class >= 0).all() and by_class.any()):
+        raise ValueError(f"class_weight must be finite and not negative, and not 0 for all classes, got {class_weight}")
+    return by_class

@@ -419,8 +419,8 @@ class BatchNorm(Layer):
     """Batch normalisation over all but the channels (Ioffe and Szegedy 2015).
 
     ``weight`` (gamma), ``bias`` (beta), ``running_mean`` and ``running_var`` are (C,). In training the
-    batch's statistics are used and ``running = momentum * running + (1 - momentum) * batch``; in inference
-    the running ones.
+    batch's statistics are used and ``running = momentum * running + (1 - momentum) * batch``, except by a batch of
+    one value for each channel, which has no variance; in inference the running ones.
 
     Parameters
     ----------
@@ -575,8 +575,9 @@ class Residual(Layer):
         for part, chain in self._chains():
             shape, ops = in_shape, []
             for i, layer in enumerate(chain):
-                ops += [op.at(f"{part}.{i}") for op in layer.lower(shape)]
-                shape = layer.output_shape(shape)
+                lowered = layer.lower(shape)  # once: twice at each depth would be 2^depth times
+                ops += [op.at(f"{part}.{i}") for op in lowered]
+                shape = lowered[-1].out_shape
             parts[part], ends[part] = tuple(ops), shape
         out = ends["layers"]
         if ends["skip"] != out:

@@ -133,7 +133,7 @@ class ImageScaler(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
         check_is_fitted(self)
         X = X if hasattr(X, "shape") else np.asarray(X)
         rows = self._check_images(X)
-        given = getattr(X, "dtype", rows.dtype)  # rows of integers are float64
+        given = getattr(X, "dtype", None) or np.asarray(X[:1]).dtype  # rows of integers are float64
         dtype = self.dtype or ("float64" if given == np.float64 else "float32")
         result = np.empty(rows.shape, dtype)
         pixels = result.reshape(len(rows), -1, self.image_shape_[2])

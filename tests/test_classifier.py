@@ -311,18 +311,18 @@ def test_scale_none_and_constant_images(few):
     clf = small(scale=None).fit(*few)
     assert (clf.channel_offset_, clf.channel_scale_) == ([0], [1])
     clf = small().fit(np.full((30, 8, 8), 7, np.uint8), few[1][:30])
-    assert (clf.channel_offset_, clf.channel_scale_) == ([7], [1])
+    assert (clf.channel_offset_, clf.channel_scale_) == ([7], [7])
 
 
 @pytest.mark.parametrize("value", [255, 0.1])
-def test_a_constant_channel_is_not_scaled(few, value):
-    """Whatever the weights are: sums of it are rounded."""
+def test_a_constant_channel_is_divided_by_its_value(few, value):
+    """Or by 1, and whatever the weights are: sums of it are rounded. Pixels that augmentation makes 0 become -1."""
     X = np.stack([few[0], np.full_like(few[0], value, type(value))], axis=3)
     weight = np.random.default_rng(0).uniform(0.5, 2, len(X))
     weight[0] = 0
     for weights in (None, weight):
         clf = small(max_iter=1).fit(X, few[1], weights)
-        assert (clf.channel_offset_[1], clf.channel_scale_[1]) == (value, 1)
+        assert (clf.channel_offset_[1], clf.channel_scale_[1]) == (value, max(1, value))
     offset, scale = merge_scaling("standardize", [(np.array([value]), np.zeros(1))] * 3, [0.1, 0.7, 1 / 3], False)
     assert (offset, scale) == (value, 0)
 
@@ -518,7 +518,9 @@ def test_weight_is_repetition(few):
     np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), rtol=1e-6)
 
 
-@pytest.mark.parametrize("weight", [np.zeros(300), -np.ones(300), np.ones(299), np.full(300, np.nan)])
+@pytest.mark.parametrize(
+    "weight", [np.zeros(300), -np.ones(300), np.ones(299), np.full(300, np.nan), np.full(300, 1e-40)]
+)
 def test_wrong_sample_weight(weight, few):
     with pytest.raises(ValueError, match="weight"):
         small().fit(*few, sample_weight=weight)
@@ -530,6 +532,14 @@ def test_class_weight(few):
     by_class = small(class_weight=given, scale="unit").fit(X, y)
     by_sample = small(scale="unit").fit(X, y, 1.0 + (y == 3))
     np.testing.assert_array_equal(by_class.predict_proba(X), by_sample.predict_proba(X))
+    for labels in (y.astype(str), np.datetime64("2026-01-01") + y, y > 2):
+        classes = np.unique(labels)
+        some = small(class_weight={classes[1]: 2.0}, scale="unit").fit(X, labels)
+        weighted = small(scale="unit").fit(X, labels, 1.0 + (labels == classes[1]))
+        np.testing.assert_array_equal(some.predict_proba(X), weighted.predict_proba(X))
+    with pytest.raises(ValueError, match="class_weight has 11, which is none of the classes"):
+        small(class_weight={0: 2.0, 11: 1.0}).fit(X, y)
+    assert small(class_weight=given | {11: 1.0}, scale="unit", max_iter=1).fit(X, y).n_iter_ == 1
     both = small(class_weight="balanced", scale="unit").fit(X, y, np.full(300, 0.5))
     balanced = small(scale="unit").fit(X, y, 30 / np.bincount(y)[y])
     np.testing.assert_allclose(both.predict_proba(X), balanced.predict_proba(X), rtol=1e-3, atol=1e-5)

@@ -139,6 +139,23 @@ def test_adaptive_windows_cover_the_image(size, rows, columns):
     assert g.stride_h <= g.r and g.stride_w <= g.s
 
 
+def test_a_layer_deep_within_others_is_lowered_once():
+    """A file may nest as many as it likes: twice at each depth would never end."""
+    asked = []
+
+    class Asked(ReLU):
+        def lower(self, in_shape):
+            asked.append(in_shape)
+            return super().lower(in_shape)
+
+    layer = Asked()
+    for _ in range(12):
+        layer = Residual([layer])
+    assert len(layer.lower((2, 2, 1))) == 25 and len(asked) == 1
+    assert layer.output_shape((2, 2, 1)) == (2, 2, 1) and len(asked) == 2
+    assert layer.param_shapes((2, 2, 1)) == {} and len(asked) <= 2 + 12
+
+
 def test_sizes_are_pythons_integers():
     """Kernels are compiled for these; one of 4 bytes would be read as one of 8."""
     conv, dense = Conv2D(np.int32(8), groups=np.int16(2)), Dense(np.int32(3))

@@ -79,6 +79,8 @@ def test_data_frames():
     frame = pd.DataFrame(np.arange(16.0).reshape(4, 4), columns=list("abcd"))
     scaler = ImageScaler().set_output(transform="pandas").fit(frame)
     assert list(scaler.transform(frame).columns) == list("abcd")
+    assert set(scaler.transform(frame).dtypes) == {np.dtype("float64")}
+    assert set(scaler.transform(frame.astype("int64")).dtypes) == {np.dtype("float32")}
     with pytest.raises(ValueError, match="feature names"):
         scaler.transform(frame[list("dcba")])
 

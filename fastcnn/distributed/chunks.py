@@ -7,11 +7,11 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.utils.multiclass import check_classification_targets
 
 from fastcnn.distributed.rounds import Images
 from fastcnn.image_estimator import ImageEstimator
 from fastcnn.images import ImageShape, measure_scaling, row_contiguous
+from fastcnn.labels import check_labels
 
 __all__ = [
     "ChunkFacts",
@@ -24,6 +24,8 @@ __all__ = [
     "merged_labels",
     "split",
 ]
+
+_KINDS = dict.fromkeys("USOT", "text") | dict.fromkeys("mM", "dates")  # of labels, by their dtypes'; else numbers
 
 
 def is_dask_array(X: Any) -> bool:
@@ -45,10 +47,14 @@ class ChunkFacts(NamedTuple):
     n_images: int
     labels: np.ndarray  # that it has, sorted
     counts: np.ndarray  # of each
-    weight: float  # sum of the images' weights
+    weights: np.ndarray  # of each, the sum of its images' weights
     scaling: tuple[np.ndarray, np.ndarray] | None  # `measure_scaling`; None of no images
     is_uint8: bool
     digests: tuple[bytes, ...]  # of images, labels, weights; empty ones where nobody asks
+
+    @property
+    def weight(self) -> float:
+        return float(self.weights.sum())
 
 
 class Found(NamedTuple):
@@ -111,15 +117,16 @@ def inspect_chunk(number: int, x: Any, y: Any, weight: Any, look: Look) -> Chunk
     """
     x, y = np.asarray(x), np.asarray(y)
     if len(x) == len(y) == 0:
-        return ChunkFacts(0, np.empty(0, y.dtype), np.empty(0, np.int64), 0.0, None, x.dtype == np.uint8, (b"",) * 3)
+        nothing = np.empty(0, y.dtype), np.empty(0, np.int64), np.empty(0)
+        return ChunkFacts(0, *nothing, None, x.dtype == np.uint8, (b"",) * 3)
     rows, y, weight = _checked(number, x, y, weight, look.image_shape)
-    labels, counts = np.unique(y, return_counts=True)
+    labels, place, counts = np.unique(y, return_inverse=True, return_counts=True)
+    weights = np.bincount(place, weight).astype(np.float64)
     digests = tuple(_digest(values) if look.digest else b"" for values in (rows, y.astype(str), weight))
     scaling = None
     if weight is None or weight.any():
         scaling = measure_scaling(look.scale, rows, look.image_shape, np.arange(len(rows)), weight)
-    total = float(len(rows) if weight is None else weight.sum())
-    return ChunkFacts(len(rows), labels, counts, total, scaling, rows.dtype == np.uint8, digests)
+    return ChunkFacts(len(rows), labels, counts, weights, scaling, rows.dtype == np.uint8, digests)
 
 
 def load_chunk(number: int, x: Any, y: Any, weight: Any, image_shape: ImageShape, found: Found) -> Images:
@@ -152,7 +159,7 @@ def _checked(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     try:
         rows, y = _Checks(image_shape)._check_images(x, y)
-        check_classification_targets(y)
+        check_labels(y)
         if weight is not None:
             weight = np.asarray(weight, np.float64)  # all zero is no fault: other chunks may have what weighs
             if weight.shape != y.shape or not np.isfinite(weight).all() or (weight < 0).any():
@@ -170,20 +177,19 @@ def _digest(values: np.ndarray | None) -> bytes:
     return digest.digest()
 
 
-def merged_labels(facts: Sequence[ChunkFacts]) -> tuple[np.ndarray, np.ndarray]:
-    """All labels, sorted, and how often each is there.
+def merged_labels(numbers: Sequence[int], facts: Sequence[ChunkFacts]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All labels of chunks that are not empty, sorted, how often each is there, and what its images weigh.
 
     Raises
     ------
     ValueError
-        If some chunks have text for labels and others numbers; the message says which.
+        If chunks have labels of different kinds: text, numbers, dates; the message says which.
     """
     kinds: dict[str, int] = {}
-    for number, fact in enumerate(facts):
-        if fact.n_images:
-            kinds.setdefault("text" if fact.labels.dtype.kind in "USO" else "numbers", number)
+    for number, fact in zip(numbers, facts, strict=True):
+        kinds.setdefault(_KINDS.get(fact.labels.dtype.kind, "numbers"), number)
     if len(kinds) > 1:
         raise ValueError("y has " + " and ".join(f"{kind} in chunk {number}" for kind, number in kinds.items()))
-    labels, place = np.unique(np.concatenate([fact.labels for fact in facts if fact.n_images]), return_inverse=True)
-    counts = np.concatenate([fact.counts for fact in facts if fact.n_images])
-    return labels, np.bincount(place, counts, minlength=len(labels)).astype(np.int64)
+    labels, place = np.unique(np.concatenate([fact.labels for fact in facts]), return_inverse=True)
+    counts = np.bincount(place, np.concatenate([fact.counts for fact in facts])).astype(np.int64)
+    return labels, counts, np.bincount(place, np.concatenate([fact.weights for fact in facts]))

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.metrics import accuracy_score
-from sklearn.utils import compute_class_weight
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
@@ -31,6 +30,7 @@ from fastcnn.distributed.chunks import (
 from fastcnn.distributed.cluster import Rounds, find_client, results, submit_value
 from fastcnn.distributed.rounds import Images, Job
 from fastcnn.images import merge_scaling, resolve_image_shape, usable_scaling
+from fastcnn.labels import NOTHING_WEIGHS, weight_of_classes
 from fastcnn.persistence import SavedModel
 from fastcnn.training.augment import check_augment
 
@@ -210,12 +210,14 @@ class DaskCNNClassifier(CNNClassifier):
             self.n_features_in_ = prod(X.shape[1:])
             self.image_shape_ = resolve_image_shape(self.image_shape, shape, self.n_features_in_)
         data = self._look_at(X, y, sample_weight)
-        labels, counts = merged_labels(data.facts)
+        labels, counts, weights = merged_labels(data.numbers, data.facts)
         self._know_classes(labels, goes_on)
         if self.class_weight == "balanced":
             data.class_weight = counts.sum() / (len(labels) * counts)
         elif self.class_weight is not None:
-            data.class_weight = compute_class_weight(self.class_weight, classes=labels, y=labels)
+            data.class_weight = weight_of_classes(self.class_weight, labels, labels)
+            if not (data.class_weight * weights).any():
+                raise ValueError(NOTHING_WEIGHS)
         return data
 
     def _look_at(self, X: Any, y: Any, sample_weight: Any) -> _Chunks:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fastcnn.engine.fusion import fuse_ops
 from fastcnn.engine.ops import ConvGeometry, Group, Op, Shape
+from fastcnn.engine.parameters import RUNNING_STATISTICS
 from fastcnn.kernels import contract
 from fastcnn.layers import Layer
 
@@ -170,7 +171,7 @@ def summarize(
     rows = [LayerSummary(None, "images", shape, 0, 0, "", prod(shape) * size)]
     for place, layer in enumerate(layers):
         sizes = layer.param_shapes(shape).items()
-        n_params = sum(prod(size) for name, size in sizes if not name.startswith("running_"))
+        n_params = sum(prod(size) for name, size in sizes if not name.endswith(RUNNING_STATISTICS))
         multiply_adds = sum(map(_multiply_adds, layer.lower(shape)))
         shape = layer.output_shape(shape)
         note = (notes or {}).get(place, "")

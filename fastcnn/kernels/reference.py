@@ -397,14 +397,14 @@ def _mix64(z):
 
 
 def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, activation, y, mean, inv_std):
-    """y (rows,C) by the batch's statistics, which are saved and move the running ones (no rows: not)."""
+    """y (rows,C) by the batch's statistics, which are saved and move the running ones (below two rows: not)."""
     rows = len(x)
     mean[...] = x.sum(axis=0) / max(rows, 1)
     var = np.square(x - mean).sum(axis=0) / max(rows, 1)
     inv_std[...] = 1 / np.sqrt(var + epsilon)
     activation_forward((x - mean) * inv_std * gamma + beta, activation, y)
-    if rows:
-        unbiased = var * (rows / max(rows - 1, 1))
+    if rows > 1:
+        unbiased = var * (rows / (rows - 1))
         running_mean[...] = momentum * running_mean + (1 - momentum) * mean
         running_var[...] = momentum * running_var + (1 - momentum) * unbiased
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from hashlib import blake2b
@@ -31,6 +32,7 @@ FREE_PARAMETERS = frozenset(
     {"callbacks", "checkpoint", "checkpoint_every", "client", "n_jobs", "tta", "verbose", "warm_start"}
 )
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _PIECE = 1 << 22  # bytes hashed together
 _SHOWN = 5  # differences in a message
 
@@ -174,12 +176,19 @@ def _comparable(parameters: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, np.random.RandomState):  # the seed that is drawn from it counts
             value = "RandomState"
         elif callable(value):
-            value = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', repr(value))}"
+            value = _name(value)
         try:
             found[name] = _listed(encode(value))
         except (TypeError, ValueError) as error:
             raise TypeError(f"the parameter {name} cannot be stored in a checkpoint: {error}") from error
     return found
+
+
+def _name(function: Any) -> str:
+    """What tells a function from others in every process; one without a name, such as a partial, by its text."""
+    if hasattr(function, "__qualname__"):
+        return f"{getattr(function, '__module__', '')}.{function.__qualname__}"
+    return _ADDRESS.sub("", repr(function))
 
 
 def _listed(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastcnn.layers import Conv2D, Dense, Layer, Residual
+from fastcnn.layers import BatchNorm, Conv2D, Dense, Layer, Residual
 
 __all__ = ["keras_params", "torch_params"]
 
@@ -83,7 +83,7 @@ def _parameters(
         else:
             for name in layer.param_shapes(shape):
                 yield f"{before}{i}.{name}", layer, name, shape, image
-        flattened = [op.in_shape for op in layer.lower(shape) if op.kind == "flatten"]
+        flattened = [op.in_shape for op in layer.lower(shape) if op.kind == "flatten" and len(op.in_shape) == 3]
         image = flattened[-1] if flattened else image
         shape = layer.output_shape(shape)
         if isinstance(layer, Dense):
@@ -93,9 +93,9 @@ def _parameters(
 def _of_torch(array: np.ndarray, layer: Layer, name: str, image: Shape, expected: Shape) -> np.ndarray:
     if isinstance(layer, Conv2D) and name == "weight":
         return _checked(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array, expected)
-    of_inputs = name == "weight" if isinstance(layer, Dense) else prod(image) == prod(expected)
     array = _checked(array.T, expected)
-    if not of_inputs or len(image) != 3:
+    of_pixels = name == "weight" if isinstance(layer, Dense) else isinstance(layer, BatchNorm)
+    if not of_pixels or len(image) != 3 or prod(image) != expected[0]:
         return array
     h, w, c = image  # PyTorch flattened channels, height, width
     return array.reshape(c, h, w, -1).transpose(1, 2, 0, 3).reshape(expected)

@@ -25,7 +25,7 @@ def labels_to_json(labels: np.ndarray) -> dict[str, Any]:
         If they are neither numbers, booleans, strings, bytes nor dates.
     """
     kind = labels.dtype.kind
-    name = {"U": "str", "S": "bytes"}.get(kind, labels.dtype.name)
+    name = {"U": "str", "T": "str", "S": "bytes"}.get(kind, labels.dtype.name)
     values = (labels.astype(np.int64) if kind in "mM" else labels).tolist()
     if name not in _NAMES or not all(isinstance(value, (_PLAIN, np.generic)) for value in values):
         raise TypeError(f"classes {labels!r} cannot be stored: expected numbers, booleans, strings, bytes or dates")

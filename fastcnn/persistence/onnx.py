@@ -22,8 +22,9 @@ from fastcnn.engine.ops import ACTIVATIONS, Op
 from fastcnn.persistence.files import replacing
 from fastcnn.training.views import View
 
-__all__ = ["OPSETS", "write_onnx"]
+__all__ = ["OPSETS", "PRODUCER", "import_onnx", "write_onnx"]
 
+PRODUCER = "fastcnn"
 OPSETS = (13, 23)  # the oldest and the newest operator set that graphs are made for
 _DEFAULT_OPSET = 17
 _IR_VERSION = 8  # that of the default operator set; readers refuse a newer one than they know
@@ -126,7 +127,7 @@ def write_onnx(
     )
     model = onnx.helper.make_model(
         graph,
-        producer_name="fastcnn",
+        producer_name=PRODUCER,
         producer_version=__version__,
         opset_imports=[onnx.helper.make_opsetid("", opset)],
         ir_version=max(_IR_VERSION, onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])),

@@ -34,7 +34,7 @@ from fastcnn.layers import (
     Tanh,
 )
 from fastcnn.persistence.models import SavedModel
-from fastcnn.persistence.onnx import import_onnx
+from fastcnn.persistence.onnx import PRODUCER, import_onnx
 from fastcnn.training.views import PLAIN, TTA, View
 
 __all__ = ["read_onnx"]
@@ -222,7 +222,7 @@ class _Reader:
 
     def _classes(self, n: int) -> np.ndarray:
         for entry in self.model.metadata_props:
-            if entry.key == "classes":
+            if entry.key == "classes" and self.model.producer_name == PRODUCER:
                 classes = np.array(json.loads(entry.value))
                 if classes.shape != (n,) or not np.array_equal(np.unique(classes), classes):
                     raise ValueError(f"{entry.value[:80]} are not {n} sorted, different classes")

@@ -111,6 +111,7 @@ class BatchBuilder:
         self.n_images = len(images)
         self._images = images
         self._source_dtype = _kernel_dtype(images.dtype)
+        self._value_range = 255 if images.dtype == np.uint8 else 1
         self._in_place = self._can_be_read(images)
         if self._in_place:
             self._images = images.reshape(self.n_images, height * width * channels)
@@ -232,10 +233,6 @@ class BatchBuilder:
         x -= level
         x *= draws.contrast.reshape(shape).astype(self.dtype)
         x += level + change
-
-    @property
-    def _value_range(self) -> int:
-        return 255 if self._source_dtype is np.uint8 else 1
 
     @property
     def _values_per_image(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf, isfinite
@@ -254,7 +254,7 @@ def train(
             average.resume(progress.average, progress.average_steps)
         patience.best, patience.waited = progress.to_beat, progress.waited
         good = _copies(progress.average or progress.params)
-        epochs = range(end if progress.finished else progress.epoch, end)
+        epochs = range(progress.epoch, progress.epoch if progress.finished else end)
     proven = good  # a finite loss was computed with these
 
     def report(epoch: int, finished: bool, part: EpochPart | None = None) -> None:
@@ -322,7 +322,9 @@ def train(
             network.load_params(average.values)
         if best is not None:
             network.load_params(best)
-        _call(callbacks, "on_fit_end", history)
+        with ExitStack() as all_of_them:  # whatever one of them raises
+            for callback in reversed(callbacks):
+                all_of_them.callback(_call, (callback,), "on_fit_end", history)
     return history
 
 

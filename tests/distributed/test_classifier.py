@@ -365,8 +365,19 @@ def test_a_chunk_that_cannot_be_used_is_named(client, digits):
         before.fit(chunked(X), y, X_val=chunked(X, 30, 30), y_val=np.where(np.arange(60) == 40, 77, y))
     with pytest.raises(ValueError, match="sample_weight is zero for every image"):
         before.fit(chunked(X, 30, 30), y, np.zeros(60))
+    with pytest.raises(ValueError, match=r"chunk 0: y has missing labels \(NaT\)"):
+        before.fit(chunked(X, 30, 30), np.where(y, np.datetime64("2026-01-01"), np.datetime64("NaT")))
+    dates = np.datetime64("2026-01-01", "D") + y
+    dated = da.concatenate([da.from_array(y[:30]), da.from_delayed(dask.delayed(dates[30:]), (30,), y.dtype)])
+    with pytest.raises(ValueError, match="y has numbers in chunk 1 and dates in chunk 2"):
+        before.fit(chunked(X, 0, 30, 30), da.concatenate([da.from_array(y[:0]), dated]))
     with pytest.raises(ValueError, match="X has no images"):
         before.fit(chunked(X[:0]), y[:0])
+    for weights, message in [({k: -1.0 for k in range(10)}, "not negative"), ({0: np.nan}, "class_weight must be")]:
+        with pytest.raises(ValueError, match=message):
+            clone(before).set_params(class_weight=weights).fit(chunked(X), y)
+    with pytest.raises(ValueError, match="class_weight times sample_weight is zero for every image"):
+        clone(before).set_params(class_weight={0: 0.0}).fit(chunked(X, 30, 30), y, (y == 0) * 1.0)
     with pytest.raises(ValueError, match="sync_every"):
         before.set_params(sync_every=0).fit(chunked(X), y)
     for name, value in params.items():

@@ -9,6 +9,7 @@ import json
 import re
 import zlib
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from fastcnn.inspection import activations, grad_cam, write_report
 from fastcnn.inspection.report.charts import Line, line_chart
 from fastcnn.inspection.report.evidence import choose_images, look_at, walk
 from fastcnn.inspection.report.png import DIVERGING, colored, data_uri, encode_png
+from fastcnn.inspection.report.sections import confusion
 from fastcnn.layers import BatchNorm, Conv2D, Dense, MaxPool2D, Residual, SiLU
 from tests.inspection.networks import fitted
 
@@ -296,6 +298,16 @@ def test_other_networks(tmp_path):
     assert values["convolution"]["window"] == [11, 11] and "There are none." in text
 
 
+def test_shares_of_a_matrix_with_some_of_the_classes_are_of_all_images():
+    """Class 0 is taken for 1 once, and three times for classes that are not shown."""
+    matrix = np.zeros((24, 24), int)
+    matrix[0, [1, 21, 22, 23]] = 1
+    matrix[range(1, 19), range(2, 20)] = 5
+    names = [f"class {k}" for k in range(24)]
+    html = confusion(SimpleNamespace(names=names, confusion=matrix))
+    assert "class 0 taken for class 1: 1, 25.0%" in html and "class 22" not in html
+
+
 def test_large_maps_are_averaged(tmp_path):
     X, y = np.random.default_rng(0).integers(0, 256, (4, 100, 60, 1)).astype(np.uint8), [0, 1, 0, 1]
     clf = CNNClassifier(conv_channels=(8,), dense_units=4, max_iter=1, batch_size=2, random_state=0).fit(X, y)
@@ -308,3 +320,10 @@ def test_large_maps_are_averaged(tmp_path):
     np.testing.assert_allclose(
         found, maps.reshape(33, 3, 20, 3).mean(axis=(1, 3)).ravel(), atol=0.51 * first["limit"] / 127
     )
+
+
+def test_maps_of_few_rows_keep_them(tmp_path):
+    X, y = np.random.default_rng(0).integers(0, 256, (4, 1, 120, 1)).astype(np.uint8), [0, 1, 0, 1]
+    clf = CNNClassifier(layers=[Conv2D(3), MaxPool2D((1, 2))], max_iter=1, random_state=0).fit(X, y)
+    _, _, _, values = written(tmp_path, clf, X, y)
+    assert [(step["height"], step["width"]) for step in values["steps"]] == [(1, 40), (1, 30)]

@@ -22,6 +22,7 @@ from fastcnn.layers import (
     ReLU,
     Residual,
 )  # fmt: skip
+from tests.inspection.networks import CHAINS, network
 
 pytestmark = pytest.mark.small
 
@@ -37,6 +38,12 @@ def test_numbers():
     assert [layer.multiply_adds for layer in summary.layers] == [0, 80 * 108, 0, 20 * 30, 0, 0, 96]
     assert (summary.n_params, summary.multiply_adds) == (256, 80 * 108 + 600 + 96)
     assert [layer.note for layer in summary.layers] == ["", "", "", "smaller", "", "", ""]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_parameters_are_those_that_the_network_trains(name):
+    net = network(name, 1)
+    assert summarize(net.layers, (6, 6, 1)).n_params == net.n_params
 
 
 def test_text():

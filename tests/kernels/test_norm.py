@@ -47,6 +47,16 @@ def test_formula(backend):
     assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.small
+def test_one_row_does_not_move_running_statistics(backend):
+    """It has no variance: a last mini-batch of one image would count as much as the others."""
+    x, _, gamma, beta, *running = arrays((1, 5), np.float64)
+    y, _, _, *moved = harness.batchnorm_forward(backend, x, gamma, beta, *running, 0.9, EPSILON)
+    assert_allclose(y, beta[np.newaxis], atol=1e-12)
+    for actual, expected in zip(moved, running, strict=True):
+        assert_allclose(actual, expected, rtol=0)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward(backend, shape, dtype):
     x, _, gamma, beta, *running = arrays(shape, dtype)

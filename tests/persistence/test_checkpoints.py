@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,27 @@ def test_validation_data_and_weights(tmp_path):
     assert_same_state(clf.fit(X, Y, **more), new(early_stopping=True).fit(X, Y, **more))
 
 
+def test_functions_are_known_by_what_they_are_not_where(tmp_path):
+    """As in another process: a partial of a function at another address, an instance at another address."""
+
+    def scorers():
+        def share(wanted, clf, X, y):
+            return float(np.mean(clf.predict(X) == wanted))
+
+        class Share:
+            def __call__(self, clf, X, y):
+                return share("bag", clf, X, y)
+
+        return partial(share, "coat"), Share()
+
+    for number, (one, other) in enumerate(zip(scorers(), scorers(), strict=True)):
+        clf = new(tmp_path / f"{number}.ckpt", early_stopping=True, scoring=one)
+        broken_off(clf, X, Y)
+        assert_same_state(clf.set_params(scoring=other).fit(X, Y), new(early_stopping=True, scoring=other).fit(X, Y))
+    with pytest.raises(ValueError, match=r"scoring was '<.*Share.* and is .functools.partial\(<func"):
+        clf.set_params(scoring=scorers()[0]).fit(X, Y)
+
+
 def test_after_an_interrupt_a_fit_can_be_finished(tmp_path):
     class Interrupts:
         def on_epoch_begin(self, epoch):
@@ -139,6 +162,9 @@ def test_a_finished_fit_is_returned_at_once(tmp_path):
     class Notes:
         epochs = 0
 
+        def on_fit_begin(self, info):
+            self.start = info.start_epoch
+
         def on_epoch_begin(self, epoch):
             self.epochs += 1
 
@@ -148,6 +174,7 @@ def test_a_finished_fit_is_returned_at_once(tmp_path):
         before = path.read_bytes()
         second = new(path, callbacks=[Notes()], **parameters).fit(X, Y)
         assert (first.callbacks_[0].epochs, second.callbacks_[0].epochs) == (first.n_iter_, 0)
+        assert second.callbacks_[0].start == first.n_iter_
         assert_same_state(second, first)
         assert path.read_bytes() == before
 
@@ -221,6 +248,14 @@ def test_a_checkpoint_is_a_model(tmp_path):
     assert_same_state(seen, new(early_stopping=True, ema_decay=0.9).fit(X, Y))
     assert loaded.partial_fit(X, Y).n_iter_ == 7  # and no file is written
     assert read_model(tmp_path / "run.ckpt").history.n_iter == 6
+
+
+def test_a_file_chooses_no_other_file_to_write_to(tmp_path):
+    clf = new(tmp_path / "run.ckpt").fit(X, Y)
+    clf.save(tmp_path / "model.safetensors")
+    assert CNNClassifier.load(tmp_path / "model.safetensors").checkpoint is None
+    shutil.copy(tmp_path / "run.ckpt", tmp_path / "copy.ckpt")
+    assert CNNClassifier.load(tmp_path / "copy.ckpt").checkpoint is None
 
 
 def test_sigkill_at_random_moments(tmp_path):

@@ -138,6 +138,23 @@ def test_global_pooling_and_dense_layers_of_images():
     assert_array_equal(weight, image["a"].reshape(2, 3, 4, 3).transpose(2, 3, 1, 0).reshape(36, 2))
 
 
+def test_a_bias_with_as_many_values_as_the_image_stays_as_it_is():
+    rng = np.random.default_rng(0)
+    state = {"a": rng.normal(size=(12, 3, 1, 1)), "b": rng.normal(size=12)}
+    last = {"c": rng.normal(size=(2, 48)), "d": rng.normal(size=2)}
+    params, _ = torch_params([Conv2D(12, 1)], (2, 2, 3), state | last)
+    assert_array_equal(params["0.bias"], state["b"])
+
+
+def test_flattened_twice():
+    rng = np.random.default_rng(0)
+    state = {"a": rng.normal(size=(2, 12)), "b": rng.normal(size=2)}
+    once, _ = torch_params([Flatten()], (2, 2, 3), state)
+    twice, _ = torch_params([Flatten(), Flatten()], (2, 2, 3), state)
+    assert_array_equal(twice["2.weight"], once["1.weight"])
+    assert_array_equal(once["1.weight"], state["a"].reshape(2, 3, 2, 2).transpose(2, 3, 1, 0).reshape(12, 2))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -358,5 +358,8 @@ def test_classes_that_are_none(metadata, tmp_path):
     model = onnx.load(path)
     helper.set_model_props(model, {"classes": metadata})
     onnx.save(model, path)
+    assert_array_equal(CNNClassifier.from_onnx(path).classes_, range(4))  # another program's, whatever they mean
+    model.producer_name = "fastcnn"
+    onnx.save(model, path)
     with pytest.raises(ValueError, match=r"model\.onnx: not a network that can be read"):
         CNNClassifier.from_onnx(path)

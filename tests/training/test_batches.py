@@ -319,9 +319,9 @@ def test_warp_is_bilinear_and_zero_outside(monkeypatch):
         np.testing.assert_allclose(out[0, y, x], 0 if y < 2 and x < 1 else expected, atol=1e-9)
 
 
-@pytest.mark.parametrize(("dtype", "value_range"), [(np.uint8, 255), (np.float64, 1)])
+@pytest.mark.parametrize(("dtype", "value_range"), [(np.uint8, 255), (np.float64, 1), (np.bool_, 1)])
 def test_contrast_and_brightness(dtype, value_range, monkeypatch):
-    images = images_of(dtype)
+    images = images_of(np.uint8) > 99 if dtype is np.bool_ else images_of(dtype)
     light = [RandomContrast(), RandomBrightness()]
     contrast, brightness = np.linspace(0.5, 1.5, 12), np.linspace(-0.2, 0.2, 12)
     out = warped(

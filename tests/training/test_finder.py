@@ -54,6 +54,9 @@ def test_of_a_classifier():
     assert 1e-3 < found.suggestion < 0.2
     again = find_learning_rate(clf, X, names)
     np.testing.assert_array_equal(again.losses, found.losses)
+    drawn = np.random.RandomState(0)
+    find_learning_rate(clone(clf).set_params(random_state=drawn), X, names, steps=10)
+    assert drawn.randint(10**9) == np.random.RandomState(0).randint(10**9)
     in_parts = clone(clf).set_params(micro_batch_size=8, batch_norm=True)
     network, loader, settings = in_parts.begin_fit(X, names)
     assert settings == {"label_smoothing": 0.1, "micro_batch_size": 8}

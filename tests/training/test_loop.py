@@ -127,6 +127,17 @@ def assert_params(network, expected):
         assert_array_equal(network.params[name], value)
 
 
+def test_all_callbacks_are_told_the_end_whatever_one_of_them_does():
+    class Fails:
+        def on_fit_end(self, history):
+            raise OSError("disk full")
+
+    first, last = Recorder(), Recorder()
+    with pytest.raises(OSError, match="disk full"):
+        fit(SoftmaxRegression(), Loader(42), max_iter=1, callbacks=[first, Fails(), last])
+    assert len(first.ended) == len(last.ended) == 1
+
+
 def test_the_loss_goes_down_and_the_history_says_so():
     network, loader, seen = SoftmaxRegression(), Loader(42), Recorder()
     history = fit(network, loader, max_iter=6, callbacks=[seen], label_smoothing=0.1)

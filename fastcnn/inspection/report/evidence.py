@@ -185,12 +185,13 @@ def _quantized(values: np.ndarray, max_maps: int) -> tuple[np.ndarray, dict[str,
     if values.ndim == 2:
         values = values[:, np.newaxis, :, np.newaxis][:, :, :_LONGEST_VECTOR]
     side = -(-max(values.shape[1:3]) // _LARGEST_SIDE) if len(shape) == 3 else 1
-    height, width = values.shape[1] // side, values.shape[2] // side
+    rows, columns = (min(side, n) for n in values.shape[1:3])  # averaged; an image of one row keeps it
+    height, width = values.shape[1] // rows, values.shape[2] // columns
     n_maps = min(values.shape[3], max_maps, max(4, _MAP_PIXELS // (height * width)))
     shown = np.sort(np.argsort(-np.abs(values).mean(axis=(0, 1, 2)), kind="stable")[:n_maps])
-    maps = values[:, : height * side, : width * side][..., shown]
+    maps = values[:, : height * rows, : width * columns][..., shown]
     if side > 1:
-        maps = maps.reshape(len(maps), height, side, width, side, n_maps).mean(axis=(2, 4))
+        maps = maps.reshape(len(maps), height, rows, width, columns, n_maps).mean(axis=(2, 4))
     limit, signed = float(np.abs(maps).max()) or 1.0, bool(maps.min() < 0)
     bytes_ = np.round(128 + 127 * maps / limit if signed else 255 * maps / limit).astype(np.uint8)
     description = {

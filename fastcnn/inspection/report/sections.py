@@ -134,15 +134,16 @@ def learning(clf: Any) -> str:
 def confusion(evidence: Evidence) -> str:
     """The confusion matrix as a table: rows are what an image is, columns what it was taken for."""
     names, matrix, note = evidence.names, evidence.confusion, ""
+    totals = matrix.sum(axis=1)
     if len(names) > _MOST_CLASSES:
         wrong = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
         kept = np.sort(np.argsort(-wrong, kind="stable")[:_MOST_CLASSES])
         note = f"<p>The {_MOST_CLASSES} classes, of {len(names)}, that are mixed up most.</p>"
-        names, matrix = [names[k] for k in kept], matrix[np.ix_(kept, kept)]
+        names, matrix, totals = [names[k] for k in kept], matrix[np.ix_(kept, kept)], totals[kept]
     head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
     rows = []
     for i, name in enumerate(names):
-        total = max(int(matrix[i].sum()), 1)
+        total = max(int(totals[i]), 1)
         row = []
         for j, count in enumerate(matrix[i].tolist()):
             share = count / total

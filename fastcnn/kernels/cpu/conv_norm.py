@@ -124,8 +124,8 @@ def _normalised_weights(start, stop, lane, args):
         variance = max(variance, 0.0) if variance == variance else variance
         deviation = 1 / math.sqrt(variance + epsilon) if pixels > 0 else 0.0
         mean[j], inv_std[j] = center, deviation
-        if pixels > 0:
-            unbiased = variance * pixels / max(pixels - 1, 1)
+        if pixels > 1:
+            unbiased = variance * pixels / (pixels - 1)
             running_mean[j] = momentum * running_mean[j] + (1 - momentum) * center
             running_var[j] = momentum * running_var[j] + (1 - momentum) * unbiased
         scale = gamma[j] * deviation

@@ -72,9 +72,10 @@ def _merge_moments(start, stop, lane, args):
         variance = max(spread, 0.0) / rows if spread == spread else spread
         mean[j] = center
         inv_std[j] = 1 / math.sqrt(variance + epsilon)
-        unbiased = variance * rows / max(rows - 1, 1)
-        running_mean[j] = momentum * running_mean[j] + (1 - momentum) * center
-        running_var[j] = momentum * running_var[j] + (1 - momentum) * unbiased
+        if rows > 1:
+            unbiased = variance * rows / (rows - 1)
+            running_mean[j] = momentum * running_mean[j] + (1 - momentum) * center
+            running_var[j] = momentum * running_var[j] + (1 - momentum) * unbiased
 
 
 @Kernel

@@ -197,8 +197,8 @@ def norm_kernels(real: Any, width: int = 1, by_sign: bool = False) -> _Kernels:
                 square += cells[line * FEW + cuda.threadIdx.x]
             mean[c] = middle
             inv_std[c] = one / math.sqrt(square / make(max(rows, 1)) + epsilon)
-            if rows > 0:
-                unbiased = square / make(max(rows - 1, 1))
+            if rows > 1:
+                unbiased = square / make(rows - 1)
                 running_mean[c] = momentum * running_mean[c] + (one - momentum) * middle
                 running_var[c] = momentum * running_var[c] + (one - momentum) * unbiased
 
