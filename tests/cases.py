@@ -125,6 +125,7 @@ CONV_CASES = (
     ConvCase("5x5 dilation 2, groups 2", 2, (17, 15, 8), 20, 5, padding=4, dilation=2, groups=2),
     ConvCase("groups 4 of 8", 3, (9, 8, 32), 64, 3, padding=1, groups=4),
     ConvCase("depthwise 32", 3, (15, 14, 32), 32, 3, padding=1, groups=32),
+    ConvCase("depthwise 12", 2, (4, 4, 12), 12, 3, padding=1, groups=12),
     ConvCase("depthwise 24, stride 2, multiplier 2", 2, (14, 15, 24), 48, 3, stride=2, padding="same", groups=24),
     ConvCase("LeNet C1", 2, (28, 28, 1), 6, 5, padding=2, pool_size=2),
     ConvCase("LeNet C3", 2, (14, 14, 6), 16, 5, pool_size=2),

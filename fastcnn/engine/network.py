@@ -7,7 +7,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from math import prod
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from fastcnn.training.optimizers import Adam
 _KEPT_PLANS = 4  # the full and the last mini-batch, in training and in inference
 # In inference: of what goes into and comes out of the largest step, so that the next step finds it in the cache.
 _PART_BYTES, _LEAST_PART = 1 << 23, 16
+_COUNTED = (1 << 31) - 1  # values of a layer, for all images, that a GPU's kernels can count
 _networks: weakref.WeakSet[Network] = weakref.WeakSet()
 
 
@@ -168,7 +169,9 @@ class Network:
         ValueError
             If a name is missing or unknown, or a shape differs; nothing is changed then.
         """
-        self._parameters.load(params)
+        with self._lock:
+            self._parameters.load(params)
+            self._to_go_back = None  # a gradient would be that of neither
 
     def training_state(self) -> TrainingState:
         """Copies of what training goes on from, beside `params`.
@@ -292,6 +295,8 @@ class Network:
         ValueError
             If there was no such call, or its gradients were computed already (the backward pass needs the memory of
             what it goes back through), or `dy` has not the output's shape.
+        TypeError
+            If `dy` is not of real numbers.
         """
         with self._lock:
             plan = self._to_go_back
@@ -449,9 +454,9 @@ class Network:
         return np.asarray(proba) if to_numpy else proba
 
     def _parts(self, n: int) -> list[slice]:
-        """A batch cut into equal parts whose images stay in the CPU's cache from step to step; at least one."""
-        if self.device == "cuda":
-            return [slice(0, n)]
+        """A batch cut into equal parts, at least one: on a CPU so that images stay in its cache from step to step, on a
+        GPU as large as its kernels can take.
+        """
         count = -(-n // self._largest_part)
         size = -(-n // max(1, count))
         return [slice(start, start + size) for start in range(0, n, size)] if n else [slice(0, 0)]
@@ -478,9 +483,14 @@ class Network:
         lanes = self._kernels.max_threads(self.n_jobs)  # a task of Dask, or another n_jobs, has more or fewer
         plan = self._plans.pop((batch, mode, lanes), None)
         if plan is None:
-            try:
+            if self.device == "cuda" and batch > self._largest_part:
+                raise ValueError(
+                    f"{batch} images are too many at once: kernels count a layer's values for all of them in 32 bits, "
+                    f"which is enough for {self._largest_part}"
+                )
+            with suppress(MemoryError):
                 plan = self._compiled_plan(batch, mode, lanes)
-            except MemoryError:  # once more, without what earlier plans hold
+            if plan is None:  # once more, without what earlier plans hold; in a handler, the traceback would hold it
                 self._plans.clear()
                 self._kept_memory = self._last_plan = self._to_go_back = None
                 try:
@@ -559,8 +569,12 @@ class Network:
         self._placed_dropout = self._kernels.place(self._dropout)
         self._dropout_states = {layer: self._placed_dropout[i] for i, layer in enumerate(layers)}
         self._inference_groups = self._make_groups("inference")
-        largest = max((prod(group.in_shape) + prod(group.out_shape) for group in self._inference_groups), default=1)
-        self._largest_part = max(_LEAST_PART, _PART_BYTES // (largest * self.dtype.itemsize))
+        if self.device == "cuda":
+            largest = max(prod(shape) for shape in (self.input_shape, *(op.out_shape for op in self.ops)))
+            self._largest_part = max(1, _COUNTED // largest)
+        else:
+            largest = max((prod(group.in_shape) + prod(group.out_shape) for group in self._inference_groups), default=1)
+            self._largest_part = max(_LEAST_PART, _PART_BYTES // (largest * self.dtype.itemsize))
 
     def _make_groups(self, mode: str) -> tuple[Group, ...]:
         if not self.fuse:
@@ -592,7 +606,7 @@ class Network:
         self.ops = _lower(self.layers, self.input_shape)
         self.output_shape = self.ops[-1].out_shape if self.ops else self.input_shape
         self._parameters = Parameters(self.layers, self.input_shape, self.dtype, self._kernels)
-        self.load_params(state["params"])
+        self._parameters.load(state["params"])
         self._bind(state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer_state"])
         self._dropout = state["dropout"]

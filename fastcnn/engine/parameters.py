@@ -105,7 +105,7 @@ class Parameters:
             raise ValueError(f"missing parameters: {', '.join(missing)}")
         if unknown := sorted(set(params) - set(self.values)):
             raise ValueError(f"unknown parameters: {', '.join(unknown)}; expected {', '.join(self.values)}")
-        arrays = {name: np.asarray(value) for name, value in params.items()}
+        arrays = {name: np.array(value) for name, value in params.items()}  # copies: they may be ours, exchanged
         for name, value in arrays.items():
             if value.shape != self.values[name].shape:
                 raise ValueError(f"{name} has shape {value.shape}, expected {self.values[name].shape}")

@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import pickle
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -251,6 +252,43 @@ def test_large_batches_are_predicted_in_parts():
         assert np.array_equal(proba[first : first + size], net.predict_proba(x[first : first + size]))
 
 
+def test_full_memory_is_tried_again_without_earlier_plans(monkeypatch):
+    """Where two arenas do not fit beside each other, the first one makes room."""
+    alive, room = [], [10**9]
+
+    def empty(n):
+        if sum(array().nbytes for array in alive if array() is not None) + n > room[0]:
+            raise MemoryError("full")
+        array = np.empty(n, np.uint8)
+        alive.append(weakref.ref(array))
+        return array
+
+    def forward(net, n):
+        return net.forward(np.ones((n, 8, 8, 1)))
+
+    first, second = (Network([Conv2D(4), Dense(3)], (8, 8, 1), random_state=0, device="reference") for _ in range(2))
+    monkeypatch.setattr(first._kernels, "empty", empty)
+    forward(first, 20)
+    expected = forward(first, 40)
+    sizes = [array().nbytes for array in alive]
+    assert len(sizes) == 2 and sizes[0] < sizes[1]
+    del first
+    room[0] = sum(sizes) - 1
+    forward(second, 20)
+    np.testing.assert_array_equal(forward(second, 40), expected)
+    with pytest.raises(MemoryError, match="full: "):
+        forward(second, 80)
+
+
+@pytest.mark.small
+def test_parameters_may_change_places():
+    net = Network([Dense(4), Dense(4)], (4,), random_state=0)
+    before = {name: value.copy() for name, value in net.params.items()}
+    net.load_params(net.params | {"0.weight": net.params["1.weight"], "1.weight": net.params["0.weight"]})
+    np.testing.assert_array_equal(net.params["0.weight"], before["1.weight"])
+    np.testing.assert_array_equal(net.params["1.weight"], before["0.weight"])
+
+
 @pytest.mark.small
 def test_any_input_layout():
     layers, shape = CHAINS["lenet"]
@@ -310,10 +348,11 @@ def test_errors_name_what_is_wrong_and_change_nothing():
     net.backward(np.zeros((4, 3)))
     with pytest.raises(ValueError, match=r"backward\(\) needs a forward\(x, training=True\) of its own"):
         net.backward(np.zeros((4, 3)))  # the first one has used the memory of what it went back through
-    net.forward(x, training=True)
-    net.predict_proba(x)
-    with pytest.raises(ValueError, match=r"backward\(\) needs a forward"):
-        net.backward(np.zeros((4, 3)))
+    for between in (lambda: net.predict_proba(x), lambda: net.load_params(net.params)):
+        net.forward(x, training=True)
+        between()
+        with pytest.raises(ValueError, match=r"backward\(\) needs a forward"):
+            net.backward(np.zeros((4, 3)))
     for name, value in net.params.items():
         np.testing.assert_array_equal(value, before[name])
     with pytest.raises(ValueError, match=r"predict_proba needs an output of shape \(n_classes,\).*\(4, 4, 3\)"):

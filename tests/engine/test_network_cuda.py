@@ -158,3 +158,15 @@ def test_a_small_fit(tmp_path):
     loaded = CNNClassifier.load(tmp_path / "model.safetensors")
     assert loaded.network_.device == "cuda"
     np.testing.assert_array_equal(loaded.predict_proba(X[:4]), fits[1].predict_proba(X[:4]))
+
+
+def test_more_values_than_kernels_count():
+    net = Network([Conv2D(5), Dense(3)], (4, 4, 2), device="cuda", random_state=0)
+    assert net._largest_part == (2**31 - 1) // 80
+    x = batch((4, 4, 2), 7, dtype=np.float32)
+    proba = net.predict_proba(x)
+    net._largest_part = 3
+    np.testing.assert_allclose(net.predict_proba(x), proba, rtol=1e-6)
+    with pytest.raises(ValueError, match="7 images are too many at once"):
+        net.train_step(x, np.arange(7) % 3)
+    net.train_step(x, np.arange(7) % 3, micro_batch_size=3)

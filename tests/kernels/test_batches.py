@@ -1,7 +1,9 @@
 """The compiled batch builder against plain NumPy."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+import fastcnn
 from fastcnn.kernels.cpu import _batches
 
 pytestmark = pytest.mark.small
 
 SOURCES = [np.uint8, np.float32, np.float64]
 REALS = [np.float32, np.float64]
+
+
+def test_where_it_is_not_built_it_is_said_what_to_do(tmp_path):
+    """As in the folder of the sources, which Python finds before the installed package."""
+    left_out = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    shutil.copytree(Path(fastcnn.__file__).parent, tmp_path / "fastcnn", ignore=left_out)
+    code = "import fastcnn; fastcnn.CNNClassifier"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ImportError: No module named 'fastcnn.kernels.cpu._batches': this is fastcnn's source" in done.stderr
+    assert "pip install -e ." in done.stderr
 
 
 def naive_scale(images, mean, inv_std, dtype):

@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 import numba
 import pytest
 
-from fastcnn.kernels.cpu import crew, objects, runtime
+from fastcnn.kernels.cpu import crew, launch, objects, runtime
 
 LIMIT = int(numba.config.NUMBA_NUM_THREADS)
 
@@ -160,6 +161,20 @@ print(train(0) == first, used < 0.2)
     assert run(code, NUMBA_NUM_THREADS="2") == "True True"
 
 
+def test_lanes_that_no_program_came_for_sleep():
+    """As after Ctrl-C between hiring them and the first program."""
+    code = """
+import time
+from fastcnn.kernels.cpu import crew
+crew._crew._hire(2)
+time.sleep(0.3)
+before = time.process_time()
+time.sleep(0.5)
+print(time.process_time() - before < 0.2)
+"""
+    assert run(code) == "True"
+
+
 def test_without_a_home_to_write_to(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
@@ -222,6 +237,13 @@ def test_code_that_differs_is_another_object():
     digests = [objects._digest(make(1), "int64"), objects._digest(make(2), "int64"), objects._digest(make(1), "int32")]
     assert len({*digests, objects._digest(other, "int64")}) == 4
     assert objects._digest(make(1), "int64") == digests[0]
+
+
+def test_code_is_told_by_the_names_of_what_it_reads():
+    """A kernel that reads `size.h` is another one when h and w have changed places."""
+    one, other = (namedtuple("Size", fields)(4, 5) for fields in ("h w", "w h"))
+    assert launch._described((one, 1.0)) == "tuple(0: Size(h: int, w: int), 1: float)"
+    assert launch._described((one, 1.0)) != launch._described((other, 1.0))
 
 
 SUM = """

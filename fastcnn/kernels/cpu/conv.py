@@ -117,7 +117,7 @@ def conv2d_backward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes:
     """
     g, size = geometry, np.dtype(dtype).itemsize
     if is_depthwise(g):
-        return _chunks(n, g, size) * _partial(g) + lanes * (2 * _image(g) + _round(g.p * g.q * g.k))
+        return _chunks(n, g, size) * _partial(g) + lanes * (2 * _image(g) + _depthwise_gradient(g, size))
     if geometry.winograd and n:
         return backward_scratch(geometry, n, size, lanes)
     return _round(_packed_backward(g, size)) + _chunks(n, g, size) * _partial(g) + lanes * sum(_lane_parts(g, size))
@@ -125,6 +125,10 @@ def conv2d_backward_scratch(geometry: Any, pool: Any, n: int, dtype: Any, lanes:
 
 def _partial(g: Any) -> int:
     return _round(g.r * g.s * (g.c // g.groups) * g.k + g.k)
+
+
+def _depthwise_gradient(g: Any, itemsize: int) -> int:
+    return _round(g.p * g.q * g.k + panel_width(itemsize))  # its last pixel is read as whole vectors
 
 
 def _gradient_image(g: Any, itemsize: int) -> int:
@@ -395,7 +399,7 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
         launch(
             depthwise_chunks, chunks, 2 * _operations(g, n), x.reshape(-1), weight.reshape(-1), y.reshape(-1),
             argmax.reshape(-1), dy.reshape(-1), dx.reshape(-1), scratch,
-            (n, chunks, packed, partial, _image(geometry), _round(g.p * g.q * g.k)), (dx.size > 0, dw.size > 0),
+            (n, chunks, packed, partial, _image(g), _depthwise_gradient(g, size)), (dx.size > 0, dw.size > 0),
             scatter, g, parameter, Pool(*pool), forward_tables(geometry),
         )  # fmt: skip
         _merge(chunks, packed, partial, scratch, dw, db, g)

@@ -297,10 +297,9 @@ class Crew:
         """Have `lanes` lanes, or as many as there is memory for."""
         if self._board.count == 0:
             # Compiled here, under one lock: lanes that start together must not all compile.
-            self._board = Lines(_ASLEEP + 1024)
-            _store_word(self._board.address, -1)
             for entry in (_serve, _fall_asleep, _wake_up):
                 entry.prepare()
+            self._board = Lines(_ASLEEP + 1024)
         for lane in range(len(self._alarms), min(lanes, 1024)):
             alarm = threading.Lock()
             alarm.acquire()
@@ -311,11 +310,6 @@ class Crew:
             except RuntimeError:  # the system gives no more threads
                 self._alarms.pop()
                 return
-
-
-@Entry
-def _store_word(address, value):
-    _store(address, value)
 
 
 class Lines:
@@ -342,7 +336,7 @@ _crew = Crew()
 
 def code() -> list[Code]:
     """All that programs on several lanes need beside their kernels."""
-    return [entry.code() for entry in (_lead, _serve, _fall_asleep, _wake_up, _is_asleep, _store_word)]
+    return [entry.code() for entry in (_lead, _serve, _fall_asleep, _wake_up, _is_asleep)]
 
 
 def run(address: int, count: int, lanes: int, small: int) -> None:

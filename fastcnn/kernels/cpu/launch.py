@@ -97,7 +97,10 @@ def _described(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"{value.dtype.str}[{value.ndim}]"
     name = type(value).__name__
-    return f"{name}({', '.join(map(_described, value))})" if isinstance(value, tuple) else name
+    if not isinstance(value, tuple):
+        return name
+    fields = getattr(value, "_fields", range(len(value)))  # kernels read them by these names
+    return f"{name}({', '.join(f'{field}: {_described(part)}' for field, part in zip(fields, value, strict=True))})"
 
 
 class Kernel:

@@ -128,7 +128,8 @@ def _sources_digest() -> str:
     versions = numba.__version__, llvmlite.__version__
     chosen = os.environ.get("FASTCNN_ISA", ""), bool(numba.config.BOUNDSCHECK)
     digest = hashlib.sha256(repr((host, versions, chosen)).encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for path in [here.parent / "contract.py", *sorted(here.glob("*.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

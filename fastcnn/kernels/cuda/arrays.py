@@ -174,6 +174,9 @@ class StagedArray(DeviceArray):
         part = super().__getitem__(key)
         return StagedArray(part._memory, part._offset, self.host[key], self._arrived)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.arrived().__array__(dtype, copy)
+
     def settle(self) -> None:
         """Wait until the last copy is done: the twin may then be written."""
         with reported("a copy to the GPU"):
