@@ -62,8 +62,8 @@ examples:
 """
 
 _EVALUATE_EPILOG = """
-DATA is what `fastcnn train` takes. Without it: Fashion-MNIST or the digits, if `fastcnn train` trained the model on
-them (for one that was saved in Python, with labels 0 to 9, name it).
+DATA is what `fastcnn train` takes. Without it: Fashion-MNIST or the digits, for a model with images of their size
+and classes of their names (one that was saved in Python, with labels 0 to 9, needs the name).
 Of a data set with test images, these are used; of another folder all images, or with --held-out the one in 7
 that `fastcnn train` keeps for the test.
 
@@ -186,23 +186,23 @@ def _make_parser() -> _Parser:
     _add_train(add("train", "Train a classifier on images.", _TRAIN_EPILOG))
 
     command = add("evaluate", "Accuracy of a model, class by class.", _EVALUATE_EPILOG)
-    command.add_argument("model", metavar="MODEL", help="a file that `fastcnn train --save` wrote")
+    _add_model(command)
     command.add_argument("data", metavar="DATA", nargs="?", help="fashion-mnist, digits or a folder")
     command.add_argument("--held-out", action="store_true", help="only the images that `fastcnn train` keeps back")
     _add_threads(command)
 
     command = add("predict", "Class names and probabilities for pictures.", _PREDICT_EPILOG)
-    command.add_argument("model", metavar="MODEL", help="a file that `fastcnn train --save` wrote")
+    _add_model(command)
     command.add_argument("images", metavar="IMAGE", nargs="+", help="picture files (png, jpg, ...)")
     command.add_argument("--top", type=_count, default=3, metavar="K", help="classes to show (default: 3)")
     command.add_argument("--invert", action="store_true", help="swap dark and bright first")
     _add_threads(command)
 
     command = add("info", "What is in a model file: layers, classes, images.")
-    command.add_argument("model", metavar="MODEL", help="a file that `fastcnn train --save` wrote")
+    _add_model(command)
 
     command = add("report", "What a network sees, as one page for a browser.", _REPORT_EPILOG)
-    command.add_argument("model", metavar="MODEL", help="a file that `fastcnn train --save` wrote")
+    _add_model(command)
     command.add_argument("--data", metavar="DATA", help="fashion-mnist, digits or a folder")
     command.add_argument("--held-out", action="store_true", help="only the images that `fastcnn train` keeps back")
     command.add_argument("-o", "--output", metavar="FILE", default="report.html", help="default: report.html")
@@ -288,6 +288,17 @@ def _add_train(command: _Parser) -> None:
     training.add_argument("--quiet", action="store_true", help="no line for each epoch")
 
 
+def _add_model(command: Any) -> None:
+    command.add_argument("model", metavar="MODEL", help="a file that `fastcnn train --save` wrote")
+    command.add_argument(
+        "--max-parameters",
+        type=_count,
+        default=1 << 26,
+        metavar="N",
+        help="refuse a network that has more, before memory is spent on it (default: %(default)s)",
+    )
+
+
 def _add_threads(command: Any) -> None:
     command.add_argument("--threads", type=_count, metavar="N", help="threads (default: all there are)")
 
@@ -321,6 +332,8 @@ def _image_size(text: str) -> tuple[int, int]:
 
 def _layers(text: str) -> list[Layer]:
     """One layer, or several in quotes."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a layer, got nothing")
     try:
         return [parse_layer(item) for item in text.split()]
     except ValueError as error:
@@ -404,4 +417,6 @@ def _show_warning(
 
 
 def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+    from fastcnn.commands import printable
+
+    return printable(" ".join(str(text).split()))

@@ -10,8 +10,10 @@ import os
 import re
 import sys
 import textwrap
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
+from copy import copy
 from math import inf
 from pathlib import Path
 from statistics import median
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from fastcnn.classifier import CNNClassifier
     from fastcnn.inspection import Summary
 
-__all__ = ["evaluate", "info", "predict", "report", "train"]
+__all__ = ["evaluate", "info", "predict", "printable", "report", "train"]
 
 Data = tuple[np.ndarray, np.ndarray]  # images and labels
 
@@ -100,6 +102,8 @@ def _hold_out(source: _Source, X: np.ndarray, y: np.ndarray) -> tuple[Data, Data
         )
     size = max(-(-len(y) // _HELD_OUT), len(classes))
     training, test = train_test_split(np.arange(len(y)), test_size=size, stratify=y, random_state=0)
+    untested = [training[y[training] == name][0] for name in np.setdiff1d(classes, y[test])]  # of few images
+    training, test = training[~np.isin(training, untested)], np.append(test, np.array(untested, int))
     return (X[training], y[training]), (X[test], y[test])
 
 
@@ -118,7 +122,12 @@ def _load_training(name: str | None, image_size: tuple[int, int] | None) -> tupl
     if not source.has_test:
         return source, *_hold_out(source, X, y)
     # Test pictures are made like the training pictures.
-    return source, training, _load(source, "test", X.shape[1:3], X.ndim == 4)
+    X_test, y_test = _load(source, "test", X.shape[1:3], X.ndim == 4)
+    if X_test.shape[1:] != X.shape[1:]:
+        raise ValueError(f"{source.name}: test images of {_size(X_test)}, but training images of {_size(X)}")
+    if unknown := np.setdiff1d(y_test, y).tolist():
+        raise ValueError(f"{source.name}: there are images of {str(unknown[0])!r} to test on, but none to train on")
+    return source, training, (X_test, y_test)
 
 
 # --------------------------------------------------------------------------------------------------------------- train
@@ -150,10 +159,12 @@ def train(args: argparse.Namespace) -> int:
         _check_writable(Path(args.save), "the model")
     if args.checkpoint and not Path(args.checkpoint).is_dir():  # a folder gives each training a file
         _check_writable(Path(args.checkpoint), "a checkpoint")
+        if args.save and os.path.realpath(args.save) == os.path.realpath(args.checkpoint):
+            args.fail(f"--save and --checkpoint are the same file, {args.save}: a model would replace the checkpoint")
     source, (X, y), (X_test, y_test) = _load_training(args.data, args.image_size)
     _say(
         "data",
-        f"{source.title}: {len(X):,} training images of {'x'.join(map(str, X.shape[1:]))}, {len(np.unique(y))} classes",
+        f"{source.title}: {len(X):,} training images of {_size(X)}, {len(np.unique(y))} classes",
     )
     kept = "that come with it" if source.has_test else f"kept back, one in {_HELD_OUT} of each class, always the same"
     _say("test data", f"{len(X_test):,} images {kept}")
@@ -176,6 +187,9 @@ def train(args: argparse.Namespace) -> int:
         text += "; the same command goes on from the checkpoint" * bool(interrupted and args.checkpoint)
         print(f"fastcnn: warning: {text}", file=sys.stderr)
 
+    if args.save:  # before anything else can go wrong
+        saved = copy(clf).set_params(callbacks=None, checkpoint=None, verbose=False, n_jobs=None)  # of this run
+        saved.save(args.save)
     print()
     _say("test accuracy", f"{clf.score(X_test, y_test):.4f}")
     _say("training time", f"{watch.seconds:.1f} s for {_count(clf.n_iter_ - watch.done_before, 'epoch')}")
@@ -184,8 +198,6 @@ def train(args: argparse.Namespace) -> int:
         _say("speed", f"{speed:,.0f} images/s (median of the epochs)")
     _say("parameters", f"{clf.network_.n_params:,}")
     if args.save:
-        clf.set_params(callbacks=None, checkpoint=None, verbose=False, n_jobs=None)  # of this run, not of the model
-        clf.save(args.save)
         _say("saved to", f"{args.save} ({_megabytes(args.save)})")
     else:
         _say("not saved", "--save FILE keeps the model")
@@ -226,6 +238,8 @@ def _check_writable(path: Path, what: str) -> None:
     """Better now than after the training."""
     if path.is_dir():
         raise IsADirectoryError(f"{path}: a folder, expected a file to save {what} to")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: a device or a pipe, expected a file to save {what} to")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder to save {what} in")
     if not os.access(path.parent, os.W_OK):
@@ -287,16 +301,19 @@ def _print_confusion(confusion: np.ndarray, names: Sequence[str]) -> None:
 
 
 def _data_of(clf: CNNClassifier, path: str) -> str:
-    """The data set that comes with fastcnn and has the model's images."""
-    sizes = {(28, 28, 1): "fashion-mnist", (8, 8, 1): "digits"}
-    if clf.image_shape_ in sizes and clf.classes_.dtype.kind == "U":  # as `train` has them: names
-        return sizes[clf.image_shape_]
+    """The data set that comes with fastcnn and has images and classes like the model's."""
+    from fastcnn.datasets import FASHION_NAMES
+
+    known = {"fashion-mnist": ((28, 28, 1), FASHION_NAMES), "digits": ((8, 8, 1), [str(n) for n in range(10)])}
+    for name, (shape, classes) in known.items():
+        if clf.image_shape_ == shape and clf.classes_.tolist() == sorted(classes):  # names, as `train` has them
+            return name
     height, width, _ = clf.image_shape_
     raise ValueError(f"{path}: name the data to evaluate on ({len(clf.classes_)} classes, images of {height}x{width})")
 
 
 def _load_classifier(args: argparse.Namespace) -> CNNClassifier:
-    clf = fastcnn.CNNClassifier.load(args.model)
+    clf = fastcnn.CNNClassifier.load(args.model, args.max_parameters)
     return clf.set_params(n_jobs=args.threads)
 
 
@@ -338,7 +355,7 @@ def info(args: argparse.Namespace) -> int:
     from fastcnn.inspection import summarize
     from fastcnn.persistence import read_model
 
-    model = read_model(args.model)
+    model = read_model(args.model, args.max_parameters)
     height, width, channels = model.image_shape
     kind = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
     settings, history = model.parameters, model.history
@@ -403,16 +420,25 @@ def _print_summary(summary: Summary) -> None:
 # -------------------------------------------------------------------------------------------------------------- output
 
 
+def printable(text: str) -> str:
+    """`text` without what commands a terminal: names in files may be a stranger's."""
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
+
+
 def _say(name: str, text: str) -> None:
     indented = textwrap.wrap(text, 100, subsequent_indent=" " * 15, break_long_words=False, break_on_hyphens=False)
-    print(f"{name:<15}" + "\n".join(indented), flush=True)
+    print(f"{name:<15}" + "\n".join(map(printable, indented)), flush=True)
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> None:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
-        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
+        cells = [f"{printable(cell):{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
         print("  ".join(cells).rstrip())
+
+
+def _size(images: np.ndarray) -> str:
+    return "x".join(map(str, images.shape[1:]))
 
 
 def _count(n: int, noun: str) -> str:

@@ -37,8 +37,8 @@ _FASHION_SHA256 = {
     ("test", "images"): "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     ("test", "labels"): "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-_FASHION_NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
-_FASHION_NAMES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+FASHION_NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
+FASHION_NAMES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 _FASHION_DESCR = """Fashion-MNIST: 60,000 + 10,000 grey images of clothes, 28 x 28 pixels, ten equal classes.
 H. Xiao, K. Rasul, R. Vollgraf (2017), arXiv:1708.07747. MIT licence. github.com/zalandoresearch/fashion-mnist
 """
@@ -84,7 +84,7 @@ def fetch_fashion_mnist(subset: str = "train", return_X_y: bool = True, data_hom
     X, y = _read_parts(paths, [_FASHION_SHA256[key] for key in keys])
     if return_X_y:
         return X, y
-    return Bunch(data=X, target=y, target_names=_FASHION_NAMES.copy(), DESCR=_FASHION_DESCR)
+    return Bunch(data=X, target=y, target_names=FASHION_NAMES.copy(), DESCR=_FASHION_DESCR)
 
 
 def _download_fashion_file(key: Key, folder: Path) -> Path:

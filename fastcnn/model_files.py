@@ -91,7 +91,8 @@ class ModelFiles:
     def load(cls, path: str | os.PathLike[str], max_parameters: int = MAX_PARAMETERS) -> Self:
         """The classifier that `save` wrote to `path`, or a checkpoint at its last epoch. It predicts the same bits.
 
-        Training can go on from it: see `save` for what the optimiser then knows.
+        Training can go on from it: see `save` for what the optimiser then knows. A file chooses no other file to write
+        to: the parameter `checkpoint` comes back only from the checkpoint that it names.
 
         Parameters
         ----------
@@ -107,6 +108,9 @@ class ModelFiles:
             If it is not such a file, or damaged; the message says what is wrong.
         """
         saved = read_model(path, max_parameters)
+        named = saved.parameters.get("checkpoint")
+        if not isinstance(named, str) or os.path.realpath(named) != os.path.realpath(path):
+            saved.parameters |= dict.fromkeys(saved.parameters.keys() & {"checkpoint"})
         try:
             return cls._of_saved(saved)
         except ValueError as error:

@@ -11,6 +11,7 @@ import sys
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,12 +99,12 @@ def pets(tmp_path):
     return tmp_path / "pets"
 
 
-def write_idx(folder, parts, n=40):
+def write_idx(folder, parts, n=40, size=6, classes=(3, 7)):
     """Dark images of class 3 and bright ones of class 7."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for part in parts:
-        y = np.tile(np.array([3, 7], np.uint8), n // 2)
-        X = np.repeat(y * np.uint8(30), 36).reshape(n, 6, 6)
+        y = np.tile(np.array(classes, np.uint8), n // 2)
+        X = np.repeat(y * np.uint8(30), size**2).reshape(n, size, size)
         for name, array in (("images-idx3", X), ("labels-idx1", y)):
             sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
             (folder / f"{part}-{name}-ubyte").write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
@@ -115,7 +116,7 @@ def fashion(subset, return_X_y):
     assert subset in ("train", "test") and return_X_y is False
     y = np.arange(60) % 10
     X = np.repeat(y * 25, 784).reshape(-1, 28, 28).astype(np.uint8)
-    return Bunch(data=X, target=y, target_names=datasets._FASHION_NAMES)
+    return Bunch(data=X, target=y, target_names=datasets.FASHION_NAMES)
 
 
 # --- layers
@@ -347,12 +348,12 @@ def test_fashion_mnist_is_the_default_and_its_classes_have_names(monkeypatch, tm
     assert code == 0 and "Fashion-MNIST: 60 training images of 28x28, 10 classes" in out
     assert "60 images that come with it" in out
     clf = CNNClassifier.load(path)
-    assert clf.classes_.tolist() == sorted(datasets._FASHION_NAMES)
+    assert clf.classes_.tolist() == sorted(datasets.FASHION_NAMES)
     code, out = run("evaluate", path)
     assert code == 0 and re.search(r"^Ankle boot +6 ", out, re.M) and "its test images" in out
     Image.new("L", (28, 28), 200).save(tmp_path / "shoe.png")
     code, out = run("predict", path, tmp_path / "shoe.png", "--top", 1)
-    assert code == 0 and any(name in out for name in datasets._FASHION_NAMES)
+    assert code == 0 and any(name in out for name in datasets.FASHION_NAMES)
 
 
 @pytest.mark.parametrize("parts", [("train", "t10k"), ("train",)])
@@ -370,6 +371,36 @@ def test_idx_folder(tmp_path, parts):
     assert "mixed up" not in out
     code, out = run("evaluate", path, folder, "--held-out")
     assert code == 0 and f"{n_test} images" in out
+
+
+def test_test_images_are_compared_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(CNNClassifier, "fit", None)
+    folder = write_idx(tmp_path / "set", ["train"])
+    write_idx(folder, ["t10k"], size=5)
+    code, message = failure(capsys, "train", folder)
+    assert code == 1 and "test images of 5x5, but training images of 6x6" in message
+    write_idx(folder, ["t10k"], classes=(3, 5))
+    code, message = failure(capsys, "train", folder)
+    assert code == 1 and "there are images of '5' to test on, but none to train on" in message
+
+
+def test_a_model_is_saved_before_it_is_tested(tmp_path, capsys, monkeypatch):
+    def fails(self, X, y):
+        raise MemoryError
+
+    monkeypatch.setattr(CNNClassifier, "score", fails)
+    path = tmp_path / "model"
+    code, message = failure(capsys, "train", write_idx(tmp_path / "set", ["train"]), "--quiet", "--save", path)
+    assert code == 1 and "MemoryError" in message
+    assert CNNClassifier.load(path).n_iter_ == 30
+
+
+def test_each_class_is_tested():
+    y = np.repeat([0, 1], [2, 98])
+    X = np.arange(100)
+    (training, y_training), (test, y_test) = commands._hold_out(commands._Source("a", "idx", False), X, y)
+    assert sorted([*training, *test]) == X.tolist() and 15 <= len(test) <= 16
+    assert np.unique(y_training).tolist() == np.unique(y_test).tolist() == [0, 1]
 
 
 def test_folder_of_pictures(tmp_path, pets, capsys):
@@ -453,6 +484,29 @@ def test_evaluate(trained, digits):
     counts = [int(n) for *_, n in pairs]
     assert counts == sorted(counts, reverse=True)
     assert run("evaluate", path, "digits", "--threads", 1) == (0, out)
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"), [((8, 8), ["a", "b"]), ((28, 28), ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"])]
+)
+def test_other_images_of_a_known_size_are_not_taken_for_known_ones(shape, names, tmp_path, capsys):
+    X, y = np.zeros((20, *shape), np.uint8), np.array(names)[np.arange(20) % len(names)]
+    CNNClassifier(layers=[], max_iter=1).fit(X, y).save(tmp_path / "model")
+    code, message = failure(capsys, "evaluate", tmp_path / "model")
+    assert code == 1 and f"name the data to evaluate on ({len(names)} classes" in message
+
+
+def test_what_commands_a_terminal_is_not_printed(capsys):
+    commands._say("classes", "a\x1b]0;title\x07 \u202eb\nc")
+    commands._print_table(("class",), [("a\x9b2Jb\nc",)], "<")
+    out = capsys.readouterr().out
+    assert out == "classes        a\ufffd]0;title\ufffd \ufffdb c\nclass\na\ufffd2Jb\ufffdc\n"
+
+
+def test_larger_networks_are_read_when_asked_to(trained, capsys):
+    code, message = failure(capsys, "info", trained[0], "--max-parameters", 4537)
+    assert code == 1 and "more than max_parameters=4,537" in message
+    assert run("evaluate", trained[0], "--max-parameters", 4538)[0] == 0
 
 
 def test_confusion_counts(capsys):
@@ -606,7 +660,21 @@ def test_self_check_sees_a_wrong_kernel(monkeypatch):
         doctor._self_check()
 
 
+def test_self_check_sees_what_is_no_number():
+    good, bad = (SimpleNamespace(grads={"a": np.ones(2), "b": np.full(2, value)}) for value in (1.0, np.nan))
+    assert doctor._difference((0.5, good), (0.5, good)) == 0
+    with pytest.raises(ArithmeticError, match="off by nan"):
+        doctor._difference((0.5, bad), (0.5, good))
+
+
 # --- exit codes, errors, start
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names")
+def test_what_is_no_file_is_not_replaced(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    code, message = failure(capsys, "train", "digits", "--save", tmp_path / "pipe")
+    assert code == 1 and "a device or a pipe, expected a file to save the model to" in message
 
 
 @pytest.mark.parametrize(
@@ -633,6 +701,8 @@ def test_self_check_sees_a_wrong_kernel(monkeypatch):
         ("train digits --image-size 9", 1, "--image-size is for folders of pictures, which scikit-learn's digits is"),
         ("train digits --save nowhere/model", 1, "nowhere: no such folder to save the model in"),
         ("train digits --save .", 1, ".: a folder, expected a file to save the model to"),
+        ("train digits --save run --checkpoint ./run", 2, "--save and --checkpoint are the same file, run"),
+        ("train digits --layers=", 2, "argument --layers: expected a layer, got nothing"),
         ("train digits --checkpoint nowhere/run", 1, "nowhere: no such folder to save a checkpoint in"),
         ("report nothing -o nowhere/page.html", 1, "nowhere: no such folder to save the report in"),
         ("report nothing --images 0", 2, "argument --images: expected a whole number from 1 on, got '0'"),

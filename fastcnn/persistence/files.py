@@ -20,6 +20,8 @@ StrPath = str | os.PathLike[str]
 def replacing(path: StrPath) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` when it is complete and on the disk."""
     target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_file() or target.is_dir()):  # a folder is refused by the system
+        raise OSError(f"{os.fspath(path)}: a device or a pipe, which a file would replace")
     partial = target.with_name(f"{_hidden(target)}{uuid.uuid4().hex}")
     try:
         with open(partial, "xb") as file:
@@ -47,7 +49,7 @@ def remove_partial(path: StrPath) -> None:
 
 
 def _hidden(target: Path) -> str:
-    return f".{target.name[:100]}."
+    return f".{os.fsdecode(os.fsencode(target.name)[:200])}."  # with what follows, at most 255 bytes
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcnn.persistence.files import remove_partial, replacing
+from fastcnn.persistence.files import _hidden, remove_partial, replacing
 
 pytestmark = pytest.mark.small
 
@@ -74,11 +74,24 @@ def test_an_error_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
-def test_names_as_long_as_they_may_be(tmp_path):
-    path = tmp_path / ("n" * 255)
+@pytest.mark.parametrize("name", ["n" * 255, "\u98a8" * 85])
+def test_names_as_long_as_they_may_be(name, tmp_path):
+    path = tmp_path / name
     with replacing(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"
+    (tmp_path / f"{_hidden(path)}{'0' * 32}").touch()
+    remove_partial(path)
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names")
+def test_pipes_and_devices_stay(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="pipe: a device or a pipe"), replacing(path):
+        raise AssertionError
+    assert stat.S_ISFIFO(path.stat().st_mode) and os.listdir(tmp_path) == ["pipe"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions")
