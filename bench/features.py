@@ -69,7 +69,7 @@ def _long_memory(layer: Layer) -> list[Layer]:
 
 CHANGES: dict[str, Callable[[Settings], Settings]] = {  # what is changed, from the recipe's settings
     AS_IT_IS: lambda s: {},
-    "without mirror images in training": lambda s: {"augment": None},
+    "without mirror images, in training and at prediction": lambda s: {"augment": None},
     "without mirror images at prediction": lambda s: {"tta": None},
     "without label smoothing": lambda s: {"label_smoothing": 0.0},
     "without weight decay": lambda s: {"alpha": 0.0},

@@ -17,8 +17,10 @@ from bench.plots import draw, quartiles
 TITLE = """# Measured
 
 Every figure here comes from a run of the command above its table, on the machine and with the versions named there;
-where runs add to a table (peers, estimators, recipes, features), the command is the last one's, and without the
-options that choose a part it gives all of them. The raw numbers are in `bench/results`. Written by `python -m
+where runs add to a table (peers, estimators, recipes, features, cluster), the command is the last one's, and without
+the options that choose a part it gives all of them but for three things that are asked for: PyTorch's side of the
+recipes (`--sides fastcnn torch`), shorter recipes (`--epochs`), and other rounds of the cluster (`--sync-every`,
+`--block-momentum`). The raw numbers are in `bench/results`. Written by `python -m
 bench.report`. A spread is the lower and the upper quartile.
 """
 

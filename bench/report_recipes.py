@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
-from math import nan
+from math import isnan, nan
 from typing import Any, NamedTuple
 
 from fastcnn.recipes import RECIPES
@@ -120,7 +120,8 @@ def _goals_of(r: dict[str, Any], cpu: str, recipe: str) -> Iterator[tuple[str, s
         times = statistics.median(ratios(mine, torch))
         same = abs(mine.accuracy - torch.accuracy) <= seeds_spread(r, recipe)
         measured = f"{times:.2f}; {torch.accuracy:.2%}, ours {mine.accuracy:.2%}"
-        yield what, f"{TIMES_TORCH:.0f}", measured, times >= TIMES_TORCH and same, len(torch.runs) >= SEEDS
+        in_turns = sum(bool(run.get("turns")) for run in torch.runs)  # else the machine may have changed in between
+        yield what, f"{TIMES_TORCH:.0f}", measured, times >= TIMES_TORCH and same, in_turns >= SEEDS
     else:
         yield what, f"{TIMES_TORCH:.0f}", "-", None, False
 
@@ -138,12 +139,13 @@ def lines(r: dict[str, Any], about: list[str]) -> list[str]:
         "trains the same network from the same parameters with the same settings in the fastest of its modes (compiled "
         "or not, contiguous or channels last), whose compilation is not counted. Where it says so, the two took turns, "
         "epoch by epoch; elsewhere one trained after the other. With fewer epochs than the recipe's, the learning rate "
-        "has a schedule for so many.",
+        "has a schedule for so many. In brackets the least and the most seconds of the seeds.",
         "",
     ]
     rows = []
     for g in groups(r):
-        compiling = f"{compile_seconds(r, g):.1f}" if g.side == "fastcnn" else "-"
+        added = compile_seconds(r, g) if g.side == "fastcnn" else nan
+        compiling = "-" if isnan(added) else f"{added:.1f}"
         mine = of_recipe(r, g.cpu, g.recipe, "fastcnn", g.epochs)
         usual = RECIPES[g.recipe]().max_iter
         times = f"{statistics.median(ratios(mine, g)):.2f}" if g.side != "fastcnn" and mine and ratios(mine, g) else ""
