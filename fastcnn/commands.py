@@ -109,6 +109,8 @@ def _hold_out(source: _Source, X: np.ndarray, y: np.ndarray) -> tuple[Data, Data
 
 def _load_training(name: str | None, image_size: tuple[int, int] | None) -> tuple[_Source, Data, Data]:
     """The data set `name`, or the best there is: its training and its test images."""
+    from fastcnn.inspection.summary import shape_text
+
     source = _find_source(name or "fashion-mnist")
     if image_size and source.kind != "images":
         raise ValueError(f"--image-size is for folders of pictures, which {source.title} is not")
@@ -124,7 +126,8 @@ def _load_training(name: str | None, image_size: tuple[int, int] | None) -> tupl
     # Test pictures are made like the training pictures.
     X_test, y_test = _load(source, "test", X.shape[1:3], X.ndim == 4)
     if X_test.shape[1:] != X.shape[1:]:
-        raise ValueError(f"{source.name}: test images of {_size(X_test)}, but training images of {_size(X)}")
+        theirs, ours = shape_text(X_test.shape[1:]), shape_text(X.shape[1:])
+        raise ValueError(f"{source.name}: test images of {theirs}, but training images of {ours}")
     if unknown := np.setdiff1d(y_test, y).tolist():
         raise ValueError(f"{source.name}: there are images of {str(unknown[0])!r} to test on, but none to train on")
     return source, training, (X_test, y_test)
@@ -154,7 +157,9 @@ class _Watch:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train a classifier, test it, save it."""
+    """Train a classifier, save it, test it."""
+    from fastcnn.inspection.summary import shape_text
+
     if args.save:
         _check_writable(Path(args.save), "the model")
     if args.checkpoint and not Path(args.checkpoint).is_dir():  # a folder gives each training a file
@@ -162,10 +167,8 @@ def train(args: argparse.Namespace) -> int:
         if args.save and os.path.realpath(args.save) == os.path.realpath(args.checkpoint):
             args.fail(f"--save and --checkpoint are the same file, {args.save}: a model would replace the checkpoint")
     source, (X, y), (X_test, y_test) = _load_training(args.data, args.image_size)
-    _say(
-        "data",
-        f"{source.title}: {len(X):,} training images of {_size(X)}, {len(np.unique(y))} classes",
-    )
+    size = shape_text(X.shape[1:])
+    _say("data", f"{source.title}: {len(X):,} training images of {size}, {len(np.unique(y))} classes")
     kept = "that come with it" if source.has_test else f"kept back, one in {_HELD_OUT} of each class, always the same"
     _say("test data", f"{len(X_test):,} images {kept}")
 
@@ -435,10 +438,6 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: st
     for row in (header, *rows):
         cells = [f"{printable(cell):{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
         print("  ".join(cells).rstrip())
-
-
-def _size(images: np.ndarray) -> str:
-    return "x".join(map(str, images.shape[1:]))
 
 
 def _count(n: int, noun: str) -> str:

@@ -50,8 +50,9 @@ def weight_of_classes(class_weight: Mapping[Any, float] | str, classes: np.ndarr
         by_class = compute_class_weight(class_weight, classes=classes, y=y)
     else:  # scikit-learn 1.9 looks for the labels "0", "1", ... as integers
         by_class = np.array([class_weight.get(label, 1.0) for label in classes], np.float64)
-        unknown = [label for label in class_weight if label not in set(classes)]
-        if unknown and not all(label in class_weight for label in classes):
+        known = set(classes)
+        unknown = [label for label in class_weight if label not in known]
+        if unknown and known - class_weight.keys():
             raise ValueError(f"class_weight has {unknown[0]!r}, which is none of the classes {classes}")
     if not (np.isfinite(by_class).all() and (by_class >= 0).all() and by_class.any()):
         raise ValueError(f"class_weight must be finite and not negative, and not 0 for all classes, got {class_weight}")

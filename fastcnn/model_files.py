@@ -109,8 +109,8 @@ class ModelFiles:
         """
         saved = read_model(path, max_parameters)
         named = saved.parameters.get("checkpoint")
-        if not isinstance(named, str) or os.path.realpath(named) != os.path.realpath(path):
-            saved.parameters |= dict.fromkeys(saved.parameters.keys() & {"checkpoint"})
+        if isinstance(named, str) and os.path.realpath(named) != os.path.realpath(path):
+            saved.parameters["checkpoint"] = None
         try:
             return cls._of_saved(saved)
         except ValueError as error:

@@ -39,6 +39,7 @@ from fastcnn.layers import (
     ReLU,
     Tanh,
 )
+from fastcnn.persistence import MAX_PARAMETERS
 from fastcnn.recipes import RECIPES
 from fastcnn.training.augment import RandomShift
 
@@ -506,6 +507,9 @@ def test_what_commands_a_terminal_is_not_printed(capsys):
 def test_larger_networks_are_read_when_asked_to(trained, capsys):
     code, message = failure(capsys, "info", trained[0], "--max-parameters", 4537)
     assert code == 1 and "more than max_parameters=4,537" in message
+    with pytest.raises(SystemExit):
+        main(["info", "--help"])
+    assert f"(default: {MAX_PARAMETERS})" in " ".join(capsys.readouterr().out.split())
     assert run("evaluate", trained[0], "--max-parameters", 4538)[0] == 0
 
 
