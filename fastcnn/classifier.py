@@ -25,11 +25,11 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from fastcnn.architecture import Architecture, build_layers
 from fastcnn.engine.network import Network, device_at_hand
 from fastcnn.image_estimator import ImageEstimator
-from fastcnn.images import chunks, fit_scaling, row_contiguous
+from fastcnn.images import chunks, fit_scaling, resolve_image_shape, row_contiguous
 from fastcnn.inspection import Summary, draw, summarize
 from fastcnn.kernels import choose_device, get_backend
 from fastcnn.kernels.contract import PRECISIONS
-from fastcnn.labels import NOTHING_WEIGHS, check_labels, weight_of_classes
+from fastcnn.labels import NOTHING_WEIGHS, check_labels, check_weight, weight_of_classes
 from fastcnn.layers import Dense
 from fastcnn.model_files import ModelFiles
 from fastcnn.persistence import Checkpoint, SavedModel
@@ -656,6 +656,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         get_backend(choose_device(self.device))
         trained = copy(self)
         if goes_on:
+            asked, shape = self.image_shape, self.image_shape_
+            if asked is not None and resolve_image_shape(asked, None, self.n_features_in_) != shape:
+                raise ValueError(f"image_shape={asked}, but training goes on with images of shape {shape}")
             trained._history = deepcopy(self._history)
         else:
             for name in [name for name in vars(trained) if name.endswith("_")]:
@@ -737,16 +740,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             sample_weight = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
             if not sample_weight.any():
                 raise ValueError("sample_weight is zero for every image")
-            self._check_weight("sample_weight", sample_weight)
+            check_weight("sample_weight", sample_weight.max(), len(rows), self.dtype)
         return row_contiguous(rows), y, sample_weight
-
-    def _check_weight(self, name: str, weight: np.ndarray) -> None:
-        # Losses times weights are added up in the network's dtype; a loss seldom passes 1e6.
-        info, most = np.finfo(self.dtype), weight.max()
-        if most > float(info.max) / 1e6 / len(weight):
-            raise ValueError(f"{name} has values up to {most:.3g}, too large for {self.dtype}")
-        if 0 < most < float(info.tiny) * 1e6:
-            raise ValueError(f"{name} has values up to {most:.3g}, too small for {self.dtype}")
 
     def _encode(self, y: np.ndarray) -> np.ndarray:
         """Places in `classes_`."""
@@ -853,7 +848,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             y = self.classes_[data.labels[index]]
             by_class = weight_of_classes(self.class_weight, self.classes_, y)
             weight = by_class[data.labels] * (1 if weight is None else weight)
-            self._check_weight("class_weight times sample_weight", weight)
+            check_weight("class_weight times sample_weight", weight.max(), len(weight), self.dtype)
         if weight is not None and not weight[index].any():
             raise ValueError(NOTHING_WEIGHS)
         builder = self._builder(data.rows, check_augment(self.augment))

@@ -300,7 +300,8 @@ def load_image_folder(
     image_shape : (H, W), default=None
         Resize every image to this. None: all images must have one size.
     color : bool, default=None
-        True for colour, False for grey, None for grey unless any image is stored in colour.
+        True for colour, False for grey, None for grey unless any image is stored in colour, or with a palette that has
+        one.
 
     Returns
     -------
@@ -380,7 +381,7 @@ def load_image(path: StrPath, image_shape: tuple[int, int] | None = None, color:
 
         image = ImageOps.exif_transpose(opened)
         if color is None:
-            color = image.mode not in _GREY_MODES
+            color = _has_color(image)
         if image.mode.startswith("I"):
             levels = np.asarray(image)
             if levels.min() < 0 or levels.max() > 0xFFFF:
@@ -398,8 +399,15 @@ def load_image(path: StrPath, image_shape: tuple[int, int] | None = None, color:
 
 
 def _is_colored(path: Path) -> bool:
-    with _open_image(path) as image:  # reads the header only
-        return image.mode not in _GREY_MODES
+    with _open_image(path) as image:  # reads the header only, but where there is a palette
+        return _has_color(image)
+
+
+def _has_color(image: Any) -> bool:
+    if image.mode == "P" and (palette := image.getpalette()):
+        levels = np.reshape(palette, (-1, 3))
+        return bool((levels != levels[:, :1]).any())
+    return image.mode not in _GREY_MODES
 
 
 @contextmanager

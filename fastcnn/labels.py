@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
-__all__ = ["NOTHING_WEIGHS", "check_labels", "weight_of_classes"]
+__all__ = ["NOTHING_WEIGHS", "check_labels", "check_weight", "weight_of_classes"]
 
 NOTHING_WEIGHS = "class_weight times sample_weight is zero for every image to train on"
 
@@ -36,6 +36,22 @@ def check_labels(y: np.ndarray) -> None:
     elif y.dtype.kind not in "biufUSmMT":
         raise ValueError(f"y has dtype {y.dtype}, expected numbers or strings")
     check_classification_targets(y)
+
+
+def check_weight(name: str, most: float, n: int, dtype: str) -> None:
+    """Whether `dtype` can hold the weights of `n` images, the largest of which is `most`.
+
+    Raises
+    ------
+    ValueError
+        Weights that are too large or too small; the message begins with `name`.
+    """
+    # Losses times weights are added up in the network's dtype; a loss seldom passes 1e6.
+    info = np.finfo(dtype)
+    if most > float(info.max) / 1e6 / n:
+        raise ValueError(f"{name} has values up to {most:.3g}, too large for {dtype}")
+    if 0 < most < float(info.tiny) * 1e6:
+        raise ValueError(f"{name} has values up to {most:.3g}, too small for {dtype}")
 
 
 def weight_of_classes(class_weight: Mapping[Any, float] | str, classes: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -98,7 +98,8 @@ class ModelFiles:
         ----------
         path : path-like
         max_parameters : int, default=2**26
-            A network with more parameters is refused, before memory is allocated for it.
+            A network with more parameters is refused, before memory is allocated for it; so is one whose layers make
+            more values of an image than that, or than 2**26.
 
         Raises
         ------

@@ -777,6 +777,8 @@ def test_warm_start(few):
         clf.fit(X[:, :4], y)
     with pytest.raises(ValueError, match="shape"):
         clf.set_params(conv_channels=(4,)).fit(X, y)
+    with pytest.raises(ValueError, match=r"image_shape=\(4, 16\), but .* goes on with images of shape \(8, 8, 1\)"):
+        clf.set_params(image_shape=(4, 16)).fit(X.reshape(len(X), -1), y)
     assert clf.n_iter_ == 4
     assert small(warm_start=False).fit(X, y).fit(X, y).n_iter_ == 2
 

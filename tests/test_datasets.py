@@ -558,6 +558,12 @@ def test_image_other_modes(tmp_path):
     Image.fromarray(COLOR).convert("P").save(tmp_path / "palette.png", transparency=bytes([0, 128, 255]))
     assert load_image(tmp_path / "palette.png").shape == (5, 6, 3)
     assert load_image(tmp_path / "palette.png", color=False).shape == (5, 6)
+    grey = Image.fromarray(GREY).convert("P")
+    grey.putpalette(np.repeat(np.arange(256), 3).tolist())
+    grey.save(tmp_path / "grey.png")
+    with Image.open(tmp_path / "grey.png") as stored:
+        assert stored.mode == "P"
+    assert_array_equal(load_image(tmp_path / "grey.png"), GREY)
     save(tmp_path / "alpha.png", np.dstack([COLOR, GREY]))
     assert_array_equal(load_image(tmp_path / "alpha.png"), COLOR)
     Image.fromarray(GREY > 100).save(tmp_path / "bits.png")

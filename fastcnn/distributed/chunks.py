@@ -47,14 +47,11 @@ class ChunkFacts(NamedTuple):
     n_images: int
     labels: np.ndarray  # that it has, sorted
     counts: np.ndarray  # of each
-    weights: np.ndarray  # of each, the sum of its images' weights
+    heaviest: np.ndarray  # of each, the largest weight of its images
+    weight: float  # of all images
     scaling: tuple[np.ndarray, np.ndarray] | None  # `measure_scaling`; None of no images
     is_uint8: bool
     digests: tuple[bytes, ...]  # of images, labels, weights; empty ones where nobody asks
-
-    @property
-    def weight(self) -> float:
-        return float(self.weights.sum())
 
 
 class Found(NamedTuple):
@@ -118,15 +115,19 @@ def inspect_chunk(number: int, x: Any, y: Any, weight: Any, look: Look) -> Chunk
     x, y = np.asarray(x), np.asarray(y)
     if len(x) == len(y) == 0:
         nothing = np.empty(0, y.dtype), np.empty(0, np.int64), np.empty(0)
-        return ChunkFacts(0, *nothing, None, x.dtype == np.uint8, (b"",) * 3)
+        return ChunkFacts(0, *nothing, 0.0, None, x.dtype == np.uint8, (b"",) * 3)
     rows, y, weight = _checked(number, x, y, weight, look.image_shape)
     labels, place, counts = np.unique(y, return_inverse=True, return_counts=True)
-    weights = np.bincount(place, weight).astype(np.float64)
+    weights = np.ones(len(y)) if weight is None else weight
+    heaviest = np.zeros(len(labels))
+    np.maximum.at(heaviest, place, weights)
     digests = tuple(_digest(values) if look.digest else b"" for values in (rows, y.astype(str), weight))
     scaling = None
     if weight is None or weight.any():
         scaling = measure_scaling(look.scale, rows, look.image_shape, np.arange(len(rows)), weight)
-    return ChunkFacts(len(rows), labels, counts, weights, scaling, rows.dtype == np.uint8, digests)
+    return ChunkFacts(
+        len(rows), labels, counts, heaviest, float(weights.sum()), scaling, rows.dtype == np.uint8, digests
+    )
 
 
 def load_chunk(number: int, x: Any, y: Any, weight: Any, image_shape: ImageShape, found: Found) -> Images:
@@ -178,7 +179,7 @@ def _digest(values: np.ndarray | None) -> bytes:
 
 
 def merged_labels(numbers: Sequence[int], facts: Sequence[ChunkFacts]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All labels of chunks that are not empty, sorted, how often each is there, and what its images weigh.
+    """All labels of chunks that are not empty, sorted, how often each is there, and what its heaviest image weighs.
 
     Raises
     ------
@@ -192,4 +193,6 @@ def merged_labels(numbers: Sequence[int], facts: Sequence[ChunkFacts]) -> tuple[
         raise ValueError("y has " + " and ".join(f"{kind} in chunk {number}" for kind, number in kinds.items()))
     labels, place = np.unique(np.concatenate([fact.labels for fact in facts]), return_inverse=True)
     counts = np.bincount(place, np.concatenate([fact.counts for fact in facts])).astype(np.int64)
-    return labels, counts, np.bincount(place, np.concatenate([fact.weights for fact in facts]))
+    heaviest = np.zeros(len(labels))
+    np.maximum.at(heaviest, place, np.concatenate([fact.heaviest for fact in facts]))
+    return labels, counts, heaviest

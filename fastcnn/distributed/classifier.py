@@ -30,7 +30,7 @@ from fastcnn.distributed.chunks import (
 from fastcnn.distributed.cluster import Rounds, find_client, results, submit_value
 from fastcnn.distributed.rounds import Images, Job
 from fastcnn.images import merge_scaling, resolve_image_shape, usable_scaling
-from fastcnn.labels import NOTHING_WEIGHS, weight_of_classes
+from fastcnn.labels import NOTHING_WEIGHS, check_weight, weight_of_classes
 from fastcnn.persistence import SavedModel
 from fastcnn.training.augment import check_augment
 
@@ -210,14 +210,17 @@ class DaskCNNClassifier(CNNClassifier):
             self.n_features_in_ = prod(X.shape[1:])
             self.image_shape_ = resolve_image_shape(self.image_shape, shape, self.n_features_in_)
         data = self._look_at(X, y, sample_weight)
-        labels, counts, weights = merged_labels(data.numbers, data.facts)
+        labels, counts, heaviest = merged_labels(data.numbers, data.facts)
         self._know_classes(labels, goes_on)
         if self.class_weight == "balanced":
             data.class_weight = counts.sum() / (len(labels) * counts)
         elif self.class_weight is not None:
             data.class_weight = weight_of_classes(self.class_weight, labels, labels)
-            if not (data.class_weight * weights).any():
+        if data.class_weight is not None:
+            most = (data.class_weight * heaviest).max()
+            if not most:
                 raise ValueError(NOTHING_WEIGHS)
+            check_weight("class_weight times sample_weight", most, counts.sum(), self.dtype)
         return data
 
     def _look_at(self, X: Any, y: Any, sample_weight: Any) -> _Chunks:
@@ -237,6 +240,9 @@ class DaskCNNClassifier(CNNClassifier):
             raise ValueError("X has no images")
         if not any(fact.weight for fact in facts):
             raise ValueError("sample_weight is zero for every image")
+        if sample_weight is not None:
+            most = max(fact.heaviest.max(initial=0) for fact in facts)
+            check_weight("sample_weight", most, sum(fact.n_images for fact in facts), self.dtype)
         return _Chunks(
             kept,
             [blocks[number] for number in kept],

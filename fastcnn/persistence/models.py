@@ -46,7 +46,7 @@ MAX_PARAMETERS = 1 << 26  # read unless more is asked for: 256 MiB of float32, a
 
 _OLDEST_FORMAT = 1
 _MAX_LAYERS = 10_000
-_MAX_VALUES = 1 << 26  # of an image, anywhere in the network
+_MAX_VALUES = 1 << 26  # of an image, anywhere in the network, unless more parameters than that are asked for
 _PACKAGES = ("numpy", "numba", "scikit-learn", "scipy")
 
 
@@ -155,7 +155,8 @@ def _encoded(name: str, value: Any) -> Any:
 
 
 def read_model(path: StrPath, max_parameters: int = MAX_PARAMETERS) -> SavedModel:
-    """The model in the file `path`, if its network has no more than `max_parameters`.
+    """The model in the file `path`, if its network has no more than `max_parameters`, and no more values of an image in
+    any layer than that or 2**26.
 
     Raises
     ------
@@ -263,8 +264,10 @@ def _history_from_json(stored: Mapping[str, Any]) -> History:
 def _shapes(model: SavedModel, max_parameters: int) -> dict[str, tuple[int, ...]]:
     """Of each parameter of the network, by what the header says of the layers."""
     shape: tuple[int, ...] = model.image_shape
-    if prod(shape) > _MAX_VALUES:
-        raise ValueError(f"images of {shape}: more than {_MAX_VALUES:,} values")
+    most = max(_MAX_VALUES, max_parameters)
+    too_many = f"more than {most:,} values, which a larger max_parameters allows"
+    if prod(shape) > most:
+        raise ValueError(f"images of {shape}: {too_many}")
     shapes: dict[str, tuple[int, ...]] = {}
     n_parameters = 0
     for i, layer in enumerate(model.layers):
@@ -274,8 +277,8 @@ def _shapes(model: SavedModel, max_parameters: int) -> dict[str, tuple[int, ...]
         if n_parameters > max_parameters:
             raise ValueError(f"more than max_parameters={max_parameters:,} parameters in layers 0 to {i}")
         largest = max((op.out_shape for op in layer.lower(shape)), key=prod)
-        if prod(largest) > _MAX_VALUES:
-            raise ValueError(f"layer {i} makes {largest} of an image: more than {_MAX_VALUES:,} values")
+        if prod(largest) > most:
+            raise ValueError(f"layer {i} makes {largest} of an image: {too_many}")
         shape = layer.output_shape(shape)
     if shape != (len(model.classes),):
         raise ValueError(f"the layers end in shape {shape}, but there are {len(model.classes)} classes")

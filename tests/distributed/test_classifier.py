@@ -365,6 +365,11 @@ def test_a_chunk_that_cannot_be_used_is_named(client, digits):
         before.fit(chunked(X), y, X_val=chunked(X, 30, 30), y_val=np.where(np.arange(60) == 40, 77, y))
     with pytest.raises(ValueError, match="sample_weight is zero for every image"):
         before.fit(chunked(X, 30, 30), y, np.zeros(60))
+    weight = np.where(np.arange(60) == 40, 1e300, 1.0)
+    with pytest.raises(ValueError, match=r"sample_weight has values up to 1e\+300, too large for float32"):
+        before.fit(chunked(X, 30, 30), y, weight)
+    with pytest.raises(ValueError, match=r"class_weight times sample_weight has .* 1e-45, too small for float32"):
+        clone(before).set_params(class_weight={k: 1e-45 for k in range(10)}).fit(chunked(X, 30, 30), y)
     with pytest.raises(ValueError, match=r"chunk 0: y has missing labels \(NaT\)"):
         before.fit(chunked(X, 30, 30), np.where(y, np.datetime64("2026-01-01"), np.datetime64("NaT")))
     dates = np.datetime64("2026-01-01", "D") + y

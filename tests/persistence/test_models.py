@@ -426,6 +426,19 @@ def test_max_parameters(saved, tmp_path):
         CNNClassifier.load(path, max_parameters=n - 1)
 
 
+def test_images_that_become_large_are_read_if_asked_for(digits, tmp_path, monkeypatch):
+    """What was trained can be read again, and a checkpoint gone on with."""
+    path = tmp_path / "model.safetensors"
+    clf = small(layers=[Conv2D(4, 1), GlobalAvgPool2D()], checkpoint=path).fit(*digits)  # 58 parameters
+    monkeypatch.setattr(models, "_MAX_VALUES", 100)
+    with pytest.raises(ValueError, match=r"makes \(8, 8, 4\) .*: more than 255 values, which a larger max_parameters"):
+        CNNClassifier.load(path, max_parameters=255)
+    np.testing.assert_array_equal(
+        CNNClassifier.load(path, max_parameters=256).predict_proba(digits[0]), clf.predict_proba(digits[0])
+    )
+    assert CNNClassifier(**clf.get_params()).fit(*digits).loss_curve_ == clf.loss_curve_
+
+
 def test_scaling_must_be_finite(saved, tmp_path):
     header, own, data = parts(saved[1])
     start, end = header["input.scale"]["data_offsets"]
