@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.machine import RESULTS, save, versions
+from bench.machine import save, saved, versions
 from bench.recipes import Data, load
 from fastcnn import CNNClassifier
 from fastcnn.datasets import fetch_fashion_mnist
@@ -306,8 +306,7 @@ def main() -> None:
         side, key = args.worker
         print(json.dumps(SIDES[side](**json.loads(key))))
         return
-    path = RESULTS / "cluster.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = saved("cluster")
     for part in args.parts:
         measured = PARTS[part](args)
         if part == "fits":
@@ -318,7 +317,7 @@ def main() -> None:
             others = [one for one in found.get("rates", []) if _setting(one)[:2] != this]
             measured = sorted([*others, *measured], key=_setting)
         found[part] = measured
-        save("cluster", {**found, "versions": versions(*PACKAGES)})
+        path = save("cluster", {**found, "versions": versions(*PACKAGES)})
     print(f"written: {path}")
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.machine import RESULTS, save, usable_cores, versions
+from bench.machine import save, saved, usable_cores, versions
 from bench.networks import DROPOUT, NETWORKS, fastcnn_layers
 from bench.process import Process, answers
 
@@ -319,9 +319,7 @@ def write_data(path: Path, images: int) -> None:
 
 def merged(name: str, section: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
     """The sections measured so far, with this one in its place."""
-    path = RESULTS / "estimators.json"
-    result = json.loads(path.read_text()) if path.exists() else {}
-    result = {key: value for key, value in result.items() if key in SECTIONS} | {name: section}
+    result = {key: value for key, value in saved("estimators").items() if key in SECTIONS} | {name: section}
     return setting | {key: result[key] for key in SECTIONS if key in result}
 
 

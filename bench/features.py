@@ -11,7 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
@@ -22,7 +22,7 @@ from bench.machine import RESULTS, cpu_name, save, usable_cores, versions
 from bench.recipes import load
 from bench.report_recipes import AS_IT_IS
 from fastcnn import CNNClassifier
-from fastcnn.layers import AdaptiveMaxPool2D, BatchNorm, Conv2D, Dropout, GlobalAvgPool2D, Layer, ReLU, SiLU
+from fastcnn.layers import AdaptiveMaxPool2D, BatchNorm, Conv2D, Dropout, GlobalAvgPool2D, Layer, ReLU, Residual, SiLU
 from fastcnn.recipes import RECIPES
 from fastcnn.training.augment import (
     Cutout,
@@ -39,8 +39,17 @@ Settings = dict[str, Any]
 
 
 def replaced(settings: Settings, change: Callable[[Layer], list[Layer]]) -> Settings:
-    """Other layers in place of each one."""
-    return {"layers": [new for layer in settings["layers"] for new in change(layer)]}
+    """Other layers in place of each one, those within a `Residual` too."""
+
+    def changed(layers: Iterable[Layer]) -> list[Layer]:
+        found: list[Layer] = []
+        for layer in layers:
+            if isinstance(layer, Residual):
+                layer = Residual(changed(layer.layers), changed(layer.skip))
+            found += change(layer)
+        return found
+
+    return {"layers": changed(settings["layers"])}
 
 
 def augmented(*more: Any, but: tuple[type, ...] = ()) -> Callable[[Settings], Settings]:
@@ -129,17 +138,18 @@ def main() -> None:
         return
     path = RESULTS / "features.json"
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
-    done = {(run["recipe"], run["change"], run["seed"]) for run in runs}
+    cpu = cpu_name()
+    done = {(run["recipe"], run["change"], run["seed"]) for run in runs if run["cpu"] == cpu}
     lock = Lock()
 
     def run(change: str, seed: int) -> None:
         command = [sys.executable, "-m", "bench.features", "--worker", change]
         command += ["--recipe", args.recipe, "--seeds", str(seed)]
         answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        result = {"recipe": args.recipe, "change": change, "seed": seed, "cpu": cpu_name()} | json.loads(answer)
+        result = {"recipe": args.recipe, "change": change, "seed": seed, "cpu": cpu} | json.loads(answer)
         with lock:
             runs.append(result)
-            save("features", {"versions": versions("fastcnn", "numpy", "numba"), "runs": runs})
+            save("features", {"versions": versions("fastcnn", "numpy", "numba"), "runs": runs}, of_all=True)
             print(f"seed {seed}, {change}: {result['accuracy']:.4f}, loss {result['loss']:.4f}", flush=True)
 
     settings = RECIPES[args.recipe]().get_params()

@@ -92,6 +92,8 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write bench/results/hotspots.json")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.save and args.match:
+        parser.error("--save takes all layers")
     if args.worker:
         work(args.worker, args.seconds)
         return

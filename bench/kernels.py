@@ -291,6 +291,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rounds")
     parser.add_argument("--save", action="store_true", help="write bench/results/kernels.json")
     args = parser.parse_args()
+    if args.save and (args.match or args.quick):
+        parser.error("--save takes all kernels, in full")
     rates = {name: rate["median"] for name, rate in bandwidth(3 if args.quick else 7).items()}
     print("GB/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()), flush=True)
     peak, peaks, rows = FlopPeak(FLOAT), [], []

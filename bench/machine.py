@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,22 +35,51 @@ def usable_cores() -> int:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of Python and of those packages that are installed."""
+    """Versions of Python and of those packages that are installed; of fastcnn the commit too."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    if "fastcnn" in found and (commit := _commit()):
+        found["fastcnn"] += f"+{commit}"
     return found
 
 
-def save(name: str, result: dict[str, Any]) -> Path:
-    """Write `result`, with the machine and the command, to bench/results/<name>.json."""
+def _commit() -> str:
+    """Of these sources; nothing where they are no checkout, or there is no git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def saved(name: str) -> dict[str, Any]:
+    """What this processor gave for bench/results/<name>.json before."""
+    path, cpu = RESULTS / f"{name}.json", cpu_name()
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found if found.get("cpu") == cpu else found.get("elsewhere", {}).get(cpu, {})
+
+
+def save(name: str, result: dict[str, Any], of_all: bool = False) -> Path:
+    """Write `result`, with the machine and the command, to bench/results/<name>.json.
+
+    What another processor gave stays as it is, and `result` stands beside it under "elsewhere"; but not where `of_all`:
+    its runs name their processors themselves.
+    """
     RESULTS.mkdir(exist_ok=True)
     # Paths of one machine tell nothing on another.
     words = ["PATH" if os.sep in word else word for word in sys.argv[1:]]
     command = " ".join(["python -m", sys.modules["__main__"].__spec__.name, *words])
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"command": command, "cpu": cpu_name(), **result}, indent=1) + "\n")
+    old: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    elsewhere = {} if of_all else old.pop("elsewhere", {})
+    made = {**result, "command": command, "cpu": cpu_name()}
+    if old and not of_all and old["cpu"] != made["cpu"]:
+        made, elsewhere = old, elsewhere | {made["cpu"]: made}
+    first = {key: made.pop(key) for key in ("command", "cpu")}
+    made = first | made | ({"elsewhere": elsewhere} if elsewhere else {})
+    path.write_text(json.dumps(made, indent=1) + "\n")
     return path

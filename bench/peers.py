@@ -12,7 +12,6 @@ has the framework. Cells are merged into bench/results/peers.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.machine import RESULTS, cpu_name, save, usable_cores
+from bench.machine import cpu_name, save, saved, usable_cores
 from bench.networks import CLASSES, DROPOUT, NETWORKS, fastcnn_layers
 from bench.process import Process
 
@@ -216,9 +215,17 @@ def place(cell: dict[str, Any]) -> tuple[int, str, int]:
 
 
 def merged(cell: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cells measured so far with this one in its place."""
-    path = RESULTS / "peers.json"
-    cells = json.loads(path.read_text()).get("cells", []) if path.exists() else []
+    """The cells measured so far with this one in its place; of peers that did not take part this time, what there was.
+
+    A ratio is of rounds in which both took part, so it stays good beside others.
+    """
+    cells = saved("peers").get("cells", [])
+    for old in (c for c in cells if place(c) == place(cell)):
+        for peer in old["ratios"].keys() - cell["ratios"].keys():
+            for part in ("ratios", "screening", "versions"):
+                if peer in old[part]:
+                    cell[part][peer] = old[part][peer]
+            cell["rates"] |= {mode: rate for mode, rate in old["rates"].items() if mode.split()[0] == peer}
     return sorted([c for c in cells if place(c) != place(cell)] + [cell], key=place)
 
 

@@ -73,7 +73,7 @@ def main() -> None:
     mine = machines.setdefault(cpu_name(), {})
     for recipe in args.recipes:
         mine[recipe] = measure(recipe, args.rounds, args.batches)
-        save("recipe_steps", {"machines": machines})
+        save("recipe_steps", {"machines": machines}, of_all=True)
         ms = mine[recipe]["ms"]
         times = statistics.median(b / a for a, b in zip(ms["fastcnn"], ms["torch"], strict=True))
         told = ", ".join(f"{name} {statistics.median(values):.1f} ms" for name, values in ms.items())

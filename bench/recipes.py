@@ -203,10 +203,10 @@ def main() -> None:
                         f"in {result['fit_seconds']:.0f} s",
                         flush=True,
                     )
-                save("recipes", found)
+                save("recipes", found, of_all=True)
         if "fastcnn" in args.sides:
             found["compile_seconds"].setdefault(cpu, {})[recipe] = compile_seconds(recipe)
-            save("recipes", found)
+            save("recipes", found, of_all=True)
     print(f"written: {path}")
 
 

@@ -17,11 +17,11 @@ from bench.plots import draw, quartiles
 TITLE = """# Measured
 
 Every figure here comes from a run of the command above its table, on the machine and with the versions named there;
-where runs add to a table (peers, estimators, recipes, features, cluster), the command is the last one's, and without
-the options that choose a part it gives all of them but for three things that are asked for: PyTorch's side of the
-recipes (`--sides fastcnn torch`), shorter recipes (`--epochs`), and other rounds of the cluster (`--sync-every`,
-`--block-momentum`). The raw numbers are in `bench/results`. Written by `python -m
-bench.report`. A spread is the lower and the upper quartile.
+where runs add to a table (peers, estimators, recipes, their steps, features, cluster), the command is the last one's,
+and without the options that choose a part it gives all of them but for three things that are asked for: PyTorch's side
+of the recipes (`--sides fastcnn torch`), shorter recipes (`--epochs`), and other rounds of the cluster (`--sync-every`,
+`--block-momentum`). The raw numbers are in `bench/results`. Written by `python -m bench.report`. A spread is the lower
+and the upper quartile.
 """
 
 
@@ -230,7 +230,11 @@ def memory(r: dict[str, Any]) -> list[str]:
         *table(["", "imports", "data", "peak", "runs"], rows),
     ]
     if "ratio" in r:
-        lines += ["", f"fastcnn's peak is **{r['ratio']:.2f}** times PyTorch's smaller one."]
+        lines += [
+            "",
+            f"fastcnn's peak is **{r['ratio']:.2f}** times PyTorch's smaller one; {r['ratio_empty_cache']:.2f} times "
+            "where kernels are compiled first (one run, without the memory of the processes that help).",
+        ]
     return lines
 
 
@@ -320,6 +324,8 @@ def about(r: dict[str, Any]) -> list[str]:
 
     def collect(value: Any) -> None:
         for key, inner in value.items() if isinstance(value, dict) else ():
+            if key == "elsewhere":
+                continue
             if key in ("versions", "torch_versions"):
                 for name, version in _leaves(inner):
                     found.setdefault(name, set()).add(version)
@@ -356,6 +362,9 @@ def write(results: Path, target: Path) -> None:
     lines = [TITLE, *asked(found), ""]
     for name, r in found.items():
         lines += [*SECTIONS[name](r), ""]
+        for cpu, other in r.get("elsewhere", {}).items():
+            heading, *rest = SECTIONS[name](other)
+            lines += [f"{heading}: {cpu}", *rest, ""]
         if name in plots:
             lines += [f"![{name}](plots/{plots[name]})", ""]
     if "cuda" not in found:

@@ -51,7 +51,9 @@ def asked(r: dict[str, Any]) -> Iterator[tuple[str, str, float | None, bool]]:
         ratio = least(r, peer, large)
         yield f"GPU: {what}", f"{bound:.1f}", ratio, ratio is not None and ratio >= bound
     seconds = [
-        s for fit in r.get("fit", {}).values() if (s := fit.get("seconds_to", {}).get(f"{GOAL:.0%}")) is not None
+        s
+        for fit in r.get("fit", {}).values()
+        if isinstance(fit, dict) and (s := fit.get("seconds_to", {}).get(f"{GOAL:.0%}")) is not None
     ]
     what, fastest = "GPU: seconds of training to 92 % of Fashion-MNIST, at most", min(seconds, default=None)
     yield what, f"{SECONDS:.0f}", fastest, fastest is not None and fastest < SECONDS

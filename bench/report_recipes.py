@@ -139,7 +139,8 @@ def lines(r: dict[str, Any], about: list[str]) -> list[str]:
         "trains the same network from the same parameters with the same settings in the fastest of its modes (compiled "
         "or not, contiguous or channels last), whose compilation is not counted. Where it says so, the two took turns, "
         "epoch by epoch; elsewhere one trained after the other. With fewer epochs than the recipe's, the learning rate "
-        "has a schedule for so many. In brackets the least and the most seconds of the seeds.",
+        "has a schedule for so many. In brackets the least and the most seconds of the seeds. Runs are added over "
+        "time: rows may be of different states of the code.",
         "",
     ]
     rows = []
@@ -214,20 +215,23 @@ def steps(r: dict[str, Any], about: list[str], middle: Any) -> list[str]:
 
 def features(r: dict[str, Any], about: list[str]) -> list[str]:
     """The section of `bench.features`."""
-    runs = {(run["recipe"], run["change"], run["seed"]): run for run in r["runs"]}
+    runs = {(run["recipe"], run["change"], run["seed"], run["cpu"]): run for run in r["runs"]}
     found = ["## What each feature is worth", "", *about]
     found += [
         "Trained on 55,000 of Fashion-MNIST's training images, judged by the other 5,000; no test image was read. "
-        "Differences are to the recipe of the same seed: their mean, and the least and the most. A mean of three seeds "
-        "is uncertain by about 0.2 points of accuracy; the cross-entropy (lower is better) says more.",
+        "Differences are to the recipe of the same seed on the same processor: their mean, and the least and the most. "
+        "A mean of three seeds is uncertain by about 0.2 points of accuracy; the cross-entropy (lower is better) says "
+        "more.",
         "",
     ]
     rows = []
     for recipe in RECIPES:
         changes = list(dict.fromkeys(run["change"] for run in r["runs"] if run["recipe"] == recipe))
         for change in changes:
-            seeds = sorted(s for rec, c, s in runs if (rec, c) == (recipe, change) and (recipe, AS_IT_IS, s) in runs)
-            mine, base = ([runs[recipe, c, s] for s in seeds] for c in (change, AS_IT_IS))
+            seeds = sorted(
+                own for rec, c, *own in runs if (rec, c) == (recipe, change) and (recipe, AS_IT_IS, *own) in runs
+            )
+            mine, base = ([runs[recipe, c, *own] for own in seeds] for c in (change, AS_IT_IS))
             if not seeds:
                 continue
             points = [100 * (a["accuracy"] - b["accuracy"]) for a, b in zip(mine, base, strict=True)]

@@ -161,9 +161,10 @@ def test_features(tmp_path):
         ("without flips", 0): (0.92, 0.27), ("without flips", 1): (0.936, 0.27), ("without flips", 2): (0.1, 2.3),
     }  # fmt: skip
     runs = [
-        {"recipe": "fast", "change": change, "seed": seed, "accuracy": accuracy, "loss": loss}
+        {"recipe": "fast", "cpu": "A", "change": change, "seed": seed, "accuracy": accuracy, "loss": loss}
         for (change, seed), (accuracy, loss) in measured.items()
     ]
+    runs.append(runs[2] | {"cpu": "B", "accuracy": 0.1})  # where the recipe was not measured
     lines = report(tmp_path, features={"runs": runs})
     assert "| `fast` | the recipe | 2 | 0.9350 |  | 0.2550 |  |" in lines
     differences = ("-0.70 (-1.00 to -0.40)", "+0.0150 (+0.0100 to +0.0200)")
@@ -202,3 +203,12 @@ def test_a_step_of_each_recipe_by_processor(tmp_path):
     rows = [line for line in lines if line.endswith("| 3 |")]
     expected = "**10.0** (10.0 to 15.0) | **50.0** (40.0 to 65.0) | eager-channels_last | **4.00** (3.50 to 4.50) | 3 |"
     assert rows == [f"| old, 2 cores | `fast` | {expected}", f"| new, 2 cores | `best` | {expected}"]
+
+
+def test_results_of_another_processor_have_a_section_of_their_own(tmp_path):
+    rows = {"one": {"estimator": [20.0] * 3, "engine": [15.0] * 3}}
+    other = {"command": "python -m bench.elsewhere", "cpu": "another processor", "versions": {"python": "3.12"}}
+    lines = report(tmp_path, one_image={"rows": rows, "elsewhere": {"another processor": other | {"rows": rows}}})
+    first, second = lines.index("## One image"), lines.index("## One image: another processor")
+    assert any("3.11" in line and "3.12" not in line for line in lines[first:second])
+    assert any("another processor; python 3.12" in line for line in lines[second:])
