@@ -179,6 +179,7 @@ POOL_CASES = (
     PoolCase("more places than a byte", 2, (17, 18, 3), 17, stride=1),
     PoolCase("window of 9, padded", 3, (20, 19, 5), 9, stride=4, padding=4),
     PoolCase("global 14x14", 2, (14, 14, 64), 14),
+    PoolCase("global 64x64 of one channel", 9, (64, 64, 1), 64),
     PoolCase("seed net", 3, (28, 28, 32), 2),
     PoolCase("AlexNet 3x3 stride 2", 2, (27, 27, 33), 3, stride=2),
 )

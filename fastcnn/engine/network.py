@@ -349,15 +349,19 @@ class Network:
         Raises
         ------
         ValueError
-            If shapes, labels or weights are wrong; nothing is changed then.
+            If a value is not as described; nothing is changed then.
         """
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size!r}")
         x = self._checked_input(x)
         n, flat, flat_grads = len(x), self._parameters.flat, self._parameters.flat_grads
         if sample_weight is None and mix is None and (micro_batch_size or n) >= n > 0:
             labels = self._checked_labels(n, labels)
             with self._lock:
-                with self._kernels.threads(self.n_jobs):
-                    plan = self._ready(x, "training")
+                with self._kernels.threads(self.n_jobs) as lanes:
+                    plan = self._ready(x, "training", lanes)
                     with self._precise():
                         plan.train(labels, label_smoothing)
                     self.optimizer.update(self._kernels, flat, flat_grads)
@@ -368,8 +372,10 @@ class Network:
         labels, weights = self._checked_targets(n, labels, sample_weight)
         if mix is not None:
             mix = self._checked_targets(n, *mix)
+            if (mix[1] > 1).any():
+                raise ValueError("the shares of mix must be in [0, 1]")
         total = float(weights.sum(dtype=np.float64))
-        size = n if micro_batch_size is None else max(1, micro_batch_size)
+        size = micro_batch_size or n
         parts = [slice(start, start + size) for start in range(0, n, size)] if n > size else [slice(0, n)]
         added = self._parameters.zeros(flat_grads.size) if len(parts) > 1 else None
         sum_of_losses = right = 0.0
@@ -401,7 +407,7 @@ class Network:
         place = self._kernels.place
         placed = place(np.empty(len(x), self.dtype))
         plan = self._run_forward(x, "training")
-        with self._kernels.threads(self.n_jobs):
+        with self._kernels.threads(plan.lanes):  # which it has memory for, whatever `n_jobs` is by now
             args = plan.output, place(labels), place(weights), smoothing, placed, plan.output_grad
             self._kernels.softmax_cross_entropy(*args)
             losses, logits, dlogits = map(np.asarray, (placed, plan.output, plan.output_grad))
@@ -461,9 +467,9 @@ class Network:
         size = -(-n // max(1, count))
         return [slice(start, start + size) for start in range(0, n, size)] if n else [slice(0, 0)]
 
-    def _ready(self, x: np.ndarray, mode: str) -> Plan:
+    def _ready(self, x: np.ndarray, mode: str, lanes: int) -> Plan:
         """The plan for `x`, which is its input now."""
-        plan = self._plan_for(len(x), mode)
+        plan = self._plan_for(len(x), mode, lanes)
         if mode != "inference":
             self._dropout[:, 1] += 1
             if self._placed_dropout is not self._dropout:
@@ -474,13 +480,13 @@ class Network:
         return plan
 
     def _run_forward(self, x: np.ndarray, mode: str) -> Plan:
-        with self._kernels.threads(self.n_jobs):
-            plan = self._ready(x, mode)
+        with self._kernels.threads(self.n_jobs) as lanes:  # a task of Dask, or another n_jobs, has more or fewer
+            plan = self._ready(x, mode, lanes)
             plan.forward()
         return plan
 
-    def _plan_for(self, batch: int, mode: str) -> Plan:
-        lanes = self._kernels.max_threads(self.n_jobs)  # a task of Dask, or another n_jobs, has more or fewer
+    def _plan_for(self, batch: int, mode: str, lanes: int | None = None) -> Plan:
+        lanes = lanes or self._kernels.max_threads(self.n_jobs)
         plan = self._plans.pop((batch, mode, lanes), None)
         if plan is None:
             if self.device == "cuda" and batch > self._largest_part:
@@ -554,6 +560,8 @@ class Network:
         weights = np.asarray(sample_weight, self.dtype)
         if weights.shape != (n,):
             raise ValueError(f"sample_weight has shape {weights.shape}, expected ({n},)")
+        if not (np.isfinite(weights).all() and (weights >= 0).all()):
+            raise ValueError("weights and shares must be finite and not negative")
         return labels, weights
 
     # ------------------------------------------------------------------------------------------------ pickle, copies

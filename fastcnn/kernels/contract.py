@@ -252,9 +252,9 @@ def adam_update(params, grads, m, v, settings):
 
 def sgd_update(params, grads, velocity, settings):
     """One SGD step over the flat vectors, in place. `settings` is an `SGDSettings` NamedTuple: learning_rate,
-    momentum, nesterov, l2, decay, n_decay, grad_scale. g = grad_scale * grads + l2 * p; velocity = momentum *
-    velocity - learning_rate * g; p += velocity, or with nesterov p += momentum * velocity - learning_rate *
-    g; decay subtracts learning_rate * decay * p too.
+    momentum, nesterov, l2, n_decay, grad_scale. g = grad_scale * grads + l2 * p, the latter for i < n_decay;
+    velocity = momentum * velocity - learning_rate * g; p += velocity, or with nesterov p += momentum * velocity -
+    learning_rate * g.
     """
 
 

@@ -501,14 +501,12 @@ def adam_update(params, grads, m, v, settings):
 
 
 def sgd_update(params, grads, velocity, settings):
-    """One step of SGD with (Nesterov) momentum and decoupled decay over flat vectors, in place."""
+    """One step of SGD with (Nesterov) momentum over flat vectors, in place."""
     n, rate = settings.n_decay, settings.learning_rate
     g = settings.grad_scale * grads
     g[:n] += settings.l2 * params[:n]
     velocity[...] = settings.momentum * velocity - rate * g
-    step = settings.momentum * velocity - rate * g if settings.nesterov else velocity.copy()
-    step[:n] -= rate * settings.decay * params[:n]
-    params += step
+    params += settings.momentum * velocity - rate * g if settings.nesterov else velocity
 
 
 def muon_scratch(matrices):

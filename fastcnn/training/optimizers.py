@@ -40,7 +40,6 @@ class SGDSettings(NamedTuple):
     momentum: float
     nesterov: bool
     l2: float
-    decay: float
     n_decay: int
     grad_scale: float
 
@@ -438,7 +437,6 @@ class SGD(Optimizer):
             momentum=self.momentum,
             nesterov=self.nesterov,
             l2=self.l2,
-            decay=0.0,
             n_decay=self._n_decay,
             grad_scale=grad_scale,
         )

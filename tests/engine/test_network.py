@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastcnn import Network
+from fastcnn.engine.plan import Plan
 from fastcnn.kernels.cpu import launch
-from fastcnn.kernels.cpu.runtime import max_threads
+from fastcnn.kernels.cpu.runtime import lanes, max_threads
 from fastcnn.layers import (
     ELU,
     AdaptiveMaxPool2D,
@@ -189,6 +190,28 @@ def test_small_steps_too_have_the_same_bits(monkeypatch):
     assert results[0] == results[1]
 
 
+def test_the_number_of_threads_may_change_within_a_step(monkeypatch):
+    """As another Python thread may do it: a plan still runs on the threads that it has scratch for."""
+    monkeypatch.setattr(launch, "SMALL", 0)
+    layers, shape = CHAINS["norm"]
+    fixed, changing = (Network(layers, shape, n_jobs=1, random_state=0) for _ in range(2))
+    forward, seen = changing._run_forward, []
+
+    def run_forward(*args):
+        plan = forward(*args)
+        changing.n_jobs = 2
+        monkeypatch.setattr(type(plan), "backward", lambda self: seen.append(lanes()) or backward(self))
+        return plan
+
+    backward = Plan.backward
+    monkeypatch.setattr(changing, "_run_forward", run_forward)
+    x, labels, weights = batch(shape, 9), np.arange(9) % 3, np.ones(9)
+    assert changing.train_step(x, labels, weights) == fixed.train_step(x, labels, weights)
+    assert seen[0] == 1
+    for name, value in changing.params.items():
+        np.testing.assert_array_equal(value, fixed.params[name])
+
+
 def test_the_number_of_threads_may_change(monkeypatch):
     """Plans have scratch for the threads they were made for."""
     monkeypatch.setattr(launch, "SMALL", 0)
@@ -340,6 +363,16 @@ def test_errors_name_what_is_wrong_and_change_nothing():
         net.train_step(x, [0.0, 1.0, 2.0, 0.0])
     with pytest.raises(ValueError, match="sample_weight has shape"):
         net.train_step(x, [0, 1, 2, 0], np.ones(3))
+    for weights in ([np.nan, 1, 1, 1], [np.inf, 1, 1, 1], [1, -1, 0, 0]):
+        with pytest.raises(ValueError, match="weights and shares must be finite and not negative"):
+            net.train_step(x, [0, 1, 2, 0], weights)
+    with pytest.raises(ValueError, match=r"the shares of mix must be in \[0, 1\]"):
+        net.train_step(x, [0, 1, 2, 0], mix=([1, 1, 1, 1], [0, 1, 0.5, 1.5]))
+    for smoothing in (-0.1, 1.0, np.nan):
+        with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\)"):
+            net.train_step(x, [0, 1, 2, 0], label_smoothing=smoothing)
+    with pytest.raises(ValueError, match="micro_batch_size must be at least 1, got 0"):
+        net.train_step(x, [0, 1, 2, 0], micro_batch_size=0)
     with pytest.raises(ValueError, match=r"backward\(\) needs a forward"):
         net.backward(np.zeros((4, 3)))
     net.forward(x, training=True)
@@ -389,11 +422,11 @@ def test_threads_share_a_network():
     net = Network(SEED_NET, (28, 28, 1), random_state=0)
     xs = [batch((28, 28, 1), 8 + i, seed=i) for i in range(6)]
     expected = [net.predict_proba(x) for x in xs]
-    found: list = [None] * len(xs)
+    found: list = [[] for _ in xs]
 
     def work(i):
         for _ in range(10):
-            found[i] = net.predict_proba(xs[i])
+            found[i].append(net.predict_proba(xs[i]))
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(len(xs))]
     for worker in workers:
@@ -401,7 +434,7 @@ def test_threads_share_a_network():
     for worker in workers:
         worker.join(60)
     for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(ours, [theirs] * 10)
 
 
 def _train_in_child(net, x, labels, queue):

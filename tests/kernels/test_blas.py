@@ -13,30 +13,22 @@ pytestmark = pytest.mark.small
 size = st.integers(0, 20)
 
 
-@given(
-    size,
-    size,
-    size,
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from([0.0, 1.0, -0.5]),
-    st.sampled_from([0.0, 1.0, 2.0]),
-)
+@given(size, size, size, st.booleans(), st.booleans())
 @settings(deadline=None, max_examples=150)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_gemm_is_the_product(dtype, m, n, k, trans_a, trans_b, alpha, beta):
+def test_gemm_is_the_product(dtype, m, n, k, trans_a, trans_b):
     rng = np.random.default_rng(m * 441 + n * 21 + k)
     a = rng.standard_normal((k, m) if trans_a else (m, k)).astype(dtype)
     b = rng.standard_normal((n, k) if trans_b else (k, n)).astype(dtype)
     a.setflags(write=False)
     out = rng.standard_normal((m, n)).astype(dtype)
-    expected = alpha * ((a.T if trans_a else a) @ (b.T if trans_b else b)) + beta * out
-    _blas.gemm(a, b, out, trans_a=trans_a, trans_b=trans_b, alpha=alpha, beta=beta)
+    expected = (a.T if trans_a else a) @ (b.T if trans_b else b)
+    _blas.gemm(a, b, out, trans_a=trans_a, trans_b=trans_b)
     assert_allclose(out, expected, rtol=1e-4 if dtype == np.float32 else 1e-12, atol=1e-4)
 
 
 @pytest.mark.parametrize("k", [0, 3])
-def test_beta_zero_does_not_read_out(k):
+def test_out_is_not_read(k):
     out = np.full((2, 4), np.nan)
     _blas.gemm(np.ones((2, k)), np.ones((k, 4)), out)
     assert_array_equal(out, k)
@@ -66,7 +58,3 @@ def test_out_may_not_be_an_operand():
             _blas.gemm(a, b, out)
     _blas.gemm(memory[:2, :], np.ones((4, 4)), memory[2:4])
     assert_array_equal(memory[2:4], 4)
-
-
-def test_compiled_callers_find_it():
-    assert {"sgemm_rowmajor", "dgemm_rowmajor"} <= set(_blas.__pyx_capi__)

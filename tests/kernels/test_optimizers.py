@@ -17,9 +17,9 @@ ADAM = {
     "decoupled decay": AdamSettings(1e-2, 0.8, 0.99, 1e-7, 0.0, 0.1, 5, 0.25, 0.5, 0.3),
 }
 SGD = {
-    "plain": SGDSettings(0.1, 0.0, False, 0.0, 0.0, 0, 1.0),
-    "momentum": SGDSettings(0.1, 0.9, False, 0.01, 0.0, 4, 0.5),
-    "nesterov": SGDSettings(0.1, 0.9, True, 0.01, 0.1, 5, 0.5),
+    "plain": SGDSettings(0.1, 0.0, False, 0.0, 0, 1.0),
+    "momentum": SGDSettings(0.1, 0.9, False, 0.01, 4, 0.5),
+    "nesterov": SGDSettings(0.1, 0.9, True, 0.01, 5, 0.5),
 }
 
 MUON = {
@@ -62,10 +62,7 @@ def naive_adam(p, grad, m, v, s, decays):
 def naive_sgd(p, grad, velocity, s, decays):
     g = s.grad_scale * grad + (s.l2 * p if decays else 0)
     velocity = s.momentum * velocity - s.learning_rate * g
-    shrink = s.learning_rate * s.decay * p if decays else 0
-    if s.nesterov:
-        return p + s.momentum * velocity - s.learning_rate * g - shrink, velocity
-    return p + velocity - shrink, velocity
+    return p + (s.momentum * velocity - s.learning_rate * g if s.nesterov else velocity), velocity
 
 
 @pytest.mark.small

@@ -6,11 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections import namedtuple
 from pathlib import Path
 
 import numba
 import pytest
+from threadpoolctl import threadpool_info
 
 from fastcnn.kernels.cpu import crew, launch, objects, runtime
 
@@ -43,6 +46,51 @@ def test_thread_counts():
     assert runtime.max_threads(1) == 1 and runtime.max_threads(10_000) == LIMIT
     with pytest.raises(ValueError, match="n_jobs must be a positive int, -1 or None, got 0"):
         runtime.max_threads(0)
+
+
+@pytest.mark.small
+def test_blas_has_its_threads_back_whoever_leaves_first():
+    def counts():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    def a():
+        with runtime.one_blas_thread():
+            inside.append(counts())
+            entered.set()
+            time.sleep(0.1)  # b asks for it meanwhile
+
+    def b():
+        entered.wait(10)
+        with runtime.one_blas_thread():
+            inside.append(counts())
+
+    before, inside, entered = counts(), [], threading.Event()
+    together = [threading.Thread(target=work) for work in (a, b)]
+    for thread in together:
+        thread.start()
+    for thread in together:
+        thread.join(10)
+    assert before and inside == [[1] * len(before)] * 2
+    assert counts() == before
+
+
+@pytest.mark.small
+def test_code_is_kept_apart_where_settings_differ(monkeypatch):
+    usual = runtime._sources_digest()
+    for name, value in (("OPT", 0), ("CPU_NAME", "generic"), ("ENABLE_AVX", 7), ("USING_SVML", "other")):
+        with monkeypatch.context() as patch:
+            patch.setattr(numba.config, name, value)
+            assert runtime._sources_digest() != usual
+    assert runtime._sources_digest() == usual
+
+
+@pytest.mark.small
+def test_nothing_is_kept_where_there_are_no_sources(monkeypatch):
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_bytes", missing)
+    assert runtime._find_cache_dir() is None
 
 
 @pytest.mark.small
@@ -194,7 +242,14 @@ objects._compile = lambda function, *rest: compiled.append(function.__name__) or
 """
 
 
-COUNTED = COUNT + TRAIN + "print(train(0)[-1], len(compiled), 'multiply_rows' in compiled)"
+COUNTED = (
+    COUNT
+    + TRAIN
+    + """
+losses = train(0, (Dense(8, activation="relu"),))
+print(losses[-1], len(compiled), "multiply_rows" in compiled)
+"""
+)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,4 @@ def gemm(
     out: NDArray[Real],
     trans_a: bool = False,
     trans_b: bool = False,
-    alpha: float = 1.0,
-    beta: float = 0.0,
 ) -> None: ...

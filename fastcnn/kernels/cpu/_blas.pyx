@@ -10,19 +10,20 @@ ctypedef fused real:
 
 # BLAS is column-major. A row-major matrix is its transpose to BLAS, so C = A B is asked for as C' = B' A':
 # the operands swap places and nothing is copied. `lda`, `ldb`, `ldc` are the lengths of the stored rows.
-# `api`: a compiled caller finds these two by name in `__pyx_capi__`.
 
-cdef api void sgemm_rowmajor(bint trans_a, bint trans_b, int m, int n, int k, float alpha, const float* a,
-                             int lda, const float* b, int ldb, float beta, float* c, int ldc) noexcept nogil:
+cdef void sgemm_rowmajor(bint trans_a, bint trans_b, int m, int n, int k, const float* a, int lda, const float* b,
+                         int ldb, float* c, int ldc) noexcept nogil:
     cdef char op_a = b"T" if trans_a else b"N"
     cdef char op_b = b"T" if trans_b else b"N"
+    cdef float alpha = 1.0, beta = 0.0
     sgemm(&op_b, &op_a, &n, &m, &k, &alpha, <float*> b, &ldb, <float*> a, &lda, &beta, c, &ldc)
 
 
-cdef api void dgemm_rowmajor(bint trans_a, bint trans_b, int m, int n, int k, double alpha, const double* a,
-                             int lda, const double* b, int ldb, double beta, double* c, int ldc) noexcept nogil:
+cdef void dgemm_rowmajor(bint trans_a, bint trans_b, int m, int n, int k, const double* a, int lda, const double* b,
+                         int ldb, double* c, int ldc) noexcept nogil:
     cdef char op_a = b"T" if trans_a else b"N"
     cdef char op_b = b"T" if trans_b else b"N"
+    cdef double alpha = 1.0, beta = 0.0
     dgemm(&op_b, &op_a, &n, &m, &k, &alpha, <double*> b, &ldb, <double*> a, &lda, &beta, c, &ldc)
 
 
@@ -30,9 +31,8 @@ cdef bint overlap(const void* p, size_t p_bytes, const void* q, size_t q_bytes) 
     return p_bytes and q_bytes and <size_t> p < <size_t> q + q_bytes and <size_t> q < <size_t> p + p_bytes
 
 
-def gemm(const real[:, ::1] a, const real[:, ::1] b, real[:, ::1] out, bint trans_a=False, bint trans_b=False,
-         double alpha=1.0, double beta=0.0):
-    """Write ``alpha * op(a) @ op(b) + beta * out`` into ``out``; with ``beta=0`` what was in ``out`` is not read.
+def gemm(const real[:, ::1] a, const real[:, ::1] b, real[:, ::1] out, bint trans_a=False, bint trans_b=False):
+    """Write ``op(a) @ op(b)`` into ``out``; what was in ``out`` is not read.
 
     Parameters
     ----------
@@ -65,15 +65,15 @@ def gemm(const real[:, ::1] a, const real[:, ::1] b, real[:, ::1] out, bint tran
     if k == 0:
         with nogil:
             for i in range(m * n):
-                c[i] = 0 if beta == 0.0 else <real> (beta * c[i])
+                c[i] = 0
         return
     if (overlap(c, m * n * sizeof(real), &a[0, 0], m * k * sizeof(real))
             or overlap(c, m * n * sizeof(real), &b[0, 0], k * n * sizeof(real))):
         raise ValueError("gemm: out shares memory with an operand")
     with nogil:
         if real is float:
-            sgemm_rowmajor(trans_a, trans_b, <int> m, <int> n, <int> k, <float> alpha, &a[0, 0],
-                           <int> a.shape[1], &b[0, 0], <int> b.shape[1], <float> beta, c, <int> n)
+            sgemm_rowmajor(trans_a, trans_b, <int> m, <int> n, <int> k, &a[0, 0], <int> a.shape[1], &b[0, 0],
+                           <int> b.shape[1], c, <int> n)
         else:
-            dgemm_rowmajor(trans_a, trans_b, <int> m, <int> n, <int> k, alpha, &a[0, 0],
-                           <int> a.shape[1], &b[0, 0], <int> b.shape[1], beta, c, <int> n)
+            dgemm_rowmajor(trans_a, trans_b, <int> m, <int> n, <int> k, &a[0, 0], <int> a.shape[1], &b[0, 0],
+                           <int> b.shape[1], c, <int> n)

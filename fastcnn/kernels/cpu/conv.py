@@ -81,7 +81,7 @@ def _band_rows(g: Any, pool: Any) -> int:
     if has_pool(pool):
         if pool.stride_h < pool.r or pool.pad_top or pool.pad_bottom:
             return int(g.p)
-        return int(pool.stride_h * max(1, BAND_PIXELS // (g.q * pool.stride_h)))
+        return int(min(g.p, pool.stride_h * max(1, BAND_PIXELS // (g.q * pool.stride_h))))
     return int(max(1, BAND_PIXELS // g.q))
 
 
@@ -285,34 +285,12 @@ def _weight_products(
                 call(multiply, 0, g.r * g.s * cg, lane, tile)
 
 
-@jit
-def _input_products(n, scratch, dz, dx, multiply, lane, width, g, t):
-    """dx of image n."""
-    kg, cg = g.k // g.groups, g.c // g.groups
-    at, dx0 = 0, n * g.h * g.w * g.c
-    for phase in range(t.seg_lens.shape[0]):
-        n_taps = t.tap_starts[phase + 1] - t.tap_starts[phase]
-        segments = t.segments[t.seg_starts[phase] : t.seg_starts[phase + 1]]
-        seg_len, per_pass = t.seg_lens[phase], t.per_pass[phase]
-        for group in range(g.groups):
-            for first in range(0, cg, width):
-                for seg0 in range(0, max(segments.shape[0], 1), per_pass):
-                    tile = (
-                        scratch, dz + group * kg, t.rows, dx, dx0 + group * cg + first, t.out_rows,
-                        segments[seg0 : seg0 + per_pass], seg_len, 1, scratch, at + seg0 * seg_len * width,
-                        width, 0, min(width, cg - first),
-                        ADD if seg0 > 0 else ZERO,
-                    )  # fmt: skip
-                    call(multiply, t.starts[phase], t.starts[phase + 1], lane, tile)
-                at += n_taps * kg * width
-
-
 @Kernel
 def _backward_chunks(start, stop, lane, args):
     x, y, argmax, dy, dx, scratch, layout, width, wants, kernels, g, alpha, pool, wt, it, columns = unpack(args)
     n_images, chunks, packed_size, partial_size, parts, gradient_size = layout
     want_dx, want_dw = wants
-    multiply, scatter, by_columns = kernels
+    multiply, scatter, input_gradient = kernels
     dw_size = g.r * g.s * (g.c // g.groups) * g.k
     image0 = packed_size + chunks * partial_size + lane * (parts[0] + parts[1] + parts[2] + parts[3])
     gradient0 = image0 + parts[0]
@@ -343,9 +321,32 @@ def _backward_chunks(start, stop, lane, args):
                 n, dz = n0 + i, gradient0 + i * gradient_size
                 if columns.chosen:
                     one = (scratch, dz + inside, panel0 + parts[2], dx, multiply, width, g, columns)
-                    call(by_columns, n, n + 1, lane, one)
+                    call(input_gradient, n, n + 1, lane, one)
                 else:
-                    _input_products(n, scratch, dz, dx, multiply, lane, width, g, it)
+                    call(input_gradient, n, n + 1, lane, (scratch, dz, dx, multiply, width, g, it))
+
+
+@Kernel
+def _input_by_phases(n, stop, lane, args):
+    """The input gradient of image n from its dz, by `input_tables`."""
+    scratch, dz_start, dx, multiply, width, g, t = unpack(args)
+    kg, cg = g.k // g.groups, g.c // g.groups
+    at, dx0 = 0, n * g.h * g.w * g.c
+    for phase in range(t.seg_lens.shape[0]):
+        n_taps = t.tap_starts[phase + 1] - t.tap_starts[phase]
+        segments = t.segments[t.seg_starts[phase] : t.seg_starts[phase + 1]]
+        seg_len, per_pass = t.seg_lens[phase], t.per_pass[phase]
+        for group in range(g.groups):
+            for first in range(0, cg, width):
+                for seg0 in range(0, max(segments.shape[0], 1), per_pass):
+                    tile = (
+                        scratch, dz_start + group * kg, t.rows, dx, dx0 + group * cg + first, t.out_rows,
+                        segments[seg0 : seg0 + per_pass], seg_len, 1, scratch, at + seg0 * seg_len * width,
+                        width, 0, min(width, cg - first),
+                        ADD if seg0 > 0 else ZERO,
+                    )  # fmt: skip
+                    call(multiply, t.starts[phase], t.starts[phase + 1], lane, tile)
+                at += n_taps * kg * width
 
 
 @Kernel
@@ -410,9 +411,11 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
         launch(_pack_columns_kernel, g.r, weight.size, weight.reshape(-1), g, width, scratch)
     elif dx.size:
         launch(_pack_backward_kernel, 1, weight.size, weight.reshape(-1), g, tables, width, scratch)
-    multiply, by_columns = multiply_rows_address(dy.dtype), 0
+    multiply, input_gradient = multiply_rows_address(dy.dtype), 0
     if dx.size and columns.chosen:
-        by_columns = address_for(_input_by_columns, scratch, 0, 0, scratch, 0, width, g, columns)
+        input_gradient = address_for(_input_by_columns, scratch, 0, 0, scratch, 0, width, g, columns)
+    elif dx.size:
+        input_gradient = address_for(_input_by_phases, scratch, 0, scratch, 0, width, g, tables)
     launch(
         _backward_chunks,
         chunks,
@@ -426,7 +429,7 @@ def conv2d_block_backward(x, weight, y, argmax, dy, geometry, activation, pool, 
         layout,
         width,
         (dx.size > 0, dw.size > 0),
-        (multiply, scatter, by_columns),
+        (multiply, scatter, input_gradient),
         g,
         parameter,
         Pool(*pool),

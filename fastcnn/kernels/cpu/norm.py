@@ -38,7 +38,7 @@ def batch_blocks(rows: int) -> int:
 def batch_edges(rows: int) -> np.ndarray:
     """The first row of each block, and the number of rows."""
     blocks = batch_blocks(rows)
-    return rows * np.arange(blocks + 1) // blocks
+    return rows * np.arange(blocks + 1, dtype=np.int64) // blocks
 
 
 @ExactKernel

@@ -62,7 +62,7 @@ def _typed(values, params):
 @Kernel
 def _sgd(start, stop, lane, args):
     params, grads, velocity, rates, nesterov, n_decay = unpack(args)
-    rate, momentum, l2, decay, grad_scale = rates
+    rate, momentum, l2, grad_scale = rates
     one = params.dtype.type(1)
     for first, last, weighs in ((start, min(stop, n_decay), one), (max(start, n_decay), stop, one - one)):
         for i in range(first, last):
@@ -70,13 +70,13 @@ def _sgd(start, stop, lane, args):
             step = rate * (grad_scale * grads[U(i)] + weighs * l2 * p)
             speed = momentum * velocity[U(i)] - step
             velocity[U(i)] = speed
-            params[U(i)] = p + (momentum * speed - step if nesterov else speed) - rate * weighs * decay * p
+            params[U(i)] = p + (momentum * speed - step if nesterov else speed)
 
 
 def sgd_update(params, grads, velocity, settings):
     """One SGD step (momentum, Nesterov) over the flat vectors, in place."""
     s = settings
-    rates = _typed((s.learning_rate, s.momentum, s.l2, s.decay, s.grad_scale), params)
+    rates = _typed((s.learning_rate, s.momentum, s.l2, s.grad_scale), params)
     launch(
         _sgd,
         params.size,

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,20 @@ def _thread_pools() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def one_blas_thread() -> AbstractContextManager[Any]:
+_blas_lock = threading.Lock()  # the limit is the whole process's, and each user puts back what it found
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
     """Within the block BLAS runs on the calling thread alone: its sums must not depend on how many there are."""
-    return _thread_pools().limit(limits=1, user_api="blas")
+    with _blas_lock, _thread_pools().limit(limits=1, user_api="blas"):
+        yield
+
+
+if hasattr(os, "register_at_fork"):  # a child finds it open, and BLAS without the limit
+    os.register_at_fork(
+        before=_blas_lock.acquire, after_in_parent=_blas_lock.release, after_in_child=_blas_lock.release
+    )
 
 
 def lanes() -> int:
@@ -125,8 +136,9 @@ def as_input(x: np.ndarray) -> np.ndarray:
 
 def _sources_digest() -> str:
     host = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    versions = numba.__version__, llvmlite.__version__
-    chosen = os.environ.get("FASTCNN_ISA", ""), bool(numba.config.BOUNDSCHECK)
+    versions, c = (numba.__version__, llvmlite.__version__), numba.config
+    chosen = os.environ.get("FASTCNN_ISA", ""), bool(c.BOUNDSCHECK)
+    chosen += str(c.OPT), c.CPU_NAME, c.CPU_FEATURES, c.ENABLE_AVX, c.LOOP_VECTORIZE, c.SLP_VECTORIZE, c.USING_SVML
     digest = hashlib.sha256(repr((host, versions, chosen)).encode())
     here = Path(__file__).parent
     for path in [here.parent / "contract.py", *sorted(here.glob("*.py"))]:
@@ -142,8 +154,12 @@ def _find_cache_dir() -> Path | None:
     with suppress(OSError):  # where no directory at all can be written
         owner = os.getuid() if hasattr(os, "getuid") else "cache"
         candidates.append(Path(tempfile.gettempdir()) / f"fastcnn-{owner}")
+    try:
+        digest = _sources_digest()
+    except OSError:  # a program without sources
+        return None
     for candidate in candidates:
-        path = candidate / _sources_digest()
+        path = candidate / digest
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryFile(dir=path):

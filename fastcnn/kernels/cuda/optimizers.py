@@ -41,14 +41,12 @@ def step_kernels(real: Any) -> tuple[Kernel, Kernel]:
 
     @kernel("R R R R i i i")
     def sgd(p, grads, velocity, settings, size, n_decay, nesterov):
-        rate, momentum, l2, decay, scale = settings[0], settings[1], settings[2], settings[3], settings[4]
+        rate, momentum, l2, scale = settings[0], settings[1], settings[2], settings[3]
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
-            decays = i < n_decay
-            g = scale * grads[i] + (l2 * p[i] if decays else zero)
+            g = scale * grads[i] + (l2 * p[i] if i < n_decay else zero)
             v = momentum * velocity[i] - rate * g
             velocity[i] = v
-            step = momentum * v - rate * g if nesterov else v
-            p[i] += step - (rate * decay * p[i] if decays else zero)
+            p[i] += momentum * v - rate * g if nesterov else v
 
     return adam, sgd
 
@@ -77,7 +75,7 @@ def _adam(params, grads, m, v, settings, n_decay):
 def sgd_update(params, grads, velocity, settings):
     """One step of SGD, in place."""
     s = settings
-    numbers = s.learning_rate, s.momentum, s.l2, s.decay, s.grad_scale
+    numbers = s.learning_rate, s.momentum, s.l2, s.grad_scale
     replay(_sgd, (params, grads, velocity), (s.n_decay, s.nesterov), numbers)
 
 
