@@ -66,7 +66,7 @@ def build_layers(
     layers: list[Layer] = []
     notes: dict[int, str] = {}
     shape = image_shape
-    after = [BatchNorm()] * batch_norm + [_ACTIVATIONS[activation]()]
+    after = [BatchNorm()] * bool(batch_norm) + [_ACTIVATIONS[activation]()]
     asked_kernel, asked_window = pair(kernel_size, "kernel_size"), pair(pool_size, "pool_size")
     for filters in _sizes(conv_channels, "conv_channels"):
         kernel = _smaller(asked_kernel, tuple(2 * size - 1 for size in shape[:2]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import inf
 from typing import Any
 
 from fastcnn.engine.ops import ACTIVATIONS, SMOOTH, Op, Shape, activation, conv_geometry, pair, pool_geometry
@@ -141,7 +142,7 @@ class Conv2D(Layer):
     Raises
     ------
     ValueError
-        If a value is not as described.
+        If a value is not as described; of `padding`, in use.
 
     Notes
     -----
@@ -205,7 +206,7 @@ class MaxPool2D(Layer):
     Raises
     ------
     ValueError
-        If a value is not as described.
+        If a value is not as described; of `padding`, in use.
     """
 
     pool_size: Any = 2
@@ -238,7 +239,7 @@ class AvgPool2D(Layer):
     Raises
     ------
     ValueError
-        If a value is not as described.
+        If a value is not as described; of `padding`, in use.
     """
 
     pool_size: Any = 2
@@ -441,8 +442,8 @@ class BatchNorm(Layer):
     def __post_init__(self) -> None:
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], got {self.momentum!r}")
-        if not self.epsilon > 0:
-            raise ValueError(f"epsilon must be positive, got {self.epsilon!r}")
+        if not 0 < self.epsilon < inf:
+            raise ValueError(f"epsilon must be positive and finite, got {self.epsilon!r}")
 
     def param_shapes(self, in_shape: Shape) -> dict[str, Shape]:
         c = (in_shape[-1],)
@@ -487,8 +488,8 @@ class ELU(Layer):
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be positive, got {self.alpha!r}")
+        if not 0 < self.alpha < inf:
+            raise ValueError(f"alpha must be positive and finite, got {self.alpha!r}")
 
     def lower(self, in_shape: Shape) -> tuple[Op, ...]:
         return _activation_ops("elu", in_shape, self.alpha)
@@ -511,8 +512,8 @@ class LeakyReLU(Layer):
     alpha: float = 0.01
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be positive, got {self.alpha!r}")
+        if not 0 < self.alpha < inf:
+            raise ValueError(f"alpha must be positive and finite, got {self.alpha!r}")
 
     def lower(self, in_shape: Shape) -> tuple[Op, ...]:
         return _activation_ops("leaky_relu", in_shape, self.alpha)

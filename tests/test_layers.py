@@ -108,6 +108,7 @@ def test_same_padding_gives_the_ceiling(filters, kernel, stride, size):
         (lambda: Dropout(1.0), r"rate must be in \[0, 1\), got 1.0"),
         (lambda: BatchNorm(epsilon=0), "epsilon must be positive"),
         (lambda: ELU(-1), "alpha must be positive"),
+        (lambda: ELU(float("inf")), "alpha must be positive and finite"),
         (lambda: LeakyReLU(0), "alpha must be positive"),
         (lambda: SpatialDropout(-0.1), r"rate must be in \[0, 1\)"),
         (lambda: SpatialDropout(0.1).output_shape((9,)), r"takes images \(H, W, C\)"),

@@ -130,7 +130,7 @@ def _following_activation(ops: Sequence[Op]) -> str | None:
     """The activation that a weight's output runs into, past bias, normalisation and pooling."""
     skipped = 0  # joins until the weight's branch is back in the chain
     for op in ops:
-        skipped += (op.kind == "swap") - (op.kind == "join" and skipped > 0)
+        skipped += (op.kind == ("fork" if skipped else "swap")) - (op.kind == "join" and skipped > 0)
         if skipped:
             continue
         if op.kind.endswith("activation"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
-from itertools import chain, count
+from itertools import count
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -22,8 +23,8 @@ class LearningRates(NamedTuple):
     suggestion : float
         The learning rate at which the loss fell fastest, beyond the first steps, whose average is of few losses. A
         schedule that warms up, such as "onecycle", takes some times as much as its highest.
-    learning_rates, losses : ndarray of shape (steps,)
-        The losses are smoothed.
+    learning_rates, losses : ndarray of shape (n,)
+        Of the `n` steps before the end of the test. The losses are smoothed.
     """
 
     suggestion: float
@@ -56,7 +57,7 @@ def find_learning_rate(
     lowest, highest : float
         The learning rate grows between them by the same factor in each step.
     steps : int >= 10
-        Mini-batches, at most.
+        Mini-batches, at most; those whose images all have weight 0 do not count.
     smoothing : float in [0, 1)
         Of the moving average of the losses.
     too_much : float > 1
@@ -93,8 +94,7 @@ def find_learning_rate(
     rates = np.geomspace(lowest, highest, steps)
     losses: list[float] = []
     average = 0.0
-    batches = chain.from_iterable(map(loader.epoch, count()))
-    for i, (rate, batch) in enumerate(zip(rates, batches, strict=False)):
+    for i, (rate, batch) in enumerate(zip(rates, _weighty_batches(loader), strict=False)):
         trained.optimizer.learning_rate = float(rate)
         loss = trained.train_step(batch.x, batch.y, batch.sample_weight, mix=batch.mix, **settings)
         average = smoothing * average + (1 - smoothing) * loss
@@ -108,6 +108,18 @@ def find_learning_rate(
     first = min(round(1 / (1 - smoothing)), len(curve) // 3)
     slopes = [_slope(np.log(seen), curve, i) for i in range(first, len(curve))]
     return LearningRates(float(seen[first + int(np.argmin(slopes))]), seen, curve)
+
+
+def _weighty_batches(loader: Any) -> Iterator[Any]:
+    """The mini-batches that have a loss, epoch after epoch."""
+    for epoch in count():
+        none = True
+        for batch in loader.epoch(epoch):
+            if batch.sample_weight is None or batch.sample_weight.any():
+                none = False
+                yield batch
+        if none:
+            raise ValueError("the weight of every image is 0")
 
 
 def _slope(x: np.ndarray, y: np.ndarray, at: int) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf, isfinite
+from math import inf, isfinite, nan
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
@@ -35,7 +35,7 @@ class History:
         Weighted accuracy on each epoch's mini-batches as they came: before the update that each was for, with
         augmentation and dropout.
     validation_scores, validation_loss_curve : list of float
-        At the end of each epoch that was validated.
+        At the end of each epoch, from the first that was validated on; NaN for a later one that was not.
     epoch_seconds : list of float
         Training alone, without validation.
     learning_rates : list of float
@@ -214,7 +214,8 @@ def train(
         training.
     progress : Progress or None
         Where an earlier call with the same arguments stood, whose optimiser and dropout `network` has: this one ends
-        with the same bits as that one would have. Its history takes the place of `history`.
+        with the same bits as that one would have, unless training diverges before this one's first epoch is done: it
+        goes back no further than to `progress`. Its history takes the place of `history`.
     run_epoch : callable or None
         ``run_epoch(step, epoch, done)`` trains an epoch's batches, or what is left where `done` counts what was done
         before; it yields a `Pause` where training may go on from. None: the batches of `loader` with `train_batches`.
@@ -453,6 +454,9 @@ def _record(history: History, info: EpochInfo, by_score: bool) -> bool:
         history.validation_loss_curve.append(info.validation_loss)
         higher = info.validation_score > (-inf if history.best_score is None else history.best_score)
         history.best_score = info.validation_score if higher else history.best_score
+    elif history.validation_scores:  # epochs stay in their places
+        history.validation_scores.append(nan)
+        history.validation_loss_curve.append(nan)
     is_best = higher if by_score else lower
     if is_best:
         history.best_iter = history.n_iter

@@ -6,7 +6,7 @@ import pytest
 from fastcnn.engine.network import Network
 from fastcnn.engine.parameters import Parameters
 from fastcnn.kernels import get_backend
-from fastcnn.layers import BatchNorm, Conv2D, Dense, Flatten, ReLU, Residual
+from fastcnn.layers import BatchNorm, Conv2D, Dense, Flatten, ReLU, Residual, Tanh
 from fastcnn.training.optimizers import SGD
 
 pytestmark = pytest.mark.small
@@ -68,3 +68,15 @@ def test_hidden_weights_are_the_optimizers_matrices():
     for (start, rows, columns), weight in zip(bound, weights, strict=True):
         part = flat[start : start + rows * columns].reshape(rows, columns)
         np.testing.assert_array_equal(part, weight.reshape(rows, -1))
+
+
+def test_initial_weights_go_by_what_follows_the_sum():
+    """Whatever chains there are on the skip beside it."""
+    inner = Residual([Conv2D(64)])
+    for skip in ([Conv2D(64)], [Conv2D(64), inner], [Conv2D(64), Residual([inner], [Conv2D(64)])]):
+        layers = [Residual([Conv2D(64)], [*skip, Tanh()]), ReLU(), Dense(3)]
+        net = Network(layers, (8, 8, 4), dtype="float64", device="reference", random_state=0)
+        he = 2 / (9 * 4)  # before ReLU
+        assert net.params["0.layers.0.weight"].var() == pytest.approx(he, rel=0.1)
+        if len(skip) == 1:
+            assert net.params["0.skip.0.weight"].var() == pytest.approx(2 / (9 * (4 + 64)), rel=0.1)

@@ -70,6 +70,19 @@ def test_of_a_classifier():
         find_learning_rate(CNNClassifier(batch_size=0), X, names)
 
 
+def test_images_that_weigh_nothing_have_no_loss():
+    X, y = load_digits(return_X_y=True)
+    order = np.argsort(y[:500], kind="stable")
+    X, y = X[order], y[order]
+    parameters = {"conv_channels": (8,), "dense_units": (), "batch_size": 16, "shuffle": False, "random_state": 0}
+    found = find_learning_rate(CNNClassifier(**parameters, class_weight={0: 0.0}), X, y)
+    assert found.losses.min() > 0.1 and 1e-4 < found.suggestion < 0.2
+    builder = BatchBuilder(X[:20], (8, 8, 1), 4.9, 1 / 6.0)
+    nothing = BatchLoader(builder, y[:20], np.zeros(20), batch_size=8)
+    with pytest.raises(ValueError, match="the weight of every image is 0"):
+        find_learning_rate(network(), nothing)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_default_classifier(seed):
     """Losses of single mini-batches go up and down by chance from the first step on; that is no fall."""
