@@ -168,7 +168,7 @@ def _identity(path: Path) -> tuple[int, ...] | None:
 
 
 def _comparable(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that must be equal, as JSON; functions by their names, tuples as lists."""
+    """The parameters that must be equal, as JSON; functions by their names, tuples as lists, dicts in one order."""
     found = {}
     for name, value in parameters.items():
         if name in FREE_PARAMETERS:
@@ -195,14 +195,17 @@ def _listed(value: Any) -> Any:
     if isinstance(value, list):
         return [_listed(item) for item in value]
     if isinstance(value, dict):
-        return _listed(value["tuple"]) if set(value) == {"tuple"} else {k: _listed(item) for k, item in value.items()}
+        if set(value) == {"tuple"}:
+            return _listed(value["tuple"])
+        listed = {k: _listed(item) for k, item in value.items()}
+        return {"dict": sorted(listed["dict"], key=json.dumps)} if set(value) == {"dict"} else listed
     return value
 
 
 def _parameter_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     """Of parameters that both know: an older version may have had fewer."""
     for name in sorted(set(old) & set(new)):
-        if old[name] != new[name]:
+        if _listed(old[name]) != new[name]:
             yield f"{name} was {shown(decode(old[name]))} and is {shown(decode(new[name]))}"
 
 

@@ -134,6 +134,8 @@ class _Reader:
             self._node(node)
         if not self.results:
             raise ValueError("no output of the graph is made of its input")
+        if not all(_same_chain(result, self.results[-1]) for result in self.results):
+            raise ValueError("the graph gives several outputs that are not one network's logits and their softmax")
         return self._model(self.results[-1])
 
     def _input(self) -> None:
@@ -203,7 +205,13 @@ class _Reader:
             n = value.shape[0]
             if n > _MAX_CLASSES:
                 raise ValueError(f"{n} outputs that are not those of a dense layer")
-            value = _dense(value, np.eye(n, dtype=np.float32), None)  # a classifier's last layer is dense
+            value = _dense(value, np.eye(n, dtype=np.float32), None)
+        # A classifier's last layer is dense, with a bias.
+        last = value.steps[-1]
+        if not last.layer.use_bias:  # type: ignore[attr-defined]
+            params = {**last.params, "bias": np.zeros(value.shape[0])}
+            last = _Step(replace(last.layer, use_bias=True), params)  # type: ignore[call-arg]
+            value = replace(value, steps=(*value.steps[:-1], last))
         layers = [step.layer for step in value.steps]
         return SavedModel(
             parameters={"layers": layers[:-1], "tta": tta},
@@ -454,7 +462,7 @@ def _add(found: _Found, attributes: _Attributes, sign: float = 1.0) -> _Value:
     if isinstance(other, _Value):
         if sign < 0:
             raise ValueError("of two tensors")
-        return _sum_of_views(x, other) if x.softmax else _residual(x, other)
+        return _sum_of_views(x, other) if x.softmax or other.softmax else _residual(x, other)
     value = sign * _of_channels(x, other)
     if not x.steps and len(x.shape) == 3:
         return replace(x, shift=x.shift + value)
@@ -506,7 +514,7 @@ def _same_chain(x: _Value, other: _Value) -> bool:
 
 
 def _sum_of_views(x: _Value, other: _Value) -> _Value:
-    if not (other.softmax and x.share == other.share == 1 and _same_chain(x, other)):
+    if not (x.softmax and other.softmax and x.share == other.share == 1 and _same_chain(x, other)):
         raise ValueError("of probabilities that are not those of views of one image")
     views = (x.views or (x.view,)) + (other.views or (other.view,))
     return replace(x, views=views)
@@ -518,7 +526,7 @@ def _residual(x: _Value, other: _Value) -> _Value:
         raise ValueError(f"of tensors of shapes {x.shape} and {other.shape}")
     if x.view != other.view or not _same_input(x, other):
         raise ValueError("of tensors that come from differently scaled, mirrored or moved images")
-    if (x.order is None) != (other.order is None):
+    if not np.array_equal(x.order, other.order):  # type: ignore[arg-type]
         raise ValueError("of vectors in different orders")
     common = 0
     while common < min(len(x.steps), len(other.steps)) and x.steps[common].same(other.steps[common]):

@@ -54,6 +54,19 @@ class DiesAfter:
             raise Death
 
 
+class Numbers:
+    """The epochs that are trained."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def on_epoch_begin(self, epoch):
+        self.seen.append(epoch)
+
+
 def broken_off(clf, *data, after=3, **more):
     """Fit a copy of `clf` that dies after some epochs; a file is left."""
     with pytest.raises(Death):
@@ -122,6 +135,18 @@ def test_validation_data_and_weights(tmp_path):
     clf = new(tmp_path / "run.ckpt", early_stopping=True)
     broken_off(clf, X, Y, **more)
     assert_same_state(clf.fit(X, Y, **more), new(early_stopping=True).fit(X, Y, **more))
+
+
+@pytest.mark.parametrize("place", ["run.ckpt", "."])
+def test_a_dict_has_no_order(place, tmp_path):
+    """As one made of a set of strings, which other processes go through in another order."""
+    weights = {"bag": 1.0, "coat": 2.0, "shoe": 0.5}
+    clf = new(tmp_path / place, class_weight=weights)
+    broken_off(clf, X, Y)
+    trained = Numbers()
+    clf.set_params(class_weight=dict(reversed(weights.items())), callbacks=[trained])
+    assert_same_state(clf.fit(X, Y), new(class_weight=weights).fit(X, Y))
+    assert trained.seen == [4, 5, 6]
 
 
 def test_functions_are_known_by_what_they_are_not_where(tmp_path):

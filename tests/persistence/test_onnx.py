@@ -290,7 +290,8 @@ OTHERS = {
 ARRAYS = WEIGHTS | {
     "shape": np.array([0, -1]), "g": (120,), "s": (120,), "u": (120,), "v": np.arange(1, 121, dtype=np.float32),
     "mt": (120, 4), "mean": np.array([0.5, -1, 2], np.float32).reshape(3, 1, 1), "two": np.array(2, np.float32),
-    "m5": (5, 4), "w4": (4, 3, 3, 3), "w5": (5, 5, 3, 3), "w1": (5, 5, 1, 1),
+    "m5": (5, 4), "mh": (144, 4), "k4": (144, 4), "w4": (4, 3, 3, 3), "w2": (2, 3, 3, 3),
+    "w5": (5, 5, 3, 3), "w1": (5, 5, 1, 1),
 }  # fmt: skip
 
 
@@ -304,6 +305,12 @@ def test_graphs_of_other_programs(name, tmp_path):
     proba = clf.predict_proba(x.transpose(0, 2, 3, 1).copy())
     assert_allclose(proba, y if name == "two branches" else softmax(y), atol=1e-5)
     assert_array_equal(clf.classes_, range(4))
+    before = clf.n_iter_
+    clf.set_params(warm_start=True, max_iter=1, n_iter_no_change=np.inf, callbacks=None)
+    assert clf.fit(x.transpose(0, 2, 3, 1), [0, 1, 2, 3, 0, 1]).n_iter_ == before + 1
+
+
+TWO_HEADS = [("Flatten", "x", "f", {}), ("MatMul", "f mh", "l", {}), ("MatMul", "f k4", "k", {})]
 
 
 @pytest.mark.parametrize(
@@ -323,6 +330,22 @@ def test_graphs_of_other_programs(name, tmp_path):
         ([CONV, ("Reshape", "c bad", "f", {})], r"Reshape.*to \[2, -1\]"),
         ([CONV, ("Conv", "x w b", "e", {}), ("Add", "c e", "a", {})], "Add.*of tensors of shapes"),
         ([("Flatten", "x", "f", {}), ("Gemm", "f m d", "e", {"transB": 1})], "a matrix of 120 rows for vectors of 144"),
+        (
+            [*TWO_HEADS, ("Softmax", "k", "so", {}), ("Add", "l so", "y", {})],
+            "Add.*of probabilities that are not those of views",
+        ),
+        (
+            [
+                ("Conv", "x w4 d", "c", {}),
+                ("MaxPool", "c", "p", {"kernel_shape": [3, 2], "strides": [3, 2]}),
+                ("Conv", "x w2", "e", {}),
+                ("MaxPool", "e", "q", {"kernel_shape": [3, 1], "strides": [3, 1]}),
+                ("Flatten", "p", "f", {}),
+                ("Flatten", "q", "o", {}),
+                ("Add", "f o", "y", {}),
+            ],
+            "Add.*of vectors in different orders",
+        ),
     ],
 )
 def test_graphs_that_no_layers_express(nodes, message, tmp_path):
@@ -331,6 +354,22 @@ def test_graphs_that_no_layers_express(nodes, message, tmp_path):
     path = graph(tmp_path / "model.onnx", nodes, arrays, output=last)
     with pytest.raises(ValueError, match=rf"model\.onnx: not a network that can be read: .*{message}"):
         CNNClassifier.from_onnx(path)
+
+
+def test_several_outputs(tmp_path):
+    """Logits and their softmax are one network's; two heads are not."""
+    for end, works in ((("Softmax", "l", "y", {}), True), (("Softmax", "k", "y", {}), False)):
+        used = {n for _, names, _, _ in [*TWO_HEADS, end] for n in names.split()}
+        arrays = {k: v for k, v in ARRAYS.items() if k in used}
+        path = graph(tmp_path / "model.onnx", [*TWO_HEADS, end], arrays)
+        model = onnx.load(path)
+        model.graph.output.append(helper.make_tensor_value_info("l", TensorProto.FLOAT, ["n", 4]))
+        onnx.save(model, path)
+        if works:
+            assert CNNClassifier.from_onnx(path).network_.n_params == 145 * 4
+        else:
+            with pytest.raises(ValueError, match="several outputs that are not one network's logits"):
+                CNNClassifier.from_onnx(path)
 
 
 def test_files_that_are_not_read(tmp_path):
