@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy, deepcopy
 from functools import partial
 from math import inf, isfinite, log, nan, prod
@@ -280,7 +280,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         dropout. Below what `score` would give of the same images then.
 
     validation_scores_, validation_loss_curve_ : list of float
-        Of each epoch; empty without validation data.
+        Of each epoch from the first with validation data on; NaN for a later one without. Empty if there was none.
 
     learning_rates_ : list of float
         Of each epoch's last step.
@@ -1081,8 +1081,10 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         """
         check_is_fitted(self)
         layers = self.network_.layers
-        asked = self._architecture()  # of parameters that may have changed since `fit`
-        notes = asked.notes if tuple(asked.layers) == layers[:-1] else {}
+        notes: dict[int, str] = {}
+        with suppress(KeyError, TypeError, ValueError):  # parameters may have changed since `fit`
+            asked = self._architecture()
+            notes = asked.notes if tuple(asked.layers) == layers[:-1] else {}
         network = self.network_
         return summarize(layers, self.image_shape_, notes, dtype=network.dtype.name, kernels=network.kernels())
 

@@ -60,7 +60,8 @@ def _find_source(name: str) -> _Source:
         raise FileNotFoundError(f"{name}: no such folder, nor is it the name of a data set ({', '.join(_BUILT_IN)})")
     idx = [path.name for path in folder.iterdir() if re.search(r"[-.]idx[13]-ubyte(\.gz)?$", path.name)]
     if idx:
-        return _Source(name, "idx", has_test=any("t10k-" in file or "test-" in file for file in idx))
+        parts = [re.search(r"(?:^|[-_.])(t10k|test)-(images|labels)[-.]idx", file) for file in idx]
+        return _Source(name, "idx", has_test=any(parts))
     return _Source(name, "images", has_test=(folder / "train").is_dir() and (folder / "test").is_dir())
 
 
@@ -395,6 +396,8 @@ def report(args: argparse.Namespace) -> int:
     from fastcnn.inspection import write_report
 
     _check_writable(Path(args.output), "the report")
+    if os.path.realpath(args.output) == os.path.realpath(args.model):
+        args.fail(f"the model and the report are the same file, {args.model}: the page would replace the model")
     clf = _load_classifier(args)
     source, which, (X, y) = _load_test(args, clf)
     _say("model", args.model)

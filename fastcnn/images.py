@@ -49,6 +49,8 @@ def as_rows(X: Any) -> tuple[Any, ImageShape | None]:
         X is nothing like an array.
     """
     if not hasattr(X, "ndim"):
+        if hasattr(X, "columns"):  # a data frame, though none of pandas
+            return X, None
         X = _as_array(X)
     _check_dtype(X)
     if X.ndim > 4:

@@ -227,7 +227,7 @@ def test_memory_of_fit_and_predict(few):
     """Beside the arrays of the network: mini-batches, never all images as floats, nor a copy of them."""
     X = np.tile(few[0], (200, 1, 1))  # 3.8 MB; as float32 15 MB
     y = np.tile(few[1], 200)
-    clf = small(batch_size=8, max_iter=1).fit(X[:100], y[:100])
+    clf = small(batch_size=128, max_iter=1).fit(X[:200], y[:200])
     for use in (lambda: clf.fit(X, y), lambda: clf.predict(X[:, ::-1][:, ::-1])):
         tracemalloc.start()
         use()
@@ -337,6 +337,12 @@ def test_short_form():
     assert layers == [Conv2D(4), *block, Conv2D(8), *block, *end]
 
 
+@pytest.mark.parametrize("batch_norm", [np.True_, np.False_])  # as a grid of parameters may have it
+def test_booleans_of_numpy(batch_norm, few):
+    clf = small(batch_norm=batch_norm, early_stopping=np.False_, shuffle=np.True_).fit(*few)
+    assert any(isinstance(layer, BatchNorm) for layer in clf.network_.layers) == batch_norm
+
+
 def test_short_form_with_batch_norm():
     layers, notes = build_layers((8, 8, 1), conv_channels=4, pool="avg", dense_units=(), batch_norm=True)
     assert layers == [Conv2D(4, use_bias=False), BatchNorm(), ReLU(), AvgPool2D((2, 2))]
@@ -389,6 +395,14 @@ def test_summary(few):
     assert "->" not in str(small().fit(*few).summary())
     with pytest.raises(NotFittedError):
         small().summary()
+
+
+def test_summary_of_what_was_fitted_whatever_is_asked_for_now(few):
+    clf = small().fit(*few)
+    before = str(clf.summary())
+    for wrong in ({"activation": "gelu"}, {"conv_channels": "many"}, {"layers": 3}):
+        clf.set_params(**wrong)
+        assert str(clf.summary()) == before and "conv2d" in clf._repr_html_()
 
 
 def test_summary_of_flat_data():

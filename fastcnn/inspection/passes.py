@@ -21,6 +21,8 @@ __all__ = ["activations", "gradients", "network_of", "places"]
 
 Place = int | str
 
+_OTHERWISE_IN_TRAINING = ("batchnorm", "dropout", "spatial_dropout")  # kinds of ops
+
 
 def network_of(net: Any) -> Network:
     """`net` itself if it is a `Network`, or the one of a fitted classifier.
@@ -230,6 +232,11 @@ class _Tape:
                 dy = dy * (gamma / np.sqrt(variance + layer.epsilon)).astype(dy.dtype)
             elif not isinstance(layer, (Dropout, SpatialDropout)):
                 single = self._single(place, layer, x.shape[1:])
+                if any(op.kind in _OTHERWISE_IN_TRAINING for op in single.ops):
+                    raise ValueError(
+                        f"layer {place!r} ({type(layer).__name__}) does something else in training: its gradient in "
+                        "inference is known only of BatchNorm, Dropout and SpatialDropout as layers of their own"
+                    )
                 single.forward(x, training=True)
                 dy = single.backward(dy)
         return dy

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastcnn.engine.ops import pair
 from fastcnn.inspection.passes import activations, checked_target, gradients, network_input, network_of, places
-from fastcnn.layers import AdaptiveMaxPool2D, AvgPool2D, Conv2D, GlobalAvgPool2D, MaxPool2D, Residual
+from fastcnn.layers import AdaptiveMaxPool2D, AvgPool2D, GlobalAvgPool2D, MaxPool2D
 
 __all__ = ["grad_cam", "gradient_saliency", "last_maps", "occlusion"]
 
@@ -70,9 +70,10 @@ def last_maps(net: Any) -> int:
     ValueError
         If there is no convolution.
     """
-    layers, of_places = network_of(net).layers, places(net)
-    shapes = [of_places[str(i)] for i in range(len(layers))]
-    found = [i for i, layer in enumerate(layers) if isinstance(layer, (Conv2D, Residual)) and len(shapes[i]) == 3]
+    network, of_places = network_of(net), places(net)
+    layers, shapes = network.layers, [of_places[str(i)] for i in range(len(network.layers))]
+    convolved = {int(op.layer.partition(".")[0]) for op in network.ops if op.kind == "conv2d"}
+    found = [i for i in sorted(convolved) if len(shapes[i]) == 3]
     if not found:
         raise ValueError("Grad-CAM needs a network with a convolution")
     place = found[-1]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from copy import copy
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import confusion_matrix
 
@@ -25,6 +27,7 @@ from fastcnn.inspection import (
     summarize,
 )
 from fastcnn.inspection.displays.predictions import worst_mistakes
+from fastcnn.inspection.report.sections import learning
 from fastcnn.layers import Conv2D, Dense, Residual
 from tests.inspection.networks import fitted
 
@@ -70,6 +73,28 @@ def test_learning_curves_of_a_classifier():
     for one in "loss", "score":
         styles = {display.lines_[f"{which} {one}"].get_linestyle() for which in ("training", "validation")}
         assert len(styles) == 2
+
+
+def test_learning_curves_keep_epochs_in_their_places():
+    clf, X, y = fitted(1)
+    clf = clone(clf).set_params(max_iter=3).fit(X, y, X_val=X, y_val=y).partial_fit(X, y)
+    clf.set_params(warm_start=True, max_iter=1).fit(X, y, X_val=X, y_val=y)
+    assert np.isfinite(clf.validation_scores_).tolist() == [True, True, True, False, True]
+    display = LearningCurvesDisplay.from_estimator(clf)
+    np.testing.assert_array_equal(display.lines_["validation loss"].get_xdata(), [1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(display.lines_["validation loss"].get_ydata(), clf.validation_loss_curve_)
+    chart = learning(clf)
+    assert "nan" not in chart
+    assert [group.count("<circle") for group in chart.split("<svg")[1].split("<g ")[1:]] == [5, 4]
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_the_best_epoch_is_that_of_validation(early_stopping):
+    clf, X, y = fitted(1)
+    clf = clone(clf).set_params(max_iter=2, early_stopping=early_stopping).fit(X, y, X_val=X, y_val=y)
+    display = LearningCurvesDisplay.from_estimator(clf)
+    assert display.best_iter == (clf.best_iter_ if early_stopping else None)
+    assert ("best epoch" in learning(clf)) == early_stopping
 
 
 def test_learning_curves_where_validation_came_later():
@@ -173,6 +198,12 @@ def test_saliency_of_what_is_predicted():
     clf, X, _ = fitted(1)
     display = SaliencyDisplay.from_estimator(clf, X[:3], method="gradient")
     assert display.titles == clf.predict(X[:3]).tolist()
+    over_views = copy(clf).set_params(tta="shift")
+    proba = over_views.predict_proba(X)
+    differs = np.flatnonzero(proba.argmax(axis=1) != clf.predict_proba(X).argmax(axis=1))
+    some = X[differs[:3]] if differs.size else X[:3]
+    shown = SaliencyDisplay.from_estimator(over_views, some, method="gradient")
+    assert shown.titles == over_views.predict(some).tolist()
     net = SaliencyDisplay.from_estimator(clf.network_, clf.network_input(X[:3]), method="gradient")
     np.testing.assert_array_equal(net.maps["gradient"], display.maps["gradient"])
     with pytest.raises(ValueError, match="unknown method 'magic'"):

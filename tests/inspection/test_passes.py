@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from sklearn.exceptions import NotFittedError
@@ -9,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 from fastcnn import CNNClassifier, Network
 from fastcnn.inspection import activations, gradients, write_report
 from fastcnn.inspection.passes import places
-from fastcnn.layers import BatchNorm, Conv2D, Dense, Dropout, ReLU
+from fastcnn.layers import BatchNorm, Conv2D, Dense, Dropout, Layer, ReLU
 from tests.inspection.networks import CHAINS, fitted, images, network
 
 CASES = [(name, channels) for name in CHAINS for channels in (1, 3)]
@@ -26,6 +28,26 @@ def test_every_activation_is_the_output_of_the_network_up_to_there(name, channel
         np.testing.assert_allclose(found[str(i)], part.forward(x), rtol=1e-9, atol=1e-12)
         np.testing.assert_array_equal(activations(net, x, i), found[str(i)])
     np.testing.assert_array_equal(activations(net, x, -1), found[str(len(net.layers) - 1)])
+
+
+@dataclass(frozen=True)
+class DroppingDense(Layer):
+    """A layer of one's own that does something else in training."""
+
+    units: int
+
+    def param_shapes(self, in_shape):
+        return Dense(self.units).param_shapes(in_shape)
+
+    def lower(self, in_shape):
+        return Dropout(0.5).lower(in_shape) + Dense(self.units).lower(in_shape)
+
+
+def test_layers_that_do_something_else_in_training():
+    net = Network([DroppingDense(3)], (20,), random_state=0)
+    assert activations(net, np.ones((1, 20)), 0).shape == (1, 3)
+    with pytest.raises(ValueError, match=r"layer '0' \(DroppingDense\) does something else in training"):
+        gradients(net, np.ones((1, 20)), 0)
 
 
 @pytest.mark.small

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from fastcnn import Network
 from fastcnn.inspection import activations, grad_cam, gradient_saliency, gradients, occlusion
 from fastcnn.inspection.saliency import last_maps
-from fastcnn.layers import BatchNorm, Conv2D, Dense, Flatten, GlobalAvgPool2D, MaxPool2D, ReLU, Residual
+from fastcnn.layers import BatchNorm, Conv2D, Dense, Flatten, GlobalAvgPool2D, Layer, MaxPool2D, ReLU, Residual
 from tests.inspection.networks import images, network
+
+
+@dataclass(frozen=True)
+class ConvPool(Layer):
+    """A layer of one's own."""
+
+    filters: int
+
+    def param_shapes(self, in_shape):
+        return Conv2D(self.filters).param_shapes(in_shape)
+
+    def lower(self, in_shape):
+        convolution = Conv2D(self.filters)
+        return convolution.lower(in_shape) + MaxPool2D().lower(convolution.output_shape(in_shape))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -57,6 +73,7 @@ def test_grad_cam_by_hand():
         ([Conv2D(2), ReLU(), MaxPool2D(1), ReLU(), Dense(2)], 1),
         ([Conv2D(2), MaxPool2D(), Conv2D(3), BatchNorm(), ReLU(), Flatten(), Dense(2)], 4),
         ([Residual([Conv2D(1)]), Dense(2)], 0),
+        ([ConvPool(2), Residual([ReLU()]), ReLU(), MaxPool2D(), Dense(2)], 2),
     ],
 )
 def test_where_grad_cam_looks(layers, place):

@@ -70,17 +70,14 @@ def as_images(X: Any, image_shape: tuple[int, int, int]) -> np.ndarray:
     return X.reshape(len(X), *image_shape)
 
 
-def as_picture(image: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
+def as_picture(image: np.ndarray) -> np.ndarray:
     """An image (H, W, C) as `imshow` takes it: (H, W), or (H, W, 3) from 0 to 1.
 
-    uint8 is shown as it is; floats from `low` to `high`, by default their own smallest and largest value. Of two
-    channels, or of more than three, the mean is shown.
+    uint8 is shown as it is; floats from their smallest to their largest value. Of two channels, or of more than three,
+    the mean is shown.
     """
     pixels = np.asarray(image, np.float64)
-    if np.asarray(image).dtype == np.uint8:
-        low, high = 0.0, 255.0
-    low = float(pixels.min()) if low is None else low
-    high = float(pixels.max()) if high is None else high
+    low, high = (0.0, 255.0) if np.asarray(image).dtype == np.uint8 else (float(pixels.min()), float(pixels.max()))
     pixels = np.clip((pixels - low) / (high - low if high > low else 1.0), 0, 1)
     return pixels if pixels.shape[2] == 3 else pixels.mean(axis=2)
 

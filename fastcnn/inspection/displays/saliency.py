@@ -9,7 +9,7 @@ from scipy.ndimage import zoom
 
 from fastcnn.engine.network import Network
 from fastcnn.inspection.displays.drawing import SEQUENTIAL, as_images, as_picture, axes_grid, show_image, without_ticks
-from fastcnn.inspection.passes import checked_target, network_input, network_of
+from fastcnn.inspection.passes import checked_target, nameless, network_input, network_of
 from fastcnn.inspection.saliency import grad_cam, gradient_saliency, occlusion
 
 __all__ = ["SaliencyDisplay"]
@@ -84,6 +84,8 @@ class SaliencyDisplay:
             if unseen.size:
                 raise ValueError(f"target {unseen.tolist()[0]!r} is none of the classes {classes}")
             target = np.searchsorted(classes, target)
+        elif not isinstance(estimator, Network):
+            target = nameless(estimator).predict_proba(X).argmax(axis=1)
         chosen = checked_target(target, network.forward(x))
         maps = {name: _METHODS[name](network, x, chosen) for name in methods}
         return cls(images, maps, [str(classes[k]) for k in chosen]).plot(ax=ax)

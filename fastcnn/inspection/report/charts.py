@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from math import floor, log10
+from math import floor, isfinite, log10
 from typing import NamedTuple
 
 __all__ = ["Line", "line_chart"]
@@ -15,7 +15,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 30, 36
 
 
 class Line(NamedTuple):
-    """One curve: a value for each of the last epochs."""
+    """One curve: a value for each of the last epochs, or NaN."""
 
     name: str
     values: Sequence[float]
@@ -24,7 +24,7 @@ class Line(NamedTuple):
 
 def line_chart(title: str, lines: Sequence[Line], epochs: int, mark: int | None = None) -> str:
     """`lines` over the epochs 1 to `epochs`; `mark`: an epoch with a line of its own."""
-    values = [value for line in lines for value in line.values]
+    values = [value for line in lines for value in _known(line)]
     ticks = _ticks(min(values), max(values))
     low, high = min(ticks[0], *values), max(ticks[-1], *values)
 
@@ -48,17 +48,21 @@ def line_chart(title: str, lines: Sequence[Line], epochs: int, mark: int | None 
         parts.append(f'<line class="mark" x1="{x(mark):.1f}" x2="{x(mark):.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
     for line in lines:
         first = epochs - len(line.values) + 1
-        points = [f"{x(first + i):.1f},{y(value):.1f}" for i, value in enumerate(line.values)]
+        points = [f"{x(first + i):.1f},{y(value):.1f}" for i, value in enumerate(line.values) if isfinite(value)]
         dots = "".join('<circle cx="{}" cy="{}" r="2.6"/>'.format(*point.split(",")) for point in points)
         parts.append(f'<g class="{line.css}"><polyline points="{" ".join(points)}"/>{dots}</g>')
     keys = "".join(f'<span class="key {line.css}"><i></i>{escape(line.name)}</span>' for line in lines)
     keys += '<span class="key mark"><i></i>best epoch</span>' if mark else ""
-    described = "; ".join(f"{line.name} from {line.values[0]:.4g} to {line.values[-1]:.4g}" for line in lines)
+    described = "; ".join(f"{line.name} from {_known(line)[0]:.4g} to {_known(line)[-1]:.4g}" for line in lines)
     return (
         f'<figure class="chart"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-label="{escape(title)}, {epochs} epochs: {escape(described)}">{"".join(parts)}</svg>'
         f"<figcaption>{keys}</figcaption></figure>"
     )
+
+
+def _known(line: Line) -> list[float]:
+    return [value for value in line.values if isfinite(value)]
 
 
 def _ticks(low: float, high: float) -> list[float]:
