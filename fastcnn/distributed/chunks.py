@@ -38,6 +38,7 @@ class Look(NamedTuple):
 
     image_shape: ImageShape
     scale: str | None
+    limit: float  # see `fit_scaling`
     digest: bool  # whether a checkpoint will want to know the data again
 
 
@@ -124,7 +125,10 @@ def inspect_chunk(number: int, x: Any, y: Any, weight: Any, look: Look) -> Chunk
     digests = tuple(_digest(values) if look.digest else b"" for values in (rows, y.astype(str), weight))
     scaling = None
     if weight is None or weight.any():
-        scaling = measure_scaling(look.scale, rows, look.image_shape, np.arange(len(rows)), weight)
+        try:
+            scaling = measure_scaling(look.scale, rows, look.image_shape, np.arange(len(rows)), weight, look.limit)
+        except ValueError as error:
+            raise ValueError(f"chunk {number}: {error}") from error
     return ChunkFacts(
         len(rows), labels, counts, heaviest, float(weights.sum()), scaling, rows.dtype == np.uint8, digests
     )

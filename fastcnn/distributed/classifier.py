@@ -228,7 +228,7 @@ class DaskCNNClassifier(CNNClassifier):
         import dask
 
         client, name = find_client(self.client), uuid.uuid4().hex
-        look = Look(self.image_shape_, self.scale, self.checkpoint is not None)
+        look = Look(self.image_shape_, self.scale, float(np.finfo(self.dtype).max), self.checkpoint is not None)
         blocks = split(X, y, sample_weight)
         looks = [
             dask.delayed(inspect_chunk)(number, *block, look, dask_key_name=f"fastcnn-inspect-{number}-{name}")

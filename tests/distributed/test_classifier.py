@@ -365,6 +365,10 @@ def test_a_chunk_that_cannot_be_used_is_named(client, digits):
         before.fit(chunked(X), y, X_val=chunked(X, 30, 30), y_val=np.where(np.arange(60) == 40, 77, y))
     with pytest.raises(ValueError, match="sample_weight is zero for every image"):
         before.fit(chunked(X, 30, 30), y, np.zeros(60))
+    huge = X.astype(np.float64)
+    huge[40] = 1e39
+    with pytest.raises(ValueError, match=r"chunk 1: X has values up to 1e\+39, too large for the network's dtype"):
+        clone(before).set_params(scale=None).fit(chunked(huge, 30, 30), y)
     weight = np.where(np.arange(60) == 40, 1e300, 1.0)
     with pytest.raises(ValueError, match=r"sample_weight has values up to 1e\+300, too large for float32"):
         before.fit(chunked(X, 30, 30), y, weight)
