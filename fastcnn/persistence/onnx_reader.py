@@ -208,9 +208,8 @@ class _Reader:
             value = _dense(value, np.eye(n, dtype=np.float32), None)
         # A classifier's last layer is dense, with a bias.
         last = value.steps[-1]
-        if not last.layer.use_bias:  # type: ignore[attr-defined]
-            params = {**last.params, "bias": np.zeros(value.shape[0])}
-            last = _Step(replace(last.layer, use_bias=True), params)  # type: ignore[call-arg]
+        if isinstance(last.layer, Dense) and not last.layer.use_bias:
+            last = _Step(replace(last.layer, use_bias=True), {**last.params, "bias": np.zeros(value.shape[0])})
             value = replace(value, steps=(*value.steps[:-1], last))
         layers = [step.layer for step in value.steps]
         return SavedModel(

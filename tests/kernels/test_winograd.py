@@ -5,7 +5,7 @@ the direct sum's is relative to the output's own. And terms that cancel in the f
 that they stand for, by `amplification`: so is what they may lose.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import pytest
@@ -90,34 +90,44 @@ def problem(case, m, r, dtype):
     return case.geometry._replace(winograd=m), arrays
 
 
+@lru_cache(maxsize=2)  # the tiles of a case follow each other, and have these in common
+def forward_by_reference(case, r, dtype):
+    """The outputs, and the sums of their terms' magnitudes."""
+    g, (x, weight, bias, _) = problem(case, 0, r, dtype)
+    wide = [a.astype(np.float64) for a in (x, weight, bias)]
+    return [harness.conv2d_forward(reference, *arrays, g) for arrays in (wide, map(abs, wide))]
+
+
+@lru_cache(maxsize=2)
+def backward_by_reference(case, r, dtype):
+    """The gradients of input, weight and bias, and the sums of their terms' magnitudes."""
+    g, (x, weight, _, dy) = problem(case, 0, r, dtype)
+    wide = [a.astype(np.float64) for a in (x, weight, dy)]
+    return [
+        (harness.conv2d_backward_input(reference, dy, weight, g), *harness.conv2d_backward_weight(reference, x, dy, g))
+        for x, weight, dy in (wide, map(abs, wide))
+    ]
+
+
 @pytest.mark.parametrize("m, r", TILES)
 @pytest.mark.parametrize("case", case_params(WINOGRAD_CASES))
 def test_forward(case, m, r, dtype):
     g, (x, weight, bias, _) = problem(case, m, r, dtype)
     y = same_bits_on_threads(lambda: harness.conv2d_forward(cpu, x, weight, bias, g))
-    wide = [a.astype(np.float64) for a in (x, weight, bias)]
-    expected = harness.conv2d_forward(reference, *wide, g)
-    assert_close(y, expected, in_reach(harness.conv2d_forward(reference, *map(abs, wide), g), m), tolerance(m, r))
+    expected, magnitudes = forward_by_reference(case, r, dtype)
+    assert_close(y, expected, in_reach(magnitudes, m), tolerance(m, r))
 
 
 @pytest.mark.parametrize("m, r", TILES)
 @pytest.mark.parametrize("case", case_params(WINOGRAD_CASES))
 def test_backward(case, m, r, dtype):
     g, (x, weight, _, dy) = problem(case, m, r, dtype)
-    x64, weight64, dy64 = (a.astype(np.float64) for a in (x, weight, dy))
+    expected, magnitudes = backward_by_reference(case, r, dtype)
     dx = same_bits_on_threads(lambda: harness.conv2d_backward_input(cpu, dy, weight, g))
-    expected = harness.conv2d_backward_input(reference, dy64, weight64, g)
-    assert_close(
-        dx,
-        expected,
-        in_reach(harness.conv2d_backward_input(reference, abs(dy64), abs(weight64), g), m),
-        tolerance(m, r),
-    )
-    gradients = same_bits_on_threads(lambda: harness.conv2d_backward_weight(cpu, x, dy, g))
-    expected = harness.conv2d_backward_weight(reference, x64, dy64, g)
-    magnitudes = harness.conv2d_backward_weight(reference, abs(x64), abs(dy64), g)
-    assert_close(gradients[0], expected[0], in_window(magnitudes[0]), tolerance(m, r))
-    assert_close(gradients[1], expected[1], magnitudes[1])
+    assert_close(dx, expected[0], in_reach(magnitudes[0], m), tolerance(m, r))
+    dw, db = same_bits_on_threads(lambda: harness.conv2d_backward_weight(cpu, x, dy, g))
+    assert_close(dw, expected[1], in_window(magnitudes[1]), tolerance(m, r))
+    assert_close(db, expected[2], magnitudes[2])
 
 
 POOLS = {

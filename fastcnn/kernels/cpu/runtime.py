@@ -138,8 +138,8 @@ def _sources_digest() -> str:
     host = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     versions, c = (numba.__version__, llvmlite.__version__), numba.config
     chosen = os.environ.get("FASTCNN_ISA", ""), bool(c.BOUNDSCHECK)
-    chosen += str(c.OPT), c.CPU_NAME, c.CPU_FEATURES, c.ENABLE_AVX, c.LOOP_VECTORIZE, c.SLP_VECTORIZE, c.USING_SVML
-    digest = hashlib.sha256(repr((host, versions, chosen)).encode())
+    of_numba = str(c.OPT), c.CPU_NAME, c.CPU_FEATURES, c.ENABLE_AVX, c.LOOP_VECTORIZE, c.SLP_VECTORIZE, c.USING_SVML
+    digest = hashlib.sha256(repr((host, versions, chosen, of_numba)).encode())
     here = Path(__file__).parent
     for path in [here.parent / "contract.py", *sorted(here.glob("*.py"))]:
         digest.update(path.read_bytes())

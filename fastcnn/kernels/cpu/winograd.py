@@ -145,7 +145,7 @@ def _forward_blocks(start, stop, lane, args):
 def block_edges(g: Any, n: int, itemsize: int) -> np.ndarray:
     """The first output pixel of each block, and the number of pixels, where nothing is pooled."""
     t, sizes = layout(g, n, itemsize), _forward_sizes(g, no_pool(g), n, itemsize)
-    tile_rows = np.arange(0, sizes.total + sizes.tile_rows, sizes.tile_rows, np.int64).clip(0, sizes.total)
+    tile_rows = np.arange(0, sizes.total + sizes.tile_rows, sizes.tile_rows, dtype=np.int64).clip(0, sizes.total)
     images = np.minimum(tile_rows // t.rows * t.grid**2, n)
     return (images * g.p + tile_rows % t.rows * t.m) * g.q
 
