@@ -129,6 +129,8 @@ def main() -> None:
         print(f"first fit / import torch: {fit:.2f}; their processes: {process:.2f}")
     if not args.quick and (TORCH in measured or TORCH not in saved("coldstart").get("rows", {})):
         print(f"written: {save('coldstart', result | {'rows': rows})}")
+    else:
+        print("not written")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def main() -> None:
     for name in args.sections:
         print(f"\n== {name} (after {perf_counter() - STARTED:.0f} s)", flush=True)
         measured = SECTIONS[name](args)
-        if name not in result or (measured and "why" not in measured):  # else there is better already
+        # What says why something was not measured does not replace what was.
+        if name not in result or (measured and '"why"' not in json.dumps(measured)):
             result[name] = measured
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")

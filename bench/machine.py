@@ -13,6 +13,7 @@ from typing import Any
 
 VECTORS = {"avx2": "AVX2", "avx512": "AVX-512", "neon": "NEON"}  # processors of one name may differ in them
 RESULTS = Path(__file__).parent / "results"
+MADE = ("results", "plots", "RESULTS.md")  # by benchmarks
 
 
 def cpu_name() -> str:
@@ -49,9 +50,13 @@ def versions(*packages: str) -> dict[str, str]:
 
 def _commit() -> str:
     """Of these sources; nothing where they are no checkout, or there is no git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    changed = [*git, "diff", "--quiet", "HEAD", "--", ".", *(f":!bench/{made}" for made in MADE)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit = subprocess.run(
+            [*git, "describe", "--always"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        return commit + "-dirty" * bool(subprocess.run(changed, check=False).returncode)
     except (OSError, subprocess.CalledProcessError):
         return ""
 

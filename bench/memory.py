@@ -161,6 +161,8 @@ def main() -> None:
         print(f"fastcnn / {best}: {result['ratio']:.2f}; with an empty cache {result['ratio_empty_cache']:.2f}")
     if images == IMAGES and (len(sides) > 1 or "ratio" not in saved("memory")):
         print(f"written: {save('memory', result)}")
+    else:
+        print("not written")
 
 
 if __name__ == "__main__":

@@ -362,11 +362,11 @@ def write(results: Path, target: Path) -> None:
     lines = [TITLE, *asked(found), ""]
     for name, r in found.items():
         lines += [*SECTIONS[name](r), ""]
+        if name in plots:
+            lines += [f"![{name}](plots/{plots[name]})", ""]
         for cpu, other in r.get("elsewhere", {}).items():
             heading, *rest = SECTIONS[name](other)
             lines += [f"{heading}: {cpu}", *rest, ""]
-        if name in plots:
-            lines += [f"![{name}](plots/{plots[name]})", ""]
     if "cuda" not in found:
         lines += ["## GPU", "", "Not measured on a GPU.", ""]
     target.write_text("\n".join(lines))

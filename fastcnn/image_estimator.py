@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_array, check_X_y, validate_data
 
 from fastcnn.images import as_rows, resolve_image_shape
 
@@ -37,7 +37,13 @@ class ImageEstimator(BaseEstimator):
                 f"X has images of shape {shape}, but {type(self).__name__} is expecting images of shape "
                 f"{self.image_shape_}"
             )
-        checked = validate_data(self, rows, *y, dtype=_DTYPES, reset=reset)
+        if hasattr(rows, "ndim"):
+            checked = validate_data(self, rows, *y, dtype=_DTYPES, reset=reset)
+        else:  # a data frame, whose dtype scikit-learn does not ask for
+            validate_data(self, rows, reset=reset, skip_check_array=True)
+            known = {"dtype": _DTYPES, "estimator": self}
+            rows = np.asarray(rows)
+            checked = check_X_y(rows, *y, **known) if y else check_array(rows, input_name="X", **known)
         if reset:
             self.image_shape_ = resolve_image_shape(self.image_shape, shape, self.n_features_in_)
         return checked

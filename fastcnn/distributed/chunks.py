@@ -124,7 +124,7 @@ def inspect_chunk(number: int, x: Any, y: Any, weight: Any, look: Look) -> Chunk
     np.maximum.at(heaviest, place, weights)
     digests = tuple(_digest(values) if look.digest else b"" for values in (rows, y.astype(str), weight))
     scaling = None
-    if weight is None or weight.any():
+    if look.scale is None or weight is None or weight.any():
         try:
             scaling = measure_scaling(look.scale, rows, look.image_shape, np.arange(len(rows)), weight, look.limit)
         except ValueError as error:

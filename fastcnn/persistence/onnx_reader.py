@@ -134,7 +134,7 @@ class _Reader:
             self._node(node)
         if not self.results:
             raise ValueError("no output of the graph is made of its input")
-        if not all(_same_chain(result, self.results[-1]) for result in self.results):
+        if not all(_same_chain(result, self.results[-1]) for result in self.results[:-1]):
             raise ValueError("the graph gives several outputs that are not one network's logits and their softmax")
         return self._model(self.results[-1])
 

@@ -369,6 +369,8 @@ def test_a_chunk_that_cannot_be_used_is_named(client, digits):
     huge[40] = 1e39
     with pytest.raises(ValueError, match=r"chunk 1: X has values up to 1e\+39, too large for the network's dtype"):
         clone(before).set_params(scale=None).fit(chunked(huge, 30, 30), y)
+    with pytest.raises(ValueError, match="chunk 1: X has values up to"):
+        clone(before).set_params(scale=None).fit(chunked(huge, 30, 30), y, (np.arange(60) < 30) * 1.0)
     weight = np.where(np.arange(60) == 40, 1e300, 1.0)
     with pytest.raises(ValueError, match=r"sample_weight has values up to 1e\+300, too large for float32"):
         before.fit(chunked(X, 30, 30), y, weight)

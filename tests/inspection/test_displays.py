@@ -6,6 +6,7 @@ import sys
 from copy import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -210,6 +211,14 @@ def test_saliency_of_what_is_predicted():
         SaliencyDisplay.from_estimator(clf, X[:1], method="magic")
     with pytest.raises(ValueError, match="'bottom' is none of the classes"):
         SaliencyDisplay.from_estimator(clf, X[:1], target="bottom")
+
+
+def test_saliency_of_a_data_frame():
+    clf, X, y = fitted(1)
+    frame = pd.DataFrame(X.reshape(len(X), -1), columns=[f"pixel {i}" for i in range(64)])
+    named = clone(clf).set_params(max_iter=1).fit(frame, y)
+    display = SaliencyDisplay.from_estimator(named, frame.iloc[:3], method="gradient")
+    assert display.titles == named.predict(frame.iloc[:3]).tolist()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

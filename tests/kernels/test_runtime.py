@@ -57,11 +57,12 @@ def test_blas_has_its_threads_back_whoever_leaves_first():
         with runtime.one_blas_thread():
             inside.append(counts())
             entered.set()
-            time.sleep(0.1)  # b asks for it meanwhile
+            time.sleep(0.1)  # b asks for it meanwhile, and is there when a leaves
 
     def b():
         entered.wait(10)
         with runtime.one_blas_thread():
+            time.sleep(0.3)
             inside.append(counts())
 
     before, inside, entered = counts(), [], threading.Event()

@@ -83,7 +83,7 @@ class LearningCurvesDisplay:
             training_scores(estimator),
             estimator.validation_scores_,
             estimator.learning_rates_,
-            estimator.best_iter_ if estimator.early_stopping else None,
+            estimator.best_iter_ if estimator.early_stopping and estimator.validation_scores_ else None,
         )
         return display.plot(ax=ax)
 

@@ -85,7 +85,7 @@ class SaliencyDisplay:
                 raise ValueError(f"target {unseen.tolist()[0]!r} is none of the classes {classes}")
             target = np.searchsorted(classes, target)
         elif not isinstance(estimator, Network):
-            target = nameless(estimator).predict_proba(X).argmax(axis=1)
+            target = nameless(estimator).predict_proba(np.asarray(X)).argmax(axis=1)
         chosen = checked_target(target, network.forward(x))
         maps = {name: _METHODS[name](network, x, chosen) for name in methods}
         return cls(images, maps, [str(classes[k]) for k in chosen]).plot(ax=ax)

@@ -114,7 +114,7 @@ def learning(clf: Any) -> str:
     epochs = clf.n_iter_
     if not epochs:
         return "<p>This model was not trained here: there are no curves.</p>"
-    best = clf.best_iter_ if clf.early_stopping else None
+    best = clf.best_iter_ if clf.early_stopping and clf.validation_scores_ else None
     loss = [Line("training", clf.loss_curve_, "training")]
     if clf.validation_loss_curve_:
         loss.append(Line("validation", clf.validation_loss_curve_, "validation"))
