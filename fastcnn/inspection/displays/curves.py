@@ -17,6 +17,11 @@ def training_scores(clf: Any) -> list[float]:
     return clf.training_scores_ if clf.scoring in (None, "accuracy") else []
 
 
+def best_epoch(clf: Any) -> int | None:
+    """The epoch of the best validation score, if a fitted classifier chose by it."""
+    return clf.best_iter_ if clf.early_stopping and clf.validation_scores_ else None
+
+
 class LearningCurvesDisplay:
     """Loss and score in training and validation, and the learning rate, epoch by epoch.
 
@@ -83,7 +88,7 @@ class LearningCurvesDisplay:
             training_scores(estimator),
             estimator.validation_scores_,
             estimator.learning_rates_,
-            estimator.best_iter_ if estimator.early_stopping and estimator.validation_scores_ else None,
+            best_epoch(estimator),
         )
         return display.plot(ax=ax)
 

@@ -14,7 +14,7 @@ import sklearn
 
 from fastcnn import __version__
 from fastcnn.inspection.diagram import draw
-from fastcnn.inspection.displays.curves import training_scores
+from fastcnn.inspection.displays.curves import best_epoch, training_scores
 from fastcnn.inspection.displays.maps import convolutions, kind_at
 from fastcnn.inspection.report.charts import Line, line_chart
 from fastcnn.inspection.report.evidence import Evidence
@@ -114,7 +114,7 @@ def learning(clf: Any) -> str:
     epochs = clf.n_iter_
     if not epochs:
         return "<p>This model was not trained here: there are no curves.</p>"
-    best = clf.best_iter_ if clf.early_stopping and clf.validation_scores_ else None
+    best = best_epoch(clf)
     loss = [Line("training", clf.loss_curve_, "training")]
     if clf.validation_loss_curve_:
         loss.append(Line("validation", clf.validation_loss_curve_, "validation"))
