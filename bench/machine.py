@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -77,7 +78,7 @@ def save(name: str, result: dict[str, Any], of_all: bool = False) -> Path:
     RESULTS.mkdir(exist_ok=True)
     # Paths of one machine tell nothing on another.
     words = ["PATH" if os.sep in word else word for word in sys.argv[1:]]
-    command = " ".join(["python -m", sys.modules["__main__"].__spec__.name, *words])
+    command = f"python -m {sys.modules['__main__'].__spec__.name} {shlex.join(words)}".rstrip()
     path = RESULTS / f"{name}.json"
     old: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     elsewhere = {} if of_all else old.pop("elsewhere", {})

@@ -4,8 +4,9 @@ Every run is a process of its own. Two sides take turns, epoch by epoch, and the
 slower while they train does so for both. A run trains on the 60,000 training images and uses the 10,000 test images
 once, after training; with --split it trains on 55,000 of the training images and is judged by the other 5,000, and no
 test image is read. Results are added to what bench/results/recipes.json has; those of another processor stand beside
-them.
-`python -m bench.recipes [--recipes fast balanced best] [--sides fastcnn torch] [--seeds 0 1 2] [--epochs N ...]`
+them. With --keep a run that was ended goes on after its last whole epoch when the same command is given again.
+`python -m bench.recipes [--recipes fast balanced best] [--sides fastcnn torch] [--seeds 0 1 2] [--epochs N ...]
+[--keep FOLDER]`
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -59,9 +62,9 @@ class FastCNN:
         self.clf.set_params(max_iter=1).fit(X, y)
         self.clf.predict(X)
 
-    def fit(self, X: np.ndarray, y: np.ndarray, epochs: int, at_end_of: EpochEnd) -> None:
-        """Train, and tell when an epoch has ended."""
-        self.clf.set_params(max_iter=epochs, callbacks=[_Epochs(at_end_of)]).fit(X, y)
+    def fit(self, X: np.ndarray, y: np.ndarray, epochs: int, at_end_of: EpochEnd, kept: Path | None = None) -> None:
+        """Train, or go on from what `kept` has, and tell when an epoch has ended."""
+        self.clf.set_params(max_iter=epochs, callbacks=[_Epochs(at_end_of)], checkpoint=kept).fit(X, y)
 
     @property
     def n_params(self) -> int:
@@ -72,16 +75,28 @@ class FastCNN:
 
 
 class _Epochs:
-    """The callback that passes on what an epoch took."""
+    """The callback that passes on what an epoch took, once its checkpoint is written."""
 
     def __init__(self, at_end_of: EpochEnd) -> None:
         self.at_end_of = at_end_of
+        self.ended: tuple[int, float] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Epochs:
         return self  # `fit` copies callbacks; who is told stays the same
 
     def on_epoch_end(self, info: Any) -> None:
-        self.at_end_of(info.epoch, info.seconds)
+        self.ended = info.epoch, info.seconds
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self._pass_on()
+
+    def on_fit_end(self, history: Any) -> None:
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        ended, self.ended = self.ended, None
+        if ended:
+            self.at_end_of(*ended)
 
 
 SIDES = {"fastcnn": "bench.recipes.FastCNN", "torch": "bench.recipes_torch.Torch"}
@@ -94,29 +109,46 @@ def trainer_of(side: str, clf: CNNClassifier) -> Any:
 
 
 class Turns:
-    """The seconds of epochs, each of which begins with a line of input and ends with a line of output."""
+    """The seconds of epochs, each of which begins with a line of input and ends with a line of output.
 
-    def __init__(self, out: TextIO, epochs: int) -> None:
-        self.out, self.epochs = out, epochs
+    `file` keeps them for the next process of the same run.
+    """
+
+    def __init__(self, out: TextIO, epochs: int, file: Path | None) -> None:
+        self.out, self.epochs, self.file = out, epochs, file
         self.seconds: list[float] = []
-        self.waited = 0.0
+        self.parts, self.before = 1, 0.0
+        if file is not None and file.exists():
+            kept = json.loads(file.read_text())
+            self.seconds, self.parts, self.before = kept["seconds"], kept["parts"] + 1, kept["fit_seconds"]
+        self.start = time.perf_counter()
+
+    @property
+    def fit_seconds(self) -> float:
+        """Of training so far, all parts of the run together, without waiting."""
+        return self.before + time.perf_counter() - self.start
 
     def wait(self) -> None:
         """Until it is this side's turn."""
-        start = time.perf_counter()
+        before = time.perf_counter()
         if not sys.stdin.readline():
             raise SystemExit("nobody asks any more")
-        self.waited += time.perf_counter() - start
+        self.start += time.perf_counter() - before
 
     def at_end_of(self, epoch: int, seconds: float) -> None:
+        if epoch != len(self.seconds) + 1:
+            raise SystemExit(f"epoch {epoch} has ended, but {len(self.seconds)} are known")
         self.seconds.append(seconds)
+        if self.file is not None:
+            kept = {"seconds": self.seconds, "parts": self.parts, "fit_seconds": self.fit_seconds}
+            self.file.write_text(json.dumps(kept))
         if epoch < self.epochs:  # after the last one comes the result
             print(json.dumps(seconds), file=self.out)
             self.wait()
 
 
-def work(recipe: str, side: str, epochs: int, seed: int, split: bool) -> None:
-    """One run: an epoch for each line of the input."""
+def work(recipe: str, side: str, epochs: int, seed: int, split: bool, keep: Path | None) -> None:
+    """One run: an epoch for each line of the input. What `keep` has of it is not done again."""
     out = answers()
     (X, y), (X_test, y_test) = load(split)
     clf = RECIPES[recipe](random_state=seed)
@@ -124,32 +156,41 @@ def work(recipe: str, side: str, epochs: int, seed: int, split: bool) -> None:
     some = np.arange(clf.batch_size * 2)
     start = time.perf_counter()
     trainer.prepare(X[some], y[some], len(X) % clf.batch_size)
+    prepare_seconds = time.perf_counter() - start
+    turns = Turns(out, epochs, None if keep is None else keep / f"{side}.json")
     about = {
-        "prepare_seconds": time.perf_counter() - start,
+        "prepare_seconds": prepare_seconds,
         "parameters": trainer.n_params,
         "mode": trainer.mode,
         "versions": versions("fastcnn", "numpy", "numba", "torch"),
+        "parts": turns.parts,
     }
-    print(json.dumps(about), file=out)
-    turns = Turns(out, epochs)
-    start = time.perf_counter()
+    print(json.dumps(about | {"done": len(turns.seconds)}), file=out)
     turns.wait()
-    trainer.fit(X, y, epochs, turns.at_end_of)
-    seconds = time.perf_counter() - start - turns.waited
+    trainer.fit(X, y, epochs, turns.at_end_of, None if keep is None else keep / side)
+    fit_seconds = turns.fit_seconds
     accuracy = float(np.mean(trainer.predict(X_test) == y_test))
-    print(json.dumps({"accuracy": accuracy, "fit_seconds": seconds, "epoch_seconds": turns.seconds}), file=out)
+    print(json.dumps({"accuracy": accuracy, "fit_seconds": fit_seconds, "epoch_seconds": turns.seconds}), file=out)
 
 
-def run(recipe: str, sides: list[str], epochs: int, seed: int, split: bool) -> dict[str, dict[str, Any]]:
+def run(
+    recipe: str, sides: list[str], epochs: int, seed: int, split: bool, keep: Path | None
+) -> dict[str, dict[str, Any]]:
     """`work` of each side in a process of its own, in turns."""
     command = [sys.executable, "-m", "bench.recipes", "--recipes", recipe, "--seeds", str(seed)]
     command += ["--epochs", str(epochs), *["--split"] * split]
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        command += ["--keep", str(keep)]
     processes = {side: Process(*command, "--worker", side) for side in sides}
+    done = {side: processes[side].about.pop("done") for side in sides}
     answer: dict[str, Any] = {}
     for epoch in range(epochs):
+        last = epoch + 1 == epochs
         for side in sides[:: -1 if epoch % 2 else 1]:
-            answer[side] = processes[side].ask()
-            if epoch + 1 < epochs:
+            if epoch >= done[side] or last:
+                answer[side] = processes[side].ask()
+            if epoch >= done[side] and not last:
                 print(f"epoch {epoch + 1}/{epochs}, {side}: {answer[side]:.1f} s", file=sys.stderr)
     for process in processes.values():
         process.close()
@@ -180,11 +221,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, nargs="+", default=[0], help="0: the recipe's (the default)")
     parser.add_argument("--split", action="store_true")
+    parser.add_argument("--keep", type=Path, help="a folder for what it takes to go on with a run that was ended")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         (recipe,), (epochs,), (seed,) = args.recipes, args.epochs, args.seeds
-        work(recipe, args.worker, epochs, seed, args.split)
+        work(recipe, args.worker, epochs, seed, args.split, args.keep)
         return
     path = RESULTS / "recipes.json"
     known = json.loads(path.read_text()) if path.exists() else {}
@@ -194,7 +236,9 @@ def main() -> None:
         for asked in args.epochs:
             epochs = asked or RECIPES[recipe]().max_iter
             for seed in args.seeds:
-                for side, result in run(recipe, args.sides, epochs, seed, args.split).items():
+                of_run = f"{recipe}-{epochs}-{seed}{'-split' * args.split}"
+                keep = None if args.keep is None else args.keep.absolute() / of_run
+                for side, result in run(recipe, args.sides, epochs, seed, args.split, keep).items():
                     key = dict(zip(KEYS, (recipe, side, epochs, seed, args.split, cpu), strict=True))
                     others = [r for r in found["runs"] if {k: r[k] for k in KEYS} != key]
                     found["runs"] = sorted([*others, key | result], key=lambda r: [r[k] for k in KEYS])
@@ -204,6 +248,8 @@ def main() -> None:
                         flush=True,
                     )
                 save("recipes", found, of_all=True)
+                if keep is not None:  # or else the next run would train nothing
+                    shutil.rmtree(keep)
         if "fastcnn" in args.sides:
             found["compile_seconds"].setdefault(cpu, {})[recipe] = compile_seconds(recipe)
             save("recipes", found, of_all=True)

@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -210,26 +211,51 @@ class Torch:
 
     # ---------------------------------------------------------------------------------------------- training
 
-    def fit(self, X: np.ndarray, y: np.ndarray, epochs: int, at_end_of: EpochEnd) -> None:
-        """Train in the best mode, and tell when an epoch has ended."""
+    def fit(self, X: np.ndarray, y: np.ndarray, epochs: int, at_end_of: EpochEnd, kept: Path | None = None) -> None:
+        """Train in the best mode, or go on from what `kept` has, and tell when an epoch has ended."""
         clf, m = self.clf, self.clf.batch_size
         self._scale_by(X)
         images, labels = self._images(X), torch.from_numpy(y.astype(np.int64))
         step_count = -(-len(X) // m)
         schedule = make_schedule(clf.learning_rate, clf.learning_rate_init, epochs * step_count, step_count, clf.warmup)
-        average, number = None, 0
-        for epoch in range(epochs):
+        average, done = None, 0
+        if kept is not None and kept.exists():
+            average, done = self._resume(torch.load(kept))
+        number = done * step_count
+        for epoch in range(done, epochs):
             begin = time.perf_counter()
-            for part in torch.randperm(len(X)).split(m):
-                loss = float(self.step(images[part], labels[part], schedule(number)))
+            for chosen in torch.randperm(len(X)).split(m):
+                loss = float(self.step(images[chosen], labels[chosen], schedule(number)))
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"epoch {epoch + 1}: the loss is {loss}")
                 number += 1
                 if clf.ema_decay is not None:
                     average = self._averaged(average, number)
-            at_end_of(epoch + 1, time.perf_counter() - begin)
+            seconds = time.perf_counter() - begin
+            if kept is not None:
+                torch.save(self._state(average, epoch + 1), part := kept.with_suffix(".part"))
+                part.replace(kept)
+            at_end_of(epoch + 1, seconds)
         if average is not None:
             self.net.load_state_dict(average)
+
+    def _state(self, average: Any, done: int) -> dict[str, Any]:
+        """All that training goes on from."""
+        return {
+            "net": self.net.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "random": torch.get_rng_state(),
+            "average": average,
+            "done": done,
+        }
+
+    def _resume(self, state: dict[str, Any]) -> tuple[Any, int]:
+        """Be as in that state; the average, and how many epochs are done."""
+        self.net.load_state_dict(state["net"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        torch.set_rng_state(state["random"])
+        return state["average"], state["done"]
 
     @torch.no_grad()
     def _averaged(self, average: Any, number: int) -> Any:

@@ -21,7 +21,8 @@ where runs add to a table (peers, estimators, recipes, their steps, features, cl
 and without the options that choose a part it gives all of them but for three things that are asked for: PyTorch's side
 of the recipes (`--sides fastcnn torch`), shorter recipes (`--epochs`), and other rounds of the cluster (`--sync-every`,
 `--block-momentum`). The raw numbers are in `bench/results`. Written by `python -m bench.report`. A spread is the lower
-and the upper quartile.
+and the upper quartile. "Incomplete" below: not all of what was asked was measured there yet; as a rule
+there are fewer than three seeds or, beside PyTorch, fewer than three that took turns with it.
 """
 
 

@@ -78,6 +78,10 @@ def ratios(mine: Group, other: Group) -> list[float]:
     return [run["fit_seconds"] / seconds[run["seed"]] for run in other.runs if run["seed"] in seconds]
 
 
+def _seeds(n: int) -> str:
+    return f"{n} seed" + "s" * (n != 1)
+
+
 def seeds_spread(r: dict[str, Any], recipe: str) -> float:
     """How far apart the seeds of one side are, that of the two for which it is more; on all processors."""
     epochs = RECIPES[recipe]().max_iter
@@ -105,7 +109,7 @@ def _goals_of(r: dict[str, Any], cpu: str, recipe: str) -> Iterator[tuple[str, s
     if mine:
         found = mine.runs[0]["parameters"]
         small = not parameters or found <= parameters
-        measured = f"{mine.accuracy:.2%} ({len(mine.runs)} seeds, {found:,} parameters)"
+        measured = f"{mine.accuracy:.2%} ({_seeds(len(mine.runs))}, {found:,} parameters)"
         yield what, asked, measured, mine.accuracy >= accuracy and small, len(mine.runs) >= SEEDS
     else:
         yield what, asked, "-", None, False
@@ -138,9 +142,10 @@ def lines(r: dict[str, Any], about: list[str]) -> list[str]:
         "that of `fit` with compiled kernels at hand; what compiling adds on a new machine is beside it. PyTorch "
         "trains the same network from the same parameters with the same settings in the fastest of its modes (compiled "
         "or not, contiguous or channels last), whose compilation is not counted. Where it says so, the two took turns, "
-        "epoch by epoch; elsewhere one trained after the other. With fewer epochs than the recipe's, the learning rate "
-        "has a schedule for so many. In brackets the least and the most seconds of the seeds. Runs are added over "
-        "time: rows may be of different states of the code.",
+        "epoch by epoch; elsewhere one trained after the other. In parts: a run was ended between two epochs, and went "
+        "on later. With fewer epochs than the recipe's, the learning rate has a schedule for so many. In brackets the "
+        "least and the most seconds of the seeds. Runs are added over time: rows may be of different states of the "
+        "code.",
         "",
     ]
     rows = []
@@ -152,6 +157,8 @@ def lines(r: dict[str, Any], about: list[str]) -> list[str]:
         times = f"{statistics.median(ratios(mine, g)):.2f}" if g.side != "fastcnn" and mine and ratios(mine, g) else ""
         if times and all(run.get("turns") for run in g.runs):
             times += ", in turns"
+        if any(run.get("parts", 1) > 1 for run in g.runs):
+            times = f"{times}, in parts".removeprefix(", ")
         modes = ", ".join(sorted({run["mode"] for run in g.runs}))
         fit = f"**{statistics.median(g.seconds):.0f}** ({min(g.seconds):.0f} to {max(g.seconds):.0f})"
         rows.append(
