@@ -10,7 +10,8 @@ A short map of the house:
 - `engine` : layers -> ops -> fusion -> memory -> plan; `Network` runs it without scikit-learn
 - `training` : the loop, mini-batches, augmentation, optimisers, schedules, callbacks
 - `kernels` : the contract, its NumPy reference, and the compiled CPU kernels
-- `persistence` : models and checkpoints in files; `cli`, `commands`, `doctor` : the command line
+- `persistence` : models and checkpoints in files; `cli`, `commands`, `speed`, `doctor`, `console` : the
+  command line
 
 Names are loaded when they are first used: importing the package does not import Numba.
 """

@@ -1,4 +1,4 @@
-"""The command line: `fastcnn train|evaluate|predict|info|report|doctor`.
+"""The command line: `fastcnn train|evaluate|predict|info|report|bench|doctor`.
 
 Only the standard library is imported here, so that `fastcnn --help` answers at once; what a command needs is
 imported when it runs. Exit codes: 0 fine, 1 it failed, 2 wrong usage, 130 interrupted.
@@ -30,6 +30,7 @@ examples:
   fastcnn evaluate model.safetensors            how good it is, class by class
   fastcnn predict model.safetensors shoe.png    what is on a picture
   fastcnn report model.safetensors -o report.html   what the network sees, as one page for a browser
+  fastcnn bench --recipe fast                   how fast it trains and predicts here
   fastcnn doctor                                what fastcnn found on this machine, and whether it works
 
 `fastcnn COMMAND --help` tells more, with examples. In Python: from fastcnn import CNNClassifier
@@ -90,6 +91,17 @@ DATA is what `fastcnn evaluate` takes.
 examples:
   fastcnn report model.safetensors -o report.html
   fastcnn report pets.safetensors --data pets/ --held-out -o pets.html
+"""
+
+_BENCH_EPILOG = """
+Times training steps (with augmentation) and predictions for many images and for one. Images are random: as large as the
+model's, or for a new network 28x28 grey in 10 classes. Medians, with the quartiles in brackets. With
+nothing else running, figures of two machines or versions can be compared.
+
+examples:
+  fastcnn bench                        the default network
+  fastcnn bench --recipe balanced      another one, of fastcnn.recipes
+  fastcnn bench model.safetensors --threads 1
 """
 
 _DOCTOR_EPILOG = """
@@ -210,6 +222,15 @@ def _make_parser() -> _Parser:
     command.add_argument("--title", metavar="TEXT", help="of the page")
     _add_threads(command)
 
+    command = add("bench", "How fast a network trains and predicts on this machine.", _BENCH_EPILOG)
+    _add_model(command, "a file that `fastcnn train --save` wrote (default: a new network)", nargs="?")
+    _add_recipe(command, "a network and its training from fastcnn.recipes, instead of the default one")
+    command.add_argument("--batch-size", type=_count, metavar="N", help="images of a step (default: the network's)")
+    command.add_argument(
+        "--seconds", type=_positive, default=3.0, metavar="S", help="for each figure (default: %(default)g)"
+    )
+    _add_threads(command)
+
     add("doctor", "What fastcnn found on this machine, and whether it works.", _DOCTOR_EPILOG)
     return parser
 
@@ -231,10 +252,8 @@ def _add_train(command: _Parser) -> None:
     )
 
     network = command.add_argument_group("network")
-    network.add_argument(
-        "--recipe",
-        choices=("fast", "balanced", "best"),
-        help="a network and its training from fastcnn.recipes, instead of the defaults below; options change parts",
+    _add_recipe(
+        network, "a network and its training from fastcnn.recipes, instead of the defaults below; options change parts"
     )
     network.add_argument(
         "--layers",
@@ -288,8 +307,12 @@ def _add_train(command: _Parser) -> None:
     training.add_argument("--quiet", action="store_true", help="no line for each epoch")
 
 
-def _add_model(command: Any) -> None:
-    command.add_argument("model", metavar="MODEL", help="a file that `fastcnn train --save` wrote")
+def _add_recipe(command: Any, text: str) -> None:
+    command.add_argument("--recipe", choices=("fast", "balanced", "best"), help=text)
+
+
+def _add_model(command: Any, text: str = "a file that `fastcnn train --save` wrote", **settings: Any) -> None:
+    command.add_argument("model", metavar="MODEL", help=text, **settings)
     command.add_argument(
         "--max-parameters",
         type=_count,
@@ -377,7 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.fail("--dropout does nothing beside --layers: put dropout:RATE among the layers")
     if args.command == "train" and args.recipe and args.dropout is not None:
         args.fail("--dropout does nothing beside --recipe, which has its own layers")
-    module = "doctor" if args.command == "doctor" else "commands"
+    module = {"doctor": "doctor", "bench": "speed"}.get(args.command, "commands")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -417,6 +440,6 @@ def _show_warning(
 
 
 def _one_line(text: object) -> str:
-    from fastcnn.commands import printable
+    from fastcnn.console import printable
 
     return printable(" ".join(str(text).split()))

@@ -9,8 +9,6 @@ import argparse
 import os
 import re
 import sys
-import textwrap
-import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -22,12 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 import fastcnn
+from fastcnn.console import count, megabytes, print_table, say
 
 if TYPE_CHECKING:
     from fastcnn.classifier import CNNClassifier
     from fastcnn.inspection import Summary
 
-__all__ = ["evaluate", "info", "predict", "printable", "report", "train"]
+__all__ = ["evaluate", "info", "predict", "report", "train"]
 
 Data = tuple[np.ndarray, np.ndarray]  # images and labels
 
@@ -120,7 +119,7 @@ def _load_training(name: str | None, image_size: tuple[int, int] | None) -> tupl
     except OSError:
         if name:
             raise
-        _say("note", "Fashion-MNIST is not on disk and cannot be downloaded: using scikit-learn's digits instead")
+        say("note", "Fashion-MNIST is not on disk and cannot be downloaded: using scikit-learn's digits instead")
         return _load_training("digits", None)
     if not source.has_test:
         return source, *_hold_out(source, X, y)
@@ -162,25 +161,25 @@ def train(args: argparse.Namespace) -> int:
     from fastcnn.inspection.summary import shape_text
 
     if args.save:
-        _check_writable(Path(args.save), "the model")
+        _check_writable(args.save, "the model")
     if args.checkpoint and not Path(args.checkpoint).is_dir():  # a folder gives each training a file
-        _check_writable(Path(args.checkpoint), "a checkpoint")
+        _check_writable(args.checkpoint, "a checkpoint")
         if args.save and os.path.realpath(args.save) == os.path.realpath(args.checkpoint):
             args.fail(f"--save and --checkpoint are the same file, {args.save}: a model would replace the checkpoint")
     source, (X, y), (X_test, y_test) = _load_training(args.data, args.image_size)
     size = shape_text(X.shape[1:])
-    _say("data", f"{source.title}: {len(X):,} training images of {size}, {len(np.unique(y))} classes")
+    say("data", f"{source.title}: {len(X):,} training images of {size}, {len(np.unique(y))} classes")
     kept = "that come with it" if source.has_test else f"kept back, one in {_HELD_OUT} of each class, always the same"
-    _say("test data", f"{len(X_test):,} images {kept}")
+    say("test data", f"{len(X_test):,} images {kept}")
 
     clf = _new_classifier(args, small=len(X) < _SMALL)
-    _say("training", f"{_count(clf.max_iter, 'epoch')} in mini-batches of {clf.batch_size}, seed {args.seed}")
+    say("training", f"{count(clf.max_iter, 'epoch')} in mini-batches of {clf.batch_size}, seed {args.seed}")
     with warnings.catch_warnings():  # what is to be said of it is said below
         warnings.filterwarnings("ignore", "Training (diverged|interrupted)|Maximum iterations")
         clf.fit(X, y)
     (watch,) = clf.callbacks_
     if watch.done_before:
-        _say("checkpoint", f"{args.checkpoint}: {_count(watch.done_before, 'epoch')} were done already")
+        say("checkpoint", f"{args.checkpoint}: {count(watch.done_before, 'epoch')} were done already")
     interrupted = watch.reason == "interrupted"
     if not clf.n_iter_:
         if interrupted:
@@ -195,16 +194,16 @@ def train(args: argparse.Namespace) -> int:
         saved = copy(clf).set_params(callbacks=None, checkpoint=None, verbose=False, n_jobs=None)  # of this run
         saved.save(args.save)
     print()
-    _say("test accuracy", f"{clf.score(X_test, y_test):.4f}")
-    _say("training time", f"{watch.seconds:.1f} s for {_count(clf.n_iter_ - watch.done_before, 'epoch')}")
+    say("test accuracy", f"{clf.score(X_test, y_test):.4f}")
+    say("training time", f"{watch.seconds:.1f} s for {count(clf.n_iter_ - watch.done_before, 'epoch')}")
     if watch.speeds:
         speed = float(f"{median(watch.speeds):.3g}")  # more digits would be noise
-        _say("speed", f"{speed:,.0f} images/s (median of the epochs)")
-    _say("parameters", f"{clf.network_.n_params:,}")
+        say("speed", f"{speed:,.0f} images/s (median of the epochs)")
+    say("parameters", f"{clf.network_.n_params:,}")
     if args.save:
-        _say("saved to", f"{args.save} ({_megabytes(args.save)})")
+        say("saved to", f"{args.save} ({megabytes(args.save)})")
     else:
-        _say("not saved", "--save FILE keeps the model")
+        say("not saved", "--save FILE keeps the model")
     return 130 if interrupted else 0
 
 
@@ -238,8 +237,11 @@ def _new_classifier(args: argparse.Namespace, small: bool) -> CNNClassifier:
     )
 
 
-def _check_writable(path: Path, what: str) -> None:
+def _check_writable(name: str, what: str) -> None:
     """Better now than after the training."""
+    from fastcnn.persistence.files import target_of
+
+    path = target_of(name) and Path(name)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: a folder, expected a file to save {what} to")
     if path.exists() and not path.is_file():
@@ -258,9 +260,9 @@ def evaluate(args: argparse.Namespace) -> int:
     clf = _load_classifier(args)
     source, which, (X, y) = _load_test(args, clf)
     predicted = clf.predict(X)
-    _say("model", args.model)
-    _say("data", f"{source.title}: {len(X):,} images, {which}")
-    _say("accuracy", f"{np.mean(predicted == y):.4f}")
+    say("model", args.model)
+    say("data", f"{source.title}: {len(X):,} images, {which}")
+    say("accuracy", f"{np.mean(predicted == y):.4f}")
     print()
     n_classes = len(clf.classes_)
     pairs = np.searchsorted(clf.classes_, y) * n_classes + np.searchsorted(clf.classes_, predicted)
@@ -292,7 +294,7 @@ def _print_confusion(confusion: np.ndarray, names: Sequence[str]) -> None:
         (name, f"{total:,}", f"{right / total:.4f}" if total else "-")
         for name, total, right in zip(names, totals, confusion.diagonal(), strict=True)
     ]
-    _print_table(("class", "images", "accuracy"), rows, "<>>")
+    print_table(("class", "images", "accuracy"), rows, "<>>")
     wrong = confusion - np.diag(confusion.diagonal())
     places = np.argsort(-wrong, axis=None, kind="stable")[:_MIXED_UP]
     mixed_up = [(int(i), int(j)) for i, j in zip(*np.unravel_index(places, wrong.shape), strict=True) if wrong[i, j]]
@@ -301,7 +303,7 @@ def _print_confusion(confusion: np.ndarray, names: Sequence[str]) -> None:
             (f"{names[i]} -> {names[j]}", f"{wrong[i, j]:,}", f"{wrong[i, j] / totals[i]:.1%}") for i, j in mixed_up
         ]
         print()
-        _print_table(("most often mixed up", "images", "of the class"), rows, "<>>")
+        print_table(("most often mixed up", "images", "of the class"), rows, "<>>")
 
 
 def _data_of(clf: CNNClassifier, path: str) -> str:
@@ -346,7 +348,7 @@ def predict(args: argparse.Namespace) -> int:
         (path, *(text for j in order for text in (str(clf.classes_[j]), f"{row[j]:.3f}")))
         for path, row, order in zip(args.images, proba, best, strict=True)
     ]
-    _print_table(("image", *("class", "probability") * best.shape[1]), rows, "<" + "<>" * best.shape[1])
+    print_table(("image", *("class", "probability") * best.shape[1]), rows, "<" + "<>" * best.shape[1])
     return 0
 
 
@@ -364,24 +366,22 @@ def info(args: argparse.Namespace) -> int:
     kind = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
     settings, history = model.parameters, model.history
     scaling = ", ".join(f"(pixel - {a:.4g}) / {b:.4g}" for a, b in zip(model.offset, model.scale, strict=True))
-    _say("model", f"{args.model} ({_megabytes(args.model)})")
-    _say("written by", f"fastcnn {model.version}; this is fastcnn {fastcnn.__version__}")
+    say("model", f"{args.model} ({megabytes(args.model)})")
+    say("written by", f"fastcnn {model.version}; this is fastcnn {fastcnn.__version__}")
     if model.versions:
-        _say("written with", ", ".join(f"{name} {version}" for name, version in model.versions.items()))
-    _say("images", f"{height}x{width}, {kind}")
-    _say("scaling", scaling)
-    _say("classes", f"{len(model.classes)}: {', '.join(map(str, model.classes.tolist()))}")
-    _say("trained", f"{_count(history.n_iter, 'epoch')}, {history.t:,} images, lowest loss {history.best_loss:.4f}")
+        say("written with", ", ".join(f"{name} {version}" for name, version in model.versions.items()))
+    say("images", f"{height}x{width}, {kind}")
+    say("scaling", scaling)
+    say("classes", f"{len(model.classes)}: {', '.join(map(str, model.classes.tolist()))}")
+    say("trained", f"{count(history.n_iter, 'epoch')}, {history.t:,} images, lowest loss {history.best_loss:.4f}")
     if model.run is not None:
         how = "of a finished fit" if model.run.progress.finished else "of a fit that can go on"
-        _say("checkpoint", how)
+        say("checkpoint", how)
     elif model.training is not None:
-        _say(
-            "optimiser", f"{type(model.training.optimizer).__name__} after {_count(model.training.state.step, 'step')}"
-        )
+        say("optimiser", f"{type(model.training.optimizer).__name__} after {count(model.training.state.step, 'step')}")
     names = ("solver", "learning_rate_init", "learning_rate", "batch_size", "random_state")
-    _say("settings", ", ".join(f"{name}={settings[name]}" for name in names if name in settings))
-    _say("numbers", model.dtype)
+    say("settings", ", ".join(f"{name}={settings[name]}" for name in names if name in settings))
+    say("numbers", model.dtype)
     print()
     network = Network(model.layers, model.image_shape, dtype=model.dtype)  # how this machine would run it
     _print_summary(summarize(model.layers, model.image_shape, dtype=model.dtype, kernels=network.kernels()))
@@ -395,21 +395,21 @@ def report(args: argparse.Namespace) -> int:
     """Write a page about a model."""
     from fastcnn.inspection import write_report
 
-    _check_writable(Path(args.output), "the report")
+    _check_writable(args.output, "the report")
     if os.path.realpath(args.output) == os.path.realpath(args.model):
         args.fail(f"the model and the report are the same file, {args.model}: the page would replace the model")
     clf = _load_classifier(args)
     source, which, (X, y) = _load_test(args, clf)
-    _say("model", args.model)
-    _say("data", f"{source.title}: {len(X):,} images, {which}")
+    say("model", args.model)
+    say("data", f"{source.title}: {len(X):,} images, {which}")
     names: dict[str, Any] = {
         "data": f"{source.title}, {which}",
-        "model": f"{Path(args.model).name} ({_megabytes(args.model)})",
+        "model": f"{Path(args.model).name} ({megabytes(args.model)})",
     }
     if args.title:
         names["title"] = args.title
     n = write_report(args.output, clf, X, y, n_images=args.images, **names)
-    _say("report", f"{args.output} ({_megabytes(args.output)}), with {_count(n, 'image')} to walk through the network")
+    say("report", f"{args.output} ({megabytes(args.output)}), with {count(n, 'image')} to walk through the network")
     return 0
 
 
@@ -423,34 +423,6 @@ def _print_summary(summary: Summary) -> None:
         print(summary)
 
 
-# -------------------------------------------------------------------------------------------------------------- output
-
-
-def printable(text: str) -> str:
-    """`text` without what commands a terminal: names in files may be a stranger's."""
-    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
-
-
-def _say(name: str, text: str) -> None:
-    indented = textwrap.wrap(text, 100, subsequent_indent=" " * 15, break_long_words=False, break_on_hyphens=False)
-    print(f"{name:<15}" + "\n".join(map(printable, indented)), flush=True)
-
-
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> None:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        cells = [f"{printable(cell):{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
-        print("  ".join(cells).rstrip())
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" + "s" * (n != 1)
-
-
 def _classes(clf: CNNClassifier) -> str:
     text = ", ".join(map(str, clf.classes_.tolist()))
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _megabytes(path: str) -> str:
-    return f"{os.path.getsize(path) / 1e6:.2f} MB"

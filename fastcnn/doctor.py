@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastcnn.engine.network import Network
 
-__all__ = ["doctor"]
+__all__ = ["cpu_model", "doctor"]
 
 _PACKAGES = ("numpy", "scipy", "scikit-learn", "numba", "llvmlite", "rich")
 _FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512bf16", "neon", "sve")
@@ -63,7 +63,7 @@ def _pillow() -> str:
     try:
         return metadata.version("pillow")
     except metadata.PackageNotFoundError:
-        return "not installed: picture files cannot be read (pip install fastcnn[images])"
+        return "not installed: picture files cannot be read (pip install pillow)"
 
 
 def _extensions() -> str:
@@ -78,11 +78,11 @@ def _extensions() -> str:
 def _cpu() -> str:
     import llvmlite.binding as llvm
 
-    return f"{_cpu_model() or platform.processor() or platform.machine()} (LLVM: {llvm.get_host_cpu_name()})"
+    return f"{cpu_model()} (LLVM: {llvm.get_host_cpu_name()})"
 
 
-def _cpu_model() -> str:
-    """What Linux calls the processor."""
+def cpu_model() -> str:
+    """What the system calls the processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -91,7 +91,7 @@ def _cpu_model() -> str:
                     return value.strip()
     except OSError:
         pass
-    return ""
+    return platform.processor() or platform.machine()
 
 
 def _features() -> str:

@@ -21,7 +21,7 @@ from PIL import Image
 from sklearn.utils import Bunch
 
 import fastcnn
-from fastcnn import commands, datasets, doctor
+from fastcnn import commands, console, datasets, doctor
 from fastcnn.classifier import CNNClassifier
 from fastcnn.cli import main, parse_layer
 from fastcnn.kernels.cpu import backend, runtime
@@ -502,8 +502,8 @@ def test_other_images_of_a_known_size_are_not_taken_for_known_ones(shape, names,
 
 
 def test_what_commands_a_terminal_is_not_printed(capsys):
-    commands._say("classes", "a\x1b]0;title\x07 \u202eb\nc")
-    commands._print_table(("class",), [("a\x9b2Jb\nc",)], "<")
+    console.say("classes", "a\x1b]0;title\x07 \u202eb\nc")
+    console.print_table(("class",), [("a\x9b2Jb\nc",)], "<")
     out = capsys.readouterr().out
     assert out == "classes        a\ufffd]0;title\ufffd \ufffdb c\nclass\na\ufffd2Jb\ufffdc\n"
 
@@ -621,6 +621,43 @@ def test_report(trained, tmp_path):
     assert "<h1>Digits &amp; &lt;more&gt;</h1>" in page and "digits.safetensors" in page
 
 
+# --- bench
+
+
+FIGURES = r"""network +{} parameters, {}
+machine +\S.*, {}
+first step +after [\d.]+ s, .*
+training +[\d,]+ images/s, ([\d.]+) ms \(([\d.]+) to ([\d.]+)\) for a mini-batch of {}
+prediction +[\d,]+ images/s, {} of them in [\d.]+ ms \([\d.]+ to [\d.]+\)
+one image +[\d.]+ ms \([\d.]+ to [\d.]+\)
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], ("default: 421,642", "10 classes, images of 28x28x1", r"\d+ threads?", 128, 512)),
+        (["--recipe", "fast", "--batch-size", 8, "--threads", 1],
+         (r"fast: [\d,]+", "10 classes, images of 28x28x1", "1 thread", 8, 32)),
+    ],
+)  # fmt: skip
+def test_bench(options, expected):
+    code, out = run("bench", "--seconds", 0.01, *options)
+    found = re.fullmatch(FIGURES.format(*expected), out)
+    assert code == 0 and found, out
+    median, low, high = map(float, found.groups())
+    assert 0 < low <= median <= high
+
+
+def test_bench_of_a_model(trained, capsys):
+    path, _ = trained
+    code, out = run("bench", path, "--seconds", 0.01, "--batch-size", 2)
+    parameters = CNNClassifier.load(path).network_.n_params
+    expected = (f"digits.safetensors: {parameters:,}", "10 classes, images of 8x8x1", r"\d+ threads?", 2, 10)
+    assert code == 0 and re.fullmatch(FIGURES.format(*expected), out), out
+    assert failure(capsys, "bench", path, "--recipe", "fast")[0] == 2
+
+
 # --- doctor
 
 
@@ -720,6 +757,8 @@ def test_what_is_no_file_is_not_replaced(tmp_path, capsys):
         ("train digits --save run --checkpoint ./run", 2, "--save and --checkpoint are the same file, run"),
         ("train digits --layers=", 2, "argument --layers: expected a layer, got nothing"),
         ("train digits --checkpoint nowhere/run", 1, "nowhere: no such folder to save a checkpoint in"),
+        ("train digits --save nowhere/", 1, "nowhere/: no such folder"),
+        ("train digits --checkpoint nowhere/", 1, "nowhere/: no such folder"),
         ("report nothing -o nowhere/page.html", 1, "nowhere: no such folder to save the report in"),
         ("report nothing --images 0", 2, "argument --images: expected a whole number from 1 on, got '0'"),
         ("train digits --layers maxpool:16", 1, "layer 0, MaxPool2D(pool_size=16"),
@@ -782,7 +821,7 @@ def test_help_and_version_are_quick():
     code = """
 import sys
 from fastcnn.cli import main
-names = "train evaluate predict info report doctor".split()
+names = "train evaluate predict info report bench doctor".split()
 for line in (["--version"], ["--help"], *([name, "--help"] for name in names)):
     try:
         main(line)
@@ -793,7 +832,7 @@ assert not slow, slow
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"fastcnn {fastcnn.__version__}\n") and done.stdout.count("examples:") == 5
+    assert done.stdout.startswith(f"fastcnn {fastcnn.__version__}\n") and done.stdout.count("examples:") == 6
 
 
 def test_as_a_module():
