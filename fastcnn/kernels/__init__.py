@@ -1,5 +1,6 @@
 """Compiled kernels, one sub-package per backend, all with the signatures of `contract`."""
 
+import os
 import warnings
 from functools import cache
 from importlib import import_module
@@ -46,3 +47,7 @@ def _best_device() -> str:
         except Exception:  # "auto" must not fail, however CUDA is broken here
             return "cpu"
     return "cuda"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_best_device.cache_clear)  # a child cannot use the GPU of its parent

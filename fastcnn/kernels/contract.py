@@ -96,8 +96,8 @@ def conv2d_norm_forward(
 def conv2d_norm_backward(
     x, weight, gamma, mean, inv_std, patches, y, argmax, dy, geometry, activation, pool, dw, dgamma, dbeta, scratch
 ):
-    """dw, dgamma and dbeta of `conv2d_norm_forward`, for images that need no gradient themselves; scratch as
-    `conv2d_block_backward`.
+    """dw, dgamma and dbeta of `conv2d_norm_forward`, all of them wanted, for images that need no gradient themselves;
+    scratch as `conv2d_block_backward`.
     """
 
 

@@ -371,7 +371,7 @@ def test_errors_name_what_is_wrong_and_change_nothing():
     for smoothing in (-0.1, 1.0, np.nan):
         with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\)"):
             net.train_step(x, [0, 1, 2, 0], label_smoothing=smoothing)
-    with pytest.raises(ValueError, match="micro_batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="micro_batch_size must be an int from 1 on, got 0"):
         net.train_step(x, [0, 1, 2, 0], micro_batch_size=0)
     with pytest.raises(ValueError, match=r"backward\(\) needs a forward"):
         net.backward(np.zeros((4, 3)))
@@ -394,6 +394,7 @@ def test_errors_name_what_is_wrong_and_change_nothing():
         (lambda: Network([Conv2D(2), "relu"], (4, 4, 1)), "layer 1 is 'relu'"),
         (lambda: Network([MaxPool2D(5)], (4, 4, 1)), "layer 0, MaxPool2D.*does not fit"),
         (lambda: Network([Dense(2)], (4, 0, 1)), "input_shape must be"),
+        (lambda: Network([Dense(2)], 4), r"input_shape must be .*, got 4"),
         (lambda: Network([Dense(2)], (4,), dtype="float16"), "dtype must be"),
         (lambda: Network([Dense(2)], (4,), precision="half"), "precision must be one of 'float32', 'tf32'"),
         (lambda: Network([Dense(2)], (4,), device="tpu"), "no backend 'tpu'"),

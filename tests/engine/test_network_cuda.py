@@ -164,9 +164,17 @@ def test_more_values_than_kernels_count():
     net = Network([Conv2D(5), Dense(3)], (4, 4, 2), device="cuda", random_state=0)
     assert net._largest_part == (2**31 - 1) // 80
     x = batch((4, 4, 2), 7, dtype=np.float32)
-    proba = net.predict_proba(x)
     net._largest_part = 3
-    np.testing.assert_allclose(net.predict_proba(x), proba, rtol=1e-6)
     with pytest.raises(ValueError, match="7 images are too many at once"):
         net.train_step(x, np.arange(7) % 3)
     net.train_step(x, np.arange(7) % 3, micro_batch_size=3)
+
+
+def test_large_batches_are_predicted_in_parts():
+    net = Network([Conv2D(5), Dense(3)], (4, 4, 2), device="cuda", random_state=0)
+    assert net._part == 2**30 // (4 * (80 + 80))  # of the step that flattens
+    x = batch((4, 4, 2), 7, dtype=np.float32)
+    proba = net.predict_proba(x)
+    net._part = 3
+    np.testing.assert_allclose(net.predict_proba(x), proba, rtol=1e-6)
+    assert max(size for size, _, _ in net._plans) == 7 and min(size for size, _, _ in net._plans) < 7

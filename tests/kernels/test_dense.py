@@ -5,7 +5,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from fastcnn.engine.ops import IDENTITY, activation
-from fastcnn.kernels import reference
+from fastcnn.kernels import get_backend, reference
+from fastcnn.kernels.cpu import dense
+from fastcnn.kernels.cpu._blas import gemm
 from tests import naive
 from tests.cases import DENSE_CASES
 from tests.kernels import harness
@@ -55,6 +57,28 @@ def test_dense(backend, case, name, dtype):
     magnitudes = harness.dense_backward(reference, abs(x64), abs(weight64), y64, abs(dy64))
     for actual, right, magnitude in zip(gradients, expected, magnitudes, strict=True):
         assert_close(actual, right, magnitude)
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_large_weights_go_to_blas(n, dtype, monkeypatch):
+    kernels, act = get_backend("cpu"), ACTIVATIONS["elu"]
+    x, weight, bias, dy = arrays(n, 7, 6, dtype)
+    calls = []
+    monkeypatch.setattr(dense, "BLAS_WEIGHTS", weight.size)
+    monkeypatch.setattr(dense, "gemm", lambda *args: calls.append(args) or gemm(*args))
+    y = harness.dense_forward(kernels, x, weight, bias, act)
+    assert len(calls) == 1
+    for actual, expected in zip(
+        (y, *harness.dense_backward(kernels, x, weight, y, dy, act)),
+        (
+            harness.dense_forward(reference, x, weight, bias, act),
+            *harness.dense_backward(reference, x, weight, y, dy, act),
+        ),
+        strict=True,
+    ):
+        assert_close(actual, expected.astype(np.float64), 10.0)
+    assert len(calls) == (3 if n else 2)  # there is no dx of nothing
 
 
 @pytest.mark.small

@@ -58,6 +58,16 @@ def test_losses_without_gradient(backend, shape, dtype):
 
 
 @pytest.mark.small
+@pytest.mark.parametrize("weight", [1e-40, 1e-45])
+def test_weights_whose_inverse_is_infinite(backend, weight):
+    logits, labels, _ = arrays((4, 3), np.float32)
+    weights = np.array([weight, 0, 0, 0], np.float32)
+    _, dlogits = harness.softmax_cross_entropy(backend, logits, labels, weights, 0.1)
+    _, expected = harness.softmax_cross_entropy(backend, logits, labels, (weights > 0).astype(np.float32), 0.1)
+    assert_allclose(dlogits, expected, rtol=1e-6)
+
+
+@pytest.mark.small
 def test_huge_logits_neither_overflow_nor_vanish(backend, dtype):
     logits = np.array([[1e4, -1e4, 0], [-1e30, -1e30, -1e30], [1e30, 0, 0]], dtype)
     labels, weights = np.array([1, 0, 0]), np.ones(3, dtype)

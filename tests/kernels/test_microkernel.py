@@ -6,9 +6,19 @@ import sys
 
 import numpy as np
 import pytest
+from numba import config
 
 from fastcnn.kernels.cpu.launch import launch
-from fastcnn.kernels.cpu.microkernel import ADD, BIAS, MAX_ROWS, ZERO, _tiles_twin, multiply_rows, panel_width
+from fastcnn.kernels.cpu.microkernel import (
+    ADD,
+    BIAS,
+    MAX_ROWS,
+    ZERO,
+    _tiles_twin,
+    host_isa,
+    multiply_rows,
+    panel_width,
+)
 
 DTYPES = [np.float32, np.float64]
 
@@ -72,6 +82,12 @@ def test_a_product_of_nothing_is_zero():
     x = np.ones(40, np.float32)
     launch(multiply_rows, 1, 0, x, 0, table, c, 0, table, none, 3, 1, x, 0, 16, 0, 4, ZERO)
     np.testing.assert_array_equal(c[:5], [0, 0, 0, 0, 1])
+
+
+def test_numba_may_have_been_told_what_to_compile_for(monkeypatch):
+    """NUMBA_CPU_NAME=generic: vectors that the host has do not exist in what is compiled."""
+    monkeypatch.setattr(config, "CPU_FEATURES", "")
+    assert host_isa().name == "portable"
 
 
 def test_the_portable_tile():

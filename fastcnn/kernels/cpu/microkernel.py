@@ -37,9 +37,11 @@ class Isa(NamedTuple):
 
 def host_isa() -> Isa:
     """The widest vectors this host has. An unknown host gets 16-byte vectors, which LLVM splits where there
-    are none; so does any with the environment variable FASTCNN_ISA=portable.
+    are none; so does any with the environment variable FASTCNN_ISA=portable, or where Numba was told which features to
+    compile for (NUMBA_CPU_NAME=generic, NUMBA_CPU_FEATURES).
     """
-    features = {} if os.environ.get("FASTCNN_ISA") == "portable" else llvm.get_host_cpu_features()
+    portable = os.environ.get("FASTCNN_ISA") == "portable" or numba.config.CPU_FEATURES is not None
+    features = {} if portable else llvm.get_host_cpu_features()
     if features.get("avx512f") and features.get("avx512vl"):
         return Isa("avx512", 64, 12)
     if features.get("avx2") and features.get("fma"):

@@ -116,7 +116,8 @@ def add_relu_gradients(x, dy, first, last, vectors, sums, at):
         for i in range(start, stop if whole < c else start, c):
             for j in range(whole, c):
                 away = x[U(i + j)] - vectors[U(j)]
-                d = dy[U(i + j)] if away * vectors[U(c + j)] + vectors[U(2 * c + j)] > nothing else nothing
+                # As whole vectors do, what is not a number lets it through.
+                d = nothing if away * vectors[U(c + j)] + vectors[U(2 * c + j)] <= nothing else dy[U(i + j)]
                 sums[U(at + j)] += d
                 sums[U(at + c + j)] += d * away
 

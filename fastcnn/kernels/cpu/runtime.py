@@ -161,7 +161,8 @@ def _find_cache_dir() -> Path | None:
     for candidate in candidates:
         path = candidate / digest
         try:
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (candidate, path):  # the mode is that of the last folder made
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryFile(dir=path):
                 if _is_private(path):
                     return path

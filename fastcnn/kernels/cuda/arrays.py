@@ -25,6 +25,7 @@ from fastcnn.kernels.cuda.driver import (
     reported,
     require_device,
     stream,
+    threads,
     uploads,
 )
 
@@ -266,7 +267,8 @@ def _seen(values: Any) -> DeviceArray:
 
 def synchronize_others() -> None:
     """Wait for what other libraries have asked the GPU for, in streams of theirs."""
-    cuda.synchronize()
+    with threads(None):  # nobody records a graph meanwhile
+        cuda.synchronize()
 
 
 @cache

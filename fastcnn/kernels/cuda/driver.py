@@ -7,6 +7,7 @@ runs in one stream, in the order in which it was asked for, but for the branches
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +20,12 @@ from typing import Any
 
 import numpy as np
 
+INSTALL = "pip install 'numba-cuda[cu13]' 'numpy<2.5'"  # the extra "cuda"
+
 try:
     from numba import config, cuda, types
 except ImportError as error:  # numba-cuda without its bindings raises it too
-    raise ImportError(f"device='cuda' needs numba-cuda ({error}): pip install fastcnn[cuda]") from error
+    raise ImportError(f"device='cuda' needs numba-cuda ({error}): {INSTALL}") from error
 
 __all__ = [
     "MOST_BLOCKS",
@@ -76,6 +79,8 @@ MOST_BLOCKS = 2 if SIMULATED else 4096
 _BRANCHES = 16  # of a graph that run at once
 _local = threading.local()  # what this thread records
 _gpu = threading.RLock()  # one thread at a time: the workspace and the stream are everybody's
+_asked = False  # for a GPU, which starts CUDA in this process
+_forked = False  # from a process that had started it, so that this one cannot
 
 
 # ---------------------------------------------------------------------------------------------------------- errors
@@ -124,8 +129,12 @@ def require_device() -> None:
 
 def why_unavailable() -> str | None:
     """What is missing, or None."""
+    global _asked
     if SIMULATED:
         return None
+    if _forked:
+        return "this process was forked from one that had started CUDA: start it anew (joblib's loky does, or spawn)"
+    _asked = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -135,9 +144,9 @@ def why_unavailable() -> str | None:
         except Exception as failure:  # a driver may fail in many ways
             available, error, count = False, failure, 0
     if available and count:
-        return _too_old() or _too_new()
+        return _too_old() or _too_new() or _out_of_reach()
     if error is None:
-        return "the compiler's libraries (NVVM) were not found: pip install fastcnn[cuda]"
+        return f"the compiler's libraries (NVVM) were not found: {INSTALL}"
     text = _one_line(error)
     if "NO_DEVICE" in text:
         return f"the driver finds no GPU ({text})"
@@ -163,6 +172,21 @@ def _too_new() -> str | None:
         import_module("numba.cuda.np.arrayobj")
     except AttributeError as error:
         return f"the installed numba-cuda does not work with NumPy {np.__version__} ({error}): pip install 'numpy<2.5'"
+    return None
+
+
+def _out_of_reach() -> str | None:
+    """What is wrong if the compiler makes no code for so old a GPU."""
+    try:
+        oldest = min(import_module("numba.cuda.cudadrv.nvrtc").get_supported_ccs())
+        found = tuple(cuda.get_current_device().compute_capability)
+    except Exception:  # without the question answered, the first kernel will tell
+        return None
+    if found < tuple(oldest):
+        return (
+            f"the GPU has compute capability {found[0]}.{found[1]}, the installed compiler's oldest is "
+            f"{oldest[0]}.{oldest[1]}: an older one, as of numba-cuda[cu12], may know it"
+        )
     return None
 
 
@@ -225,7 +249,7 @@ def reported(what: str) -> Iterator[None]:
 def of_driver(error: BaseException) -> bool:
     """Whether CUDA or the compiler raised it; they have many classes."""
     name = type(error).__name__
-    return name.startswith(("Cuda", "CUDA", "Nvvm", "Nvrtc", "Linker", "nvJitLink"))
+    return name.startswith(("Cuda", "CUDA", "CCSupport", "Nvvm", "Nvrtc", "Linker", "nvJitLink"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -590,3 +614,12 @@ def threads(asked: int | None) -> Iterator[int]:
     """Within the block this Python thread alone uses the GPU."""
     with _gpu:
         yield 1
+
+
+def _after_fork_in_child() -> None:
+    global _gpu, _forked
+    _gpu, _forked = threading.RLock(), _asked  # the thread that held the lock does not exist here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

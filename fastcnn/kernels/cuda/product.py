@@ -56,11 +56,12 @@ def _pixel(d, p, q):
 
 @device_function
 def _sizes(g):
-    """A geometry's numbers, in 32 bits; what they are multiplied to need not fit."""
+    """A geometry's numbers, in 32 bits; what they are multiplied to need not fit. A stride that is never taken is 1."""
     h, w, c, k, r, s, p, q, stride_h, stride_w, pad_top, pad_left, _, _, dilation_h, dilation_w, groups = g
     return (
-        narrow(h), narrow(w), narrow(c), narrow(k), narrow(r), narrow(s), narrow(p), narrow(q), narrow(stride_h),
-        narrow(stride_w), narrow(pad_top), narrow(pad_left), narrow(dilation_h), narrow(dilation_w), groups,
+        narrow(h), narrow(w), narrow(c), narrow(k), narrow(r), narrow(s), narrow(p), narrow(q),
+        narrow(stride_h if p > 1 else 1), narrow(stride_w if q > 1 else 1), narrow(pad_top), narrow(pad_left),
+        narrow(dilation_h), narrow(dilation_w), groups,
     )  # fmt: skip
 
 
