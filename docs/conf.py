@@ -29,7 +29,8 @@ templates_path = ["templates"]
 default_role = "py:obj"
 pages_not_run = ["cluster"]  # starts a cluster of processes: a test of its own runs it
 
-autodoc_default_options = {"members": True, "member-order": "bysource"}
+# The classifier's part for files is a class of its own. Inherited from a tuple is what all tuples have.
+autodoc_default_options = {"members": True, "inherited-members": "tuple", "member-order": "bysource"}
 autodoc_typehints = "none"  # the docstrings say it, with shapes
 autosummary_generate = True
 numpydoc_show_class_members = False

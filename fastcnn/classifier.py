@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy, deepcopy
 from functools import partial
+from inspect import signature
 from math import inf, isfinite, log, nan, prod
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple, Self
@@ -29,7 +30,7 @@ from fastcnn.images import chunks, fit_scaling, resolve_image_shape, row_contigu
 from fastcnn.inspection import Summary, draw, summarize
 from fastcnn.kernels import choose_device, get_backend
 from fastcnn.kernels.contract import PRECISIONS
-from fastcnn.labels import NOTHING_WEIGHS, check_labels, check_weight, weight_of_classes
+from fastcnn.labels import NOTHING_WEIGHS, check_labels, check_weight, places, weight_of_classes
 from fastcnn.layers import Dense
 from fastcnn.model_files import ModelFiles
 from fastcnn.persistence import Checkpoint, SavedModel
@@ -214,7 +215,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         loky's workers have their share of the cores.
 
     device : {"cpu", "cuda", "auto"}, default="cpu"
-        Where to compute. "cuda": on an NVIDIA GPU (``pip install fastcnn[cuda]``), with the same results but for
+        Where to compute. "cuda": on an NVIDIA GPU (numba-cuda is needed), with the same results but for
         rounding; "auto": there where it works, else on the CPU.
 
     precision : {"float32", "tf32", "bf16", "fp16"}, default="float32"
@@ -527,9 +528,11 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             checkpoint = trained._open_checkpoint(data, validation, seed, goes_on)
             seed = checkpoint.seed
         index, held_out = trained._hold_out(data, validation, seed)
+        trained._check_scoring(held_out)
         trained._renew_network(data, index, seed, goes_on)
         if checkpoint is not None:
             progress = trained._resume(checkpoint)
+        trained._check_range(held_out)
         loader = trained._loader(data, index, seed)
         steps = self.max_iter * len(loader)
         schedule = make_schedule(self.learning_rate, self.learning_rate_init, steps, len(loader), self.warmup)
@@ -744,11 +747,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         return row_contiguous(rows), y, sample_weight
 
     def _encode(self, y: np.ndarray) -> np.ndarray:
-        """Places in `classes_`."""
-        unseen = np.setdiff1d(y, self.classes_)
-        if unseen.size:
-            raise ValueError(f"y has labels that are not among the classes {self.classes_}: {unseen}")
-        return np.searchsorted(self.classes_, y).astype(np.int64)
+        return places(y, self.classes_)
 
     def _check_validation(self, X_val: Any, y_val: Any, sample_weight_val: Any) -> Any:
         """Validation data that were given."""
@@ -787,6 +786,32 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         )
         weight = None if data.weight is None else data.weight[held_out]
         return np.delete(everything, held_out), _Images(data.rows[held_out], data.labels[held_out], weight)
+
+    def _check_scoring(self, held_out: Any) -> None:
+        """A function of one's own that takes no weights is refused now, not when the first epoch is over."""
+        if held_out is None or getattr(held_out, "weight", None) is None or not callable(self.scoring):
+            return
+        try:
+            signature(self.scoring).bind(self, held_out.rows, held_out.labels, sample_weight=held_out.weight)
+        except ValueError:  # nobody knows what it takes
+            return
+        except TypeError as error:
+            raise ValueError(f"the images to validate with have weights, which scoring must take: {error}") from error
+
+    def _check_range(self, held_out: Any) -> None:
+        """Scaled as training images are, those to validate with must be numbers yet: else training seems to diverge."""
+        rows = getattr(held_out, "rows", None)
+        if rows is None or rows.dtype == np.uint8:
+            return
+        limit = float(np.finfo(self.dtype).max)
+        for part in chunks(len(rows)):
+            pixels = rows[part].reshape(-1, self.image_shape_[2])
+            ends = np.array([pixels.min(axis=0), pixels.max(axis=0)], np.float64)
+            with np.errstate(over="ignore"):
+                largest = np.abs((ends - self.channel_offset_) / self.channel_scale_).max()
+            if not largest <= limit:
+                most = np.abs(ends).max()
+                raise ValueError(f"validation data: X has values up to {most:.3g}, too large for {self.dtype}, scaled")
 
     # --------------------------------------------------------------------- what training works with
 

@@ -340,7 +340,7 @@ def load_image_folder(
         image = load_image(file, image_shape, color) if i else first
         if image.shape != first.shape:
             sizes = f"{first.shape[:2]} as {files[0]}, found {image.shape[:2]}"
-            raise ValueError(f"{file}: expected (H, W) {sizes}; pass image_shape to resize all images")
+            raise ValueError(f"{file}: expected (H, W) {sizes}; pass image_shape (--image-size) to resize all")
         X[i] = image
     return X, np.array([file.parent.name for file in files])
 
@@ -415,7 +415,7 @@ def _open_image(path: StrPath) -> Iterator[Any]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("reading image files needs Pillow: pip install fastcnn[images]") from error
+        raise ImportError("reading image files needs Pillow: pip install pillow") from error
     try:
         with Image.open(path, formats=_IMAGE_FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS

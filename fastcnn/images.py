@@ -83,7 +83,7 @@ def _check_dtype(X: Any) -> None:
         return
     if dtype.kind not in "biufcO":
         raise ValueError(f"X has dtype {dtype}, expected numbers")
-    if dtype.kind == "O" and X.ndim == 1 and len(X) and hasattr(X[0], "shape"):
+    if dtype.kind == "O" and X.ndim == 1 and len(X) and hasattr(next(iter(X)), "shape"):
         raise ValueError(f"X is a vector of {len(X)} arrays, expected one array: np.stack(X), if they are of one shape")
 
 

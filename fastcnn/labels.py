@@ -9,9 +9,33 @@ import numpy as np
 from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
-__all__ = ["NOTHING_WEIGHS", "check_labels", "check_weight", "weight_of_classes"]
+__all__ = ["NOTHING_WEIGHS", "check_labels", "check_weight", "kind_of", "places", "weight_of_classes"]
 
 NOTHING_WEIGHS = "class_weight times sample_weight is zero for every image to train on"
+
+
+_KINDS = dict.fromkeys("USOT", "text") | dict.fromkeys("mM", "dates")  # by what their dtypes are; else numbers
+
+
+def kind_of(labels: np.ndarray) -> str:
+    """What is never equal to a label of another kind."""
+    return _KINDS.get(labels.dtype.kind, "numbers")
+
+
+def places(y: np.ndarray, classes: np.ndarray, name: str = "y") -> np.ndarray:
+    """The place of each label among the sorted `classes`.
+
+    Raises
+    ------
+    ValueError
+        If a label is none of them.
+    """
+    # NumPy would compare numbers with text as text, and find "9" in its place among classes that are not sorted so.
+    known = classes if kind_of(y) == kind_of(classes) else classes[:0]
+    unseen = np.setdiff1d(y, known) if len(known) else np.unique(y)
+    if unseen.size:
+        raise ValueError(f"{name} has labels that are not among the classes {classes}: {unseen}")
+    return np.searchsorted(classes, y).astype(np.int64)
 
 
 def check_labels(y: np.ndarray) -> None:
@@ -25,8 +49,8 @@ def check_labels(y: np.ndarray) -> None:
     if y.dtype == object:
         if any(label is None or label != label for label in y):
             raise ValueError("y has missing labels (None or NaN)")
-        kinds = {type(label).__name__ for label in y}
-        if kinds != {"str"}:
+        if not all(isinstance(label, str) for label in y):
+            kinds = {type(label).__name__ for label in y}
             raise ValueError(
                 f"Unknown label type: y has dtype object and labels of type {' and '.join(sorted(kinds))}: expected "
                 "strings, or an array with a dtype of its own"

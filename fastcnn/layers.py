@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 from math import inf
 from typing import Any
 
+import numpy as np
+
 from fastcnn.engine.ops import ACTIVATIONS, SMOOTH, Op, Shape, activation, conv_geometry, pair, pool_geometry
 
 __all__ = [
@@ -161,6 +163,7 @@ class Conv2D(Layer):
     def __post_init__(self) -> None:
         for name in ("filters", "groups"):
             object.__setattr__(self, name, _count(getattr(self, name), name))
+        _python(self, bool, "use_bias")
         for name in ("kernel_size", "stride", "dilation"):
             pair(getattr(self, name), name)
         _check_activation(self.activation)
@@ -187,7 +190,16 @@ class Conv2D(Layer):
 
 
 def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
+    """Lists as tuples, whole numbers as Python's."""
+    if isinstance(value, list | tuple):
+        return tuple(_as_tuple(v) for v in value)
+    return int(value) if hasattr(value, "__index__") and not isinstance(value, bool | np.bool_) else value
+
+
+def _python(layer: Layer, kind: type, *names: str) -> None:
+    """Have Python's number where NumPy's was given."""
+    for name in names:
+        object.__setattr__(layer, name, kind(getattr(layer, name)))
 
 
 @dataclass(frozen=True)
@@ -249,6 +261,7 @@ class AvgPool2D(Layer):
 
     def __post_init__(self) -> None:
         _check_pool(self)
+        _python(self, bool, "count_include_pad")
 
     def lower(self, in_shape: Shape) -> tuple[Op, ...]:
         g = pool_geometry(in_shape, self.pool_size, self.stride, self.padding, self.count_include_pad)
@@ -345,6 +358,7 @@ class Dense(Layer):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", _count(self.units, "units"))
+        _python(self, bool, "use_bias")
         _check_activation(self.activation)
 
     def param_shapes(self, in_shape: Shape) -> dict[str, Shape]:
@@ -381,6 +395,7 @@ class Dropout(Layer):
     def __post_init__(self) -> None:
         if not 0 <= self.rate < 1:
             raise ValueError(f"rate must be in [0, 1), got {self.rate!r}")
+        _python(self, float, "rate")
 
     def lower(self, in_shape: Shape) -> tuple[Op, ...]:
         return (Op("dropout", in_shape, in_shape, rate=float(self.rate)),)
@@ -408,6 +423,7 @@ class SpatialDropout(Layer):
     def __post_init__(self) -> None:
         if not 0 <= self.rate < 1:
             raise ValueError(f"rate must be in [0, 1), got {self.rate!r}")
+        _python(self, float, "rate")
 
     def lower(self, in_shape: Shape) -> tuple[Op, ...]:
         if len(in_shape) != 3:
@@ -444,6 +460,7 @@ class BatchNorm(Layer):
             raise ValueError(f"momentum must be in [0, 1], got {self.momentum!r}")
         if not 0 < self.epsilon < inf:
             raise ValueError(f"epsilon must be positive and finite, got {self.epsilon!r}")
+        _python(self, float, "momentum", "epsilon")
 
     def param_shapes(self, in_shape: Shape) -> dict[str, Shape]:
         c = (in_shape[-1],)
@@ -490,6 +507,7 @@ class ELU(Layer):
     def __post_init__(self) -> None:
         if not 0 < self.alpha < inf:
             raise ValueError(f"alpha must be positive and finite, got {self.alpha!r}")
+        _python(self, float, "alpha")
 
     def lower(self, in_shape: Shape) -> tuple[Op, ...]:
         return _activation_ops("elu", in_shape, self.alpha)
@@ -514,6 +532,7 @@ class LeakyReLU(Layer):
     def __post_init__(self) -> None:
         if not 0 < self.alpha < inf:
             raise ValueError(f"alpha must be positive and finite, got {self.alpha!r}")
+        _python(self, float, "alpha")
 
     def lower(self, in_shape: Shape) -> tuple[Op, ...]:
         return _activation_ops("leaky_relu", in_shape, self.alpha)

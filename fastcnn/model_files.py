@@ -101,6 +101,11 @@ class ModelFiles:
             A network with more parameters is refused, before memory is allocated for it; so is one whose layers make
             more values of an image than that, or than 2**26.
 
+        Returns
+        -------
+        CNNClassifier
+            Fitted.
+
         Raises
         ------
         OSError
@@ -158,7 +163,7 @@ class ModelFiles:
         Raises
         ------
         ImportError
-            Without the package onnx (``pip install fastcnn[onnx]``).
+            Without the package onnx (``pip install onnx``).
         ValueError
             If `opset` or `input_dtype` is not one of these.
         TypeError
@@ -186,10 +191,19 @@ class ModelFiles:
         becomes the classifier's; images here are (n, H, W, C) in any case. Classes are 0, 1, ... unless `to_onnx`
         wrote the file.
 
+        Parameters
+        ----------
+        path : path-like
+
+        Returns
+        -------
+        CNNClassifier
+            Fitted.
+
         Raises
         ------
         ImportError
-            Without the package onnx (``pip install fastcnn[onnx]``).
+            Without the package onnx (``pip install onnx``).
         OSError
             If the file cannot be read.
         ValueError
@@ -230,6 +244,11 @@ class ModelFiles:
         **parameters
             Other parameters of the classifier.
 
+        Returns
+        -------
+        CNNClassifier
+            Fitted.
+
         Raises
         ------
         ValueError
@@ -257,8 +276,17 @@ class ModelFiles:
         weights : sequence of array
             ``model.get_weights()``, of a model that ends in logits or in a dense layer with softmax. Those of a
             `DepthwiseConv2D` go to ``Conv2D(..., groups=C)``.
-        layers, image_shape, classes, offset, scale, **parameters
+        layers : sequence of layers
+        image_shape : (H, W, C)
+        classes : array-like of shape (n_classes,) or None, default=None
+        offset, scale : float or array-like of shape (C,), default=0 and 1
+        **parameters
             As for `from_torch_state_dict`.
+
+        Returns
+        -------
+        CNNClassifier
+            Fitted.
 
         Raises
         ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -88,10 +89,16 @@ class ImageScaler(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
         ImageScaler
             This transformer, fitted.
         """
-        rows = row_contiguous(self._check_images(X, reset=True))
-        self.channel_offset_, self.channel_scale_ = fit_scaling(
-            self.scale, rows, self.image_shape_, np.arange(len(rows))
+        fitted = copy(self)  # which `self` becomes if nothing fails
+        rows = row_contiguous(fitted._check_images(X, reset=True))
+        fitted.channel_offset_, fitted.channel_scale_ = fit_scaling(
+            self.scale, rows, fitted.image_shape_, np.arange(len(rows))
         )
+        # scikit-learn's set_output makes frames of tables; there are none of images.
+        fitted.__dict__.pop("_sklearn_auto_wrap_output_keys", None)
+        if (X if hasattr(X, "ndim") else np.asarray(X)).ndim > 2:
+            fitted._sklearn_auto_wrap_output_keys = set()
+        self.__dict__ = fitted.__dict__
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -275,7 +282,9 @@ class ImageReshaper(TransformerMixin, ImageEstimator):
         ImageReshaper
             This transformer, fitted.
         """
-        self._check_images(X, reset=True)
+        fitted = copy(self)  # which `self` becomes if nothing fails
+        fitted._check_images(X, reset=True)
+        self.__dict__ = fitted.__dict__
         return self
 
     def transform(self, X: Any) -> np.ndarray:

@@ -487,6 +487,7 @@ def test_wrong_parameters_change_nothing(parameters, message, few):
     [
         np.array([f"digit {i}" for i in range(10)]),
         np.array([f"digit {i}" for i in range(10)], dtype=object),
+        np.array([np.str_(f"digit {i}") for i in range(10)] + [None], dtype=object)[:-1],
         np.arange(10) / 1.0 - 4,
         np.arange(10) - 5,
     ],
@@ -616,6 +617,18 @@ def test_scoring(scoring, few, digits):
     assert clf.validation_scores_[-1] == pytest.approx(expected, rel=1e-4)
 
 
+def test_scoring_that_takes_no_weights(few, digits):
+    def balanced(clf, X, y):
+        return np.mean(clf.predict(X) == y)
+
+    weight = np.ones(len(digits[3]))
+    clf = small(scoring=balanced, max_iter=1).fit(*few, X_val=digits[1], y_val=digits[3])
+    before = clf.network_
+    with pytest.raises(ValueError, match=r"have weights, which scoring must take: .*'sample_weight'"):
+        clf.fit(*few, X_val=digits[1], y_val=digits[3], sample_weight_val=weight)
+    assert clf.network_ is before
+
+
 def test_scoring_with_weights(few, digits):
     weight = np.arange(len(digits[3])) + 1.0
     scores = []
@@ -630,6 +643,17 @@ def test_scoring_with_weights(few, digits):
 def test_validation_data_come_together(name, few):
     with pytest.raises(ValueError, match=f"{name} was given: X_val and y_val are needed together"):
         small().fit(*few, **{name: few[0]})
+
+
+def test_numbers_as_text_are_other_labels():
+    """With so many classes NumPy would look for them as text, and find them in the wrong place."""
+    X, y = np.random.default_rng(0).integers(0, 256, (150, 4, 4), np.uint8), np.arange(150) % 50
+    clf = small(max_iter=1)
+    with pytest.raises(ValueError, match="y has labels that are not among the classes"):
+        clf.fit(X, y, X_val=X, y_val=y.astype(str))
+    clf.fit(X, y)
+    with pytest.raises(ValueError, match="y has labels that are not among the classes"):
+        clf.partial_fit(X, y.astype(str))
 
 
 def test_unseen_validation_label(few):

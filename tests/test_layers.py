@@ -164,6 +164,17 @@ def test_sizes_are_pythons_integers():
     assert conv == Conv2D(8, groups=2) and dense == Dense(3)
 
 
+def test_numpys_numbers_become_pythons():
+    layers = [
+        Conv2D(np.int64(8), np.int32(3), (np.int8(1), 1), ((np.int64(1), 1), (0, 0)), use_bias=np.False_),
+        MaxPool2D(np.int64(2), np.int64(2)), AvgPool2D(2, count_include_pad=np.True_), AdaptiveMaxPool2D(np.int64(2)),
+        BatchNorm(np.float32(0.5), np.float32(0.5)), Dropout(np.float32(0.25)), SpatialDropout(np.float32(0.25)),
+        ELU(np.float32(0.5)), LeakyReLU(np.float32(0.5)), Dense(np.int16(3), use_bias=np.True_),
+    ]  # fmt: skip
+    described = json.loads(json.dumps([to_dict(layer) for layer in layers]))
+    assert [from_dict(values) for values in described] == layers
+
+
 def test_adaptive_pooling_takes_images_only():
     with pytest.raises(ValueError, match=r"takes images \(H, W, C\), got an input of shape \(5,\)"):
         AdaptiveMaxPool2D().output_shape((5,))

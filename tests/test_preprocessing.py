@@ -85,6 +85,26 @@ def test_data_frames():
         scaler.transform(frame[list("dcba")])
 
 
+def test_images_do_not_become_frames(colour):
+    scaler = ImageScaler().set_output(transform="pandas")
+    assert scaler.fit_transform(colour).shape == scaler.transform(colour).shape == (20, 5, 4, 3)
+    rows = colour.reshape(20, -1)
+    assert isinstance(scaler.fit(rows).transform(rows), pd.DataFrame)
+
+
+@pytest.mark.parametrize("transformer", [ImageScaler(image_shape=(5, 4, 3)), ImageReshaper((5, 4, 3))])
+def test_what_cannot_be_fitted_changes_nothing(transformer, colour):
+    transformer = clone(transformer)
+    with pytest.raises(ValueError, match="59 features"):
+        transformer.fit(np.zeros((2, 59)))
+    with pytest.raises(NotFittedError):
+        transformer.transform(colour)
+    expected = transformer.fit_transform(colour)
+    with pytest.raises(ValueError, match="image_shape"):
+        transformer.fit(np.zeros((2, 4, 5, 3)))
+    np.testing.assert_array_equal(transformer.transform(colour), expected)
+
+
 def test_flatten_and_reshape_are_each_other_s_inverse(colour):
     flattener, reshaper = ImageFlattener().fit(colour), ImageReshaper((5, 4, 3)).fit(colour)
     rows = flattener.transform(colour)

@@ -11,7 +11,7 @@ import numpy as np
 from fastcnn.distributed.rounds import Images
 from fastcnn.image_estimator import ImageEstimator
 from fastcnn.images import ImageShape, measure_scaling, row_contiguous
-from fastcnn.labels import check_labels
+from fastcnn.labels import check_labels, kind_of, places
 
 __all__ = [
     "ChunkFacts",
@@ -24,8 +24,6 @@ __all__ = [
     "merged_labels",
     "split",
 ]
-
-_KINDS = dict.fromkeys("USOT", "text") | dict.fromkeys("mM", "dates")  # of labels, by their dtypes'; else numbers
 
 
 def is_dask_array(X: Any) -> bool:
@@ -145,10 +143,10 @@ def load_chunk(number: int, x: Any, y: Any, weight: Any, image_shape: ImageShape
 
 def as_labels(y: np.ndarray, classes: np.ndarray, number: int, name: str = "y") -> np.ndarray:
     """Places in `classes`; ValueError with the chunk's number where a label is none of them."""
-    unseen = np.setdiff1d(y, classes)
-    if unseen.size:
-        raise ValueError(f"chunk {number}: {name} has labels that are not among the classes {classes}: {unseen}")
-    return np.searchsorted(classes, y).astype(np.int64)
+    try:
+        return places(y, classes, name)
+    except ValueError as error:
+        raise ValueError(f"chunk {number}: {error}") from error
 
 
 class _Checks(ImageEstimator):
@@ -192,7 +190,7 @@ def merged_labels(numbers: Sequence[int], facts: Sequence[ChunkFacts]) -> tuple[
     """
     kinds: dict[str, int] = {}
     for number, fact in zip(numbers, facts, strict=True):
-        kinds.setdefault(_KINDS.get(fact.labels.dtype.kind, "numbers"), number)
+        kinds.setdefault(kind_of(fact.labels), number)
     if len(kinds) > 1:
         raise ValueError("y has " + " and ".join(f"{kind} in chunk {number}" for kind, number in kinds.items()))
     labels, place = np.unique(np.concatenate([fact.labels for fact in facts]), return_inverse=True)

@@ -315,9 +315,12 @@ class DaskCNNClassifier(CNNClassifier):
             return super()._check_validation(X_val, y_val, sample_weight_val)
         if self.scoring not in (None, "loss"):
             raise ValueError(f"scoring={self.scoring!r} needs X_val in memory: a dask array is scored chunk by chunk")
-        found = self._look_at(X_val, y_val, sample_weight_val)
-        for number, fact in zip(found.numbers, found.facts, strict=True):
-            as_labels(fact.labels, self.classes_, number, "y_val")
+        try:
+            found = self._look_at(X_val, y_val, sample_weight_val)
+            for number, fact in zip(found.numbers, found.facts, strict=True):
+                as_labels(fact.labels, self.classes_, number, "y_val")
+        except ValueError as error:
+            raise ValueError(f"validation data: {error}") from error
         return found
 
     def _compared(self, images: Any) -> tuple[np.ndarray | None, ...]:

@@ -54,7 +54,7 @@ def find_client(client: Any) -> Any:
         import dask.array  # noqa: F401
         from distributed import default_client
     except ImportError as error:
-        raise ImportError("training on a cluster needs Dask: pip install fastcnn[dask]") from error
+        raise ImportError("training on a cluster needs Dask: pip install 'dask[array,distributed]'") from error
     if client is not None:
         return client
     try:

@@ -99,7 +99,13 @@ class Plan:
         return float(losses.sum(dtype=np.float64)), int(np.count_nonzero(output.argmax(axis=1) == labels))
 
     def describe(self) -> str:
-        """What was fused, which kernel runs each step, and the bytes of every buffer, as text."""
+        """What was fused, which kernel runs each step, and the bytes of every buffer.
+
+        Returns
+        -------
+        str
+            A line for each step and for each buffer.
+        """
         lines = [f"plan: {self.mode}, batch {self.batch}", ""]
         for title, steps in (("forward", self.forward_steps), ("backward", self.backward_steps)):
             if steps:

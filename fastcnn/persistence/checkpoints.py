@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fastcnn.persistence.files import StrPath, remove_partial
+from fastcnn.persistence.files import StrPath, remove_partial, target_of
 from fastcnn.persistence.labels import labels_to_json
 from fastcnn.persistence.models import SavedModel, read_model, write_model
 from fastcnn.persistence.safetensors import shown
@@ -87,7 +87,7 @@ class Checkpoint:
         epochs, params = start
         self._data["start"] = {"epochs": epochs, "digest": None if params is None else _digest(params)}
         self.seed, any_seed = seed, parameters.get("random_state") is None
-        self.path = Path(os.path.realpath(path))
+        self.path = target_of(path)
         if self.path.is_dir():
             named = [self._parameters, self._data, labels_to_json(classes), None if any_seed else seed]
             digest = blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=16)

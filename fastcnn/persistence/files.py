@@ -11,15 +11,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["StrPath", "remove_partial", "replacing"]
+__all__ = ["StrPath", "remove_partial", "replacing", "target_of"]
 
 StrPath = str | os.PathLike[str]
+
+
+def target_of(path: StrPath) -> Path:
+    """Where a file of that name is, or would be.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the path ends like that of a folder, and there is none.
+    """
+    target, named = Path(os.path.realpath(path)), os.fspath(path)
+    if named.endswith(tuple(filter(None, (os.sep, os.altsep)))) and not target.is_dir():
+        raise FileNotFoundError(f"{named}: no such folder")
+    return target
 
 
 @contextmanager
 def replacing(path: StrPath) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` when it is complete and on the disk."""
-    target = Path(os.path.realpath(path))
+    target = target_of(path)
     if target.exists() and not (target.is_file() or target.is_dir()):  # a folder is refused by the system
         raise OSError(f"{os.fspath(path)}: a device or a pipe, which a file would replace")
     partial = target.with_name(f"{_hidden(target)}{uuid.uuid4().hex}")

@@ -3,7 +3,7 @@
 Scaling, mirrored and moved images and the softmax are part of the graph. ONNX has channels first: images are transposed
 on their way in, and back where they are flattened, so that dense weights stay as they are. Numbers are float32.
 
-The package `onnx` is needed: ``pip install fastcnn[onnx]``.
+The package `onnx` is needed: ``pip install onnx``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def import_onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise ImportError("ONNX files need the package onnx: pip install fastcnn[onnx]") from error
+        raise ImportError("ONNX files need the package onnx: pip install onnx") from error
     return onnx
 
 

@@ -120,6 +120,9 @@ class _Reader:
     def __init__(self, onnx: Any, model: Any) -> None:
         self.onnx, self.model, self.graph = onnx, model, model.graph
         self.constants = {tensor.name: self._array(tensor) for tensor in self.graph.initializer}
+        for node in self.graph.node:
+            if node.op_type == "Constant":
+                self.constants[node.output[0]] = self._constant_of(node)
         self.values: dict[str, _Value] = {}
         self.results: list[_Value] = []
 
@@ -127,6 +130,16 @@ class _Reader:
         if tensor.data_location == self.onnx.TensorProto.EXTERNAL:
             raise ValueError(f"{tensor.name} is in another file; put all tensors into one")
         return np.asarray(self.onnx.numpy_helper.to_array(tensor))
+
+    def _constant_of(self, node: Any) -> np.ndarray:
+        (attribute,) = node.attribute
+        value = self.onnx.helper.get_attribute_value(attribute)
+        if attribute.name == "value":
+            return self._array(value)
+        kind = {"value_int": np.int64, "value_float": np.float32}.get(attribute.name.removesuffix("s"))
+        if kind is None:
+            raise ValueError(f"the operator Constant ({node.name or node.output[0]}) with {attribute.name}")
+        return np.asarray(value, kind)
 
     def read(self) -> SavedModel:
         self._input()
@@ -145,24 +158,31 @@ class _Reader:
         sizes = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim][1:]
         if len(sizes) != 3 or min(sizes) < 1 or prod(sizes) > _MAX_VALUES:
             raise ValueError(f"the input {inputs[0].name} must have 4 axes and sizes known but for the first's")
-        # Channels are last where the first thing that happens to the images' axes is that they come first.
-        fixed = set(self.constants)
-        last = False
-        for node in self.graph.node:
-            if fixed.issuperset(node.input):
-                fixed.update(node.output)
-            elif node.op_type in ("Transpose", "Conv", "MaxPool", "AveragePool", "Flatten"):
-                last = node.op_type == "Transpose"
-                break
-        h, w, c = sizes if last else (*sizes[1:], sizes[0])
+        h, w, c = sizes if (last := self._channels_are_last(sizes)) else (*sizes[1:], sizes[0])
         self.image_shape = (h, w, c)
         self.values[inputs[0].name] = _Value((h, w, c), last, np.ones(c), np.zeros(c))
 
+    def _channels_are_last(self, sizes: Sequence[int]) -> bool:
+        """Of the input: the first thing that happens to the images' axes tells."""
+        fixed = set(self.constants)
+        for node in self.graph.node:
+            if fixed.issuperset(node.input):
+                fixed.update(node.output)
+            elif node.op_type == "Transpose":  # channels come first
+                return True
+            elif node.op_type in ("Conv", "MaxPool", "AveragePool"):
+                return False
+            elif node.op_type in ("Flatten", "Reshape"):
+                to = self.constants.get(node.input[1], np.empty(0)) if node.op_type == "Reshape" else np.empty(0)
+                if to.size == 4:  # a Transpose in another form, where there is one channel
+                    return to[1:].tolist() == [sizes[2], *sizes[:2]] != list(sizes)
+                return sizes[2] < sizes[0]  # an image is larger than its channels are many
+        return False
+
     def _node(self, node: Any) -> None:
-        attributes = {a.name: self.onnx.helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Constant":
-            self.constants[node.output[0]] = self._array(attributes["value"])
             return
+        attributes = {a.name: self.onnx.helper.get_attribute_value(a) for a in node.attribute}
         found = [self.values.get(name, self.constants.get(name)) for name in node.input]
         if not any(isinstance(value, _Value) for value in found):
             self._of_constants(node, found, attributes)
@@ -320,6 +340,13 @@ def _flatten(found: _Found, attributes: _Attributes) -> _Value:
 def _reshape(found: _Found, attributes: _Attributes) -> _Value:
     x, shape = found[0], _constant(found, 1, "the shape").tolist()
     size = prod(x.shape)
+    if len(shape) == 4 and len(x.shape) == 3 and shape[0] <= 1:
+        h, w, c = x.shape
+        orders = {True: [h, w, c], False: [c, h, w]}  # by whether channels are last
+        if shape[1:] == orders[x.channels_last]:
+            return x
+        if shape[1:] == orders[not x.channels_last] and 1 in (c, h * w):  # no value moves
+            return replace(x, channels_last=not x.channels_last)
     if len(shape) != 2 or shape[1] not in (-1, size) or (shape[0] > 1):
         raise ValueError(f"to {shape}, which is not one vector for each image")
     return _flattened(x) if len(x.shape) == 3 else x

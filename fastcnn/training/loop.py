@@ -19,7 +19,7 @@ __all__ = ["EpochPart", "History", "Pause", "Progress", "Step", "TrainedBatch", 
 
 _TICK = 0.1  # seconds between two calls of on_batch_end
 
-Reason = Literal["max_iter", "tol", "callback", "interrupted", "diverged"]
+Reason = Literal["max_iter", "tol", "callback", "interrupted", "diverged", "error"]
 Params = dict[str, np.ndarray]
 
 
@@ -51,7 +51,7 @@ class History:
         Samples that updates were made with.
     reason : str
         Why the last call ended: "max_iter"; "tol" (no improvement); "callback"; "interrupted"
-        (KeyboardInterrupt); "diverged" (a loss or parameter that is not finite).
+        (KeyboardInterrupt); "diverged" (a loss or parameter that is not finite); "error" (any other exception).
     """
 
     loss_curve: list[float] = field(default_factory=list)
@@ -315,6 +315,9 @@ def train(
                 break
     except KeyboardInterrupt:
         history.reason = "interrupted"
+    except BaseException:
+        history.reason = "error"
+        raise
     finally:
         if history.reason == "diverged" or not _is_finite(network):
             network.load_params(good)

@@ -114,12 +114,17 @@ class Optimizer(ABC):
         Raises
         ------
         ValueError
-            If it is bound already (two networks would mix their moments) or `n_decay` exceeds `n_params`.
+            If it is bound already (two networks would mix their moments), `n_decay` exceeds `n_params`, or `dtype` is
+            too coarse for a setting.
         """
         if self._shape is not None:
             raise ValueError(f"this {type(self).__name__} belongs to another network: make a new one for each")
         if not 0 <= n_decay <= n_params:
             raise ValueError(f"n_decay must be between 0 and n_params={n_params}, got {n_decay}")
+        for name in {"beta_1", "beta_2", "epsilon"} & self.settings.keys():
+            value = getattr(self, name)
+            if np.dtype(dtype).type(value) == (0 if name == "epsilon" else 1):
+                raise ValueError(f"{name}={value} cannot be told from {'0' if name == 'epsilon' else '1'} in {dtype}")
         self._shape, self._dtype, self._n_decay = (int(n_params),), np.dtype(dtype), int(n_decay)
         self._matrices = tuple(matrices)
         self._state = {name: place(np.zeros(n_params, dtype)) for name in self._vectors}
@@ -171,7 +176,13 @@ class Optimizer(ABC):
         return {name: getattr(self, name) for name in signature(type(self)).parameters}
 
     def unbound(self) -> Self:
-        """One with the same settings, for another network."""
+        """One with the same settings, for another network.
+
+        Returns
+        -------
+        Optimizer
+            Of this class.
+        """
         other = copy(self)
         other.t, other._shape, other._dtype, other._n_decay = 0, None, None, 0
         other._matrices, other._state, other._squares, other._scratch = (), {}, np.zeros(1), None

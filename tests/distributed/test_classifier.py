@@ -361,7 +361,8 @@ def test_a_chunk_that_cannot_be_used_is_named(client, digits):
     texts = da.concatenate([da.from_array(y[:30]), da.from_delayed(dask.delayed(y[30:].astype(str)), (30,), y.dtype)])
     with pytest.raises(ValueError, match="y has numbers in chunk 0 and text in chunk 1"):
         before.fit(chunked(X, 30, 30), texts)
-    with pytest.raises(ValueError, match=r"chunk 1: y_val has labels that are not among the classes .*\[77\]"):
+    message = r"^validation data: chunk 1: y_val has labels that are not among the classes .*\[77\]"
+    with pytest.raises(ValueError, match=message):
         before.fit(chunked(X), y, X_val=chunked(X, 30, 30), y_val=np.where(np.arange(60) == 40, 77, y))
     with pytest.raises(ValueError, match="sample_weight is zero for every image"):
         before.fit(chunked(X, 30, 30), y, np.zeros(60))
@@ -400,7 +401,7 @@ def test_what_is_missing_is_said(digits, monkeypatch):
     with pytest.raises(ValueError, match="there is no Dask client"):
         new().fit(chunked(X), y)
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ImportError, match=r"pip install fastcnn\[dask\]"):
+    with pytest.raises(ImportError, match=r"pip install 'dask\[array,distributed\]'"):
         new().fit(X, y)
 
 

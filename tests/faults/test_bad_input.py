@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse
 from sklearn.exceptions import ConvergenceWarning
@@ -87,6 +88,11 @@ IMAGES = {
         lambda: np.array([*X, None], object)[:-1],
         ValueError,
         r"X is a vector of 40 arrays, expected one array: np.stack\(X\)",
+    ),
+    "a column of arrays": (
+        lambda: pd.Series(list(X))[1:],
+        ValueError,
+        r"X is a vector of 39 arrays, expected one array: np.stack\(X\)",
     ),
 }
 
@@ -245,6 +251,16 @@ def test_validation_images_of_another_shape():
         ValueError, match=r"^validation data: y has labels that are not among the classes \[0 1 2\]: \[3\]"
     ):
         small().fit(X, y, X_val=X, y_val=y + 1)
+
+
+@pytest.mark.parametrize("scale", [None, "standardize", "unit"])
+def test_validation_images_that_scaling_makes_infinite(scale):
+    huge = X.astype(np.float64)
+    huge[3, 2, 2] = 1e300
+    with pytest.raises(ValueError, match=r"^validation data: X has values up to 1e\+300, too large for float32"):
+        small(scale=scale).fit(X, y, X_val=huge, y_val=y)
+    huge[3, 2, 2] = 300
+    small(scale=scale).fit(X, y, X_val=huge, y_val=y)
 
 
 def test_images_that_may_not_be_written(tmp_path, fitted):

@@ -93,6 +93,9 @@ def test_line_chart():
     assert first[0][1] < first[1][1] < first[2][1] and first[1][1] < second[0][1] < first[2][1]
     assert "Loss &amp; more" in chart and "a&lt;b from 3 to 1" in chart and "a<b" not in chart
     assert "<polyline" in line_chart("flat", [Line("a", [2.0], "x")], 1)
+    nothing = Line("unknown", [float("nan")] * 2, "y")
+    assert line_chart("none", [nothing], 2) == ""
+    assert line_chart("one", [Line("a", [2.0], "x"), nothing], 2) == line_chart("one", [Line("a", [2.0], "x")], 2)
 
 
 # ------------------------------------------------------------------------------------------------------------- evidence

@@ -101,3 +101,9 @@ def test_who_may_read_it_stays(tmp_path):
     with replacing(path) as file:
         file.write(b"new")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_name_of_a_folder_does_not_become_a_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"runs/: no such folder"), replacing(f"{tmp_path}/runs/"):
+        pass
+    assert not list(tmp_path.iterdir())

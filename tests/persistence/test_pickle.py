@@ -30,9 +30,15 @@ def through_joblib(clf, tmp_path):
     return joblib.load(tmp_path / "model.joblib")
 
 
+def mapped_from_a_file(clf, tmp_path):
+    joblib.dump(clf, tmp_path / "mapped.joblib")
+    return joblib.load(tmp_path / "mapped.joblib", mmap_mode="r")
+
+
 WAYS = {
     **{f"pickle {p}": lambda clf, _, p=p: pickle.loads(pickle.dumps(clf, p)) for p in range(2, 6)},
     "joblib": through_joblib,
+    "joblib, mapped": mapped_from_a_file,
     "cloudpickle": lambda clf, _: cloudpickle.loads(cloudpickle.dumps(clf)),
     "deepcopy": lambda clf, _: copy.deepcopy(clf),
 }

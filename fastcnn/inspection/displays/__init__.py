@@ -1,7 +1,7 @@
 """Pictures of a network and of what it does, as scikit-learn's Display classes.
 
 Each keeps what is drawn; `plot` draws it, and can be called again with other axes. They need matplotlib
-(``pip install fastcnn[plot]``), which is imported when something is drawn.
+(``pip install matplotlib``), which is imported when something is drawn.
 """
 
 from fastcnn.inspection.displays.curves import LearningCurvesDisplay

@@ -17,7 +17,7 @@ def pyplot() -> Any:
     try:
         from matplotlib import pyplot as plt
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install fastcnn[plot]") from error
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
     return plt
 
 

@@ -23,7 +23,10 @@ class Line(NamedTuple):
 
 
 def line_chart(title: str, lines: Sequence[Line], epochs: int, mark: int | None = None) -> str:
-    """`lines` over the epochs 1 to `epochs`; `mark`: an epoch with a line of its own."""
+    """`lines` over the epochs 1 to `epochs`; `mark`: an epoch with a line of its own. "" if no value is known."""
+    lines = [line for line in lines if _known(line)]
+    if not lines:
+        return ""
     values = [value for line in lines for value in _known(line)]
     ticks = _ticks(min(values), max(values))
     low, high = min(ticks[0], *values), max(ticks[-1], *values)
