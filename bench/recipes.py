@@ -56,6 +56,7 @@ class FastCNN:
     def __init__(self, clf: CNNClassifier) -> None:
         self.clf = clf
         self.mode = ""
+        self.tried: dict[str, Any] = {}  # modes: seconds of a step, or why they do not run
 
     def prepare(self, X: np.ndarray, y: np.ndarray, rest: int) -> None:
         """Compile what is to be compiled, on a batch or so of images."""
@@ -91,7 +92,8 @@ class _Epochs:
         self._pass_on()
 
     def on_fit_end(self, history: Any) -> None:
-        self._pass_on()
+        if history.reason not in ("error", "interrupted"):  # else the checkpoint may not be written
+            self._pass_on()
 
     def _pass_on(self) -> None:
         ended, self.ended = self.ended, None
@@ -111,16 +113,19 @@ def trainer_of(side: str, clf: CNNClassifier) -> Any:
 class Turns:
     """The seconds of epochs, each of which begins with a line of input and ends with a line of output.
 
-    `file` keeps them for the next process of the same run.
+    `file` keeps them for the next process of the same run, which is another part of it; `part`: what is known of this
+    one.
     """
 
-    def __init__(self, out: TextIO, epochs: int, file: Path | None) -> None:
+    def __init__(self, out: TextIO, epochs: int, file: Path | None, part: dict[str, Any]) -> None:
         self.out, self.epochs, self.file = out, epochs, file
         self.seconds: list[float] = []
-        self.parts, self.before = 1, 0.0
+        self.parts, self.before = [part], 0.0
         if file is not None and file.exists():
             kept = json.loads(file.read_text())
-            self.seconds, self.parts, self.before = kept["seconds"], kept["parts"] + 1, kept["fit_seconds"]
+            self.seconds, self.parts, self.before = kept["seconds"], [*kept["parts"], part], kept["fit_seconds"]
+            if any(earlier["cpu"] != part["cpu"] for earlier in self.parts):
+                raise SystemExit(f"{file}: of another processor")
         self.start = time.perf_counter()
 
     @property
@@ -137,11 +142,13 @@ class Turns:
 
     def at_end_of(self, epoch: int, seconds: float) -> None:
         if epoch != len(self.seconds) + 1:
-            raise SystemExit(f"epoch {epoch} has ended, but {len(self.seconds)} are known")
+            raise SystemExit(f"epoch {epoch} has ended, {len(self.seconds)} are known: {self.file} must be removed")
         self.seconds.append(seconds)
         if self.file is not None:
             kept = {"seconds": self.seconds, "parts": self.parts, "fit_seconds": self.fit_seconds}
-            self.file.write_text(json.dumps(kept))
+            new = self.file.with_suffix(".new")
+            new.write_text(json.dumps(kept))
+            new.replace(self.file)
         if epoch < self.epochs:  # after the last one comes the result
             print(json.dumps(seconds), file=self.out)
             self.wait()
@@ -157,14 +164,14 @@ def work(recipe: str, side: str, epochs: int, seed: int, split: bool, keep: Path
     start = time.perf_counter()
     trainer.prepare(X[some], y[some], len(X) % clf.batch_size)
     prepare_seconds = time.perf_counter() - start
-    turns = Turns(out, epochs, None if keep is None else keep / f"{side}.json")
+    part = {"mode": trainer.mode, "versions": versions("fastcnn", "numpy", "numba", "torch")}
+    turns = Turns(out, epochs, None if keep is None else keep / f"{side}.json", part | {"cpu": cpu_name()})
     about = {
         "prepare_seconds": prepare_seconds,
         "parameters": trainer.n_params,
-        "mode": trainer.mode,
-        "versions": versions("fastcnn", "numpy", "numba", "torch"),
+        "tried": trainer.tried,
         "parts": turns.parts,
-    }
+    } | part
     print(json.dumps(about | {"done": len(turns.seconds)}), file=out)
     turns.wait()
     trainer.fit(X, y, epochs, turns.at_end_of, None if keep is None else keep / side)
@@ -194,7 +201,8 @@ def run(
                 print(f"epoch {epoch + 1}/{epochs}, {side}: {answer[side]:.1f} s", file=sys.stderr)
     for process in processes.values():
         process.close()
-    return {side: processes[side].about | answer[side] | {"turns": len(sides) > 1} for side in sides}
+    together = f"{time.time():.0f}" if len(sides) > 1 else ""  # tells runs that took turns with each other
+    return {side: processes[side].about | answer[side] | {"turns": together} for side in sides}
 
 
 def compile_seconds(recipe: str) -> float:
@@ -236,7 +244,7 @@ def main() -> None:
         for asked in args.epochs:
             epochs = asked or RECIPES[recipe]().max_iter
             for seed in args.seeds:
-                of_run = f"{recipe}-{epochs}-{seed}{'-split' * args.split}"
+                of_run = "-".join([recipe, str(epochs), str(seed), *["split"] * args.split, *args.sides])
                 keep = None if args.keep is None else args.keep.absolute() / of_run
                 for side, result in run(recipe, args.sides, epochs, seed, args.split, keep).items():
                     key = dict(zip(KEYS, (recipe, side, epochs, seed, args.split, cpu), strict=True))

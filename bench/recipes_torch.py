@@ -29,7 +29,7 @@ from fastcnn.training.schedules import make_schedule
 from fastcnn.training.views import View, views_of
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-MODES = [f"{way}-{layout}" for layout in LAYOUTS for way in ("eager", "compiled")]
+MODES = [f"{way}-{layout}" for layout in LAYOUTS for way in ("eager", "inplace", "compiled")]  # inplace: ReLU, eager
 # The first losses must be fastcnn's before anything is timed. What the two round differently grows with each step of
 # Muon at its full rate: float32 and float64 differ by 0.1 % in the third.
 CHECKED = (1e-5, 1e-3, 1e-2)
@@ -61,6 +61,7 @@ class Torch:
         torch.set_flush_denormal(True)
         torch.set_num_threads(usable_cores())
         self.mode = ""
+        self.tried: dict[str, Any] = {}  # modes: seconds of a step, or why they do not run
         self.rate = 0.0  # of the steps that are compared
         self.step: Any = None
         self.optimizers: list[Any] = []
@@ -82,16 +83,18 @@ class Torch:
         self._scale_by(X)
         images, labels = self._images(X)[:m], torch.from_numpy(y[:m].astype(np.int64))
         expected = self._losses(mine, images, labels)
-        seconds = {}
+        seconds: dict[str, float] = {}
         for mode in MODES:
             try:
                 step = self._step(mode)
                 self._check(step, expected, images, labels)
                 trial = [self._seconds(step, images, labels) for _ in range(TRIAL)]
-                seconds[mode] = statistics.median(trial[TRIAL // 3 :])
+                self.tried[mode] = seconds[mode] = statistics.median(trial[TRIAL // 3 :])
             except Exception as error:  # a mode that does not run, or computes something else, is left out
-                print(f"{mode}: {type(error).__name__}: {error}", file=sys.stderr)
-        print({mode: f"{1e3 * s:.1f} ms" for mode, s in seconds.items()}, file=sys.stderr)
+                self.tried[mode] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        print(self.tried, file=sys.stderr)
+        if not seconds:
+            raise RuntimeError(f"PyTorch runs in none of its modes: {self.tried}")
         self.mode = min(seconds, key=seconds.__getitem__)
         self.step = self._step(self.mode)
         for size in (m, rest) if rest else (m,):
@@ -143,6 +146,9 @@ class Torch:
         torch.compiler.reset()
         self.net.load_state_dict(self.start)
         net = self.net.to(memory_format=self.memory_format).train()
+        for module in net.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = way == "inplace"
         called = torch.compile(net, dynamic=False, fullgraph=True) if way == "compiled" else net
         clf = self.clf
         weights = [p for p in net.parameters() if p.ndim > 1]

@@ -22,7 +22,8 @@ and without the options that choose a part it gives all of them but for three th
 of the recipes (`--sides fastcnn torch`), shorter recipes (`--epochs`), and other rounds of the cluster (`--sync-every`,
 `--block-momentum`). The raw numbers are in `bench/results`. Written by `python -m bench.report`. A spread is the lower
 and the upper quartile. "Incomplete" below: not all of what was asked was measured there yet; as a rule
-there are fewer than three seeds or, beside PyTorch, fewer than three that took turns with it.
+there are fewer than three seeds or, beside PyTorch, fewer than three that took turns with it. Tables were measured at
+different times, and the code has changed since: what today's code does, only a new run tells.
 """
 
 
@@ -92,9 +93,29 @@ def peers(r: dict[str, Any]) -> list[str]:
             rows.append(row)
         head = ["network, batch", "fastcnn, images/s", *(x for n in found for x in (f"{NAMES[n]}, images/s", "times"))]
         lines += ["", f"### {title}", "", *table(head, rows)] if rows else []
+    lines += _slow_graphs(cells)
     if busy:
         lines += ["", f"† Other processes kept more than {BUSY:.0%} of the machine busy: do not trust it."]
     return lines
+
+
+def _slow_graphs(cells: list[dict[str, Any]]) -> list[str]:
+    """What is odd about Keras on TensorFlow's own executor."""
+    best, other = [], []
+    for c in cells:
+        rates = c.get("screening", {}).get("keras", {}) if c["what"] == "train" else {}
+        if len(rates) == 2 and max(rates, key=rates.__getitem__) == "graph":
+            best.append(statistics.median(c["ratios"]["keras"]))
+        elif len(rates) == 2:
+            other.append(1e3 * c["batch"] / rates["graph"])
+    if not (best and other):
+        return []
+    return [
+        "",
+        f"In {len(best)} training cells Keras was faster as a graph than by XLA, and fastcnn "
+        f"{statistics.geometric_mean(best):.2f} times as fast as it (geometric mean). In the others a step as a graph "
+        f"took {min(other):.0f} to {max(other):.0f} ms, whatever the batch: why, and what Keras could do, is not known.",
+    ]
 
 
 def estimators(r: dict[str, Any]) -> list[str]:
@@ -252,6 +273,8 @@ def coldstart(r: dict[str, Any]) -> list[str]:
     ]
     if ratios := r.get("ratio_first_fit_to_import_torch"):
         lines += ["", f"First fit, cache full / `import torch`: {middle(ratios)}."]
+    if ratios := r.get("ratio_first_fit_process_to_import_torch_process"):
+        lines[-1] += f" Of the whole processes, imports included: {middle(ratios)}."
     return lines
 
 

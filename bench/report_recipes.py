@@ -72,10 +72,27 @@ def compile_seconds(r: dict[str, Any], group: Group) -> float:
     return r["compile_seconds"].get(group.cpu, {}).get(group.recipe, nan)
 
 
-def ratios(mine: Group, other: Group) -> list[float]:
-    """How many times as long the other side took, seed by seed."""
-    seconds = {run["seed"]: run["fit_seconds"] for run in mine.runs}
-    return [run["fit_seconds"] / seconds[run["seed"]] for run in other.runs if run["seed"] in seconds]
+def pairs(mine: Group | None, other: Group | None) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Runs of both sides with the same seed."""
+    by_seed = {run["seed"]: run for run in mine.runs} if mine else {}
+    return [(by_seed[run["seed"]], run) for run in (other.runs if other else []) if run["seed"] in by_seed]
+
+
+def ratio(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """How many times as long as `a` the run `b` took."""
+    return b["fit_seconds"] / a["fit_seconds"]
+
+
+def in_turns(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether they took turns with each other; else the machine may have changed in between."""
+    return bool(a.get("turns")) and a["turns"] == b.get("turns")
+
+
+def times_as_long(found: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    """The median, and between what the pairs' ratios are."""
+    all_of_them = [ratio(*pair) for pair in found]
+    spread = f" ({min(all_of_them):.2f} to {max(all_of_them):.2f})" if len(all_of_them) > 1 else ""
+    return f"{statistics.median(all_of_them):.2f}{spread}"
 
 
 def _seeds(n: int) -> str:
@@ -120,12 +137,12 @@ def _goals_of(r: dict[str, Any], cpu: str, recipe: str) -> Iterator[tuple[str, s
     else:
         yield what, asked, "-", None, False
     what = f"recipe `{recipe}` in PyTorch: time, times ours; the same accuracy within the seeds' spread{on}"
-    if mine and torch:
-        times = statistics.median(ratios(mine, torch))
+    if mine and torch and (found := pairs(mine, torch)):
+        times = statistics.median(ratio(*pair) for pair in found)
         same = abs(mine.accuracy - torch.accuracy) <= seeds_spread(r, recipe)
-        measured = f"{times:.2f}; {torch.accuracy:.2%}, ours {mine.accuracy:.2%}"
-        in_turns = sum(bool(run.get("turns")) for run in torch.runs)  # else the machine may have changed in between
-        yield what, f"{TIMES_TORCH:.0f}", measured, times >= TIMES_TORCH and same, in_turns >= SEEDS
+        measured = f"{times_as_long(found)}; {torch.accuracy:.2%}, ours {mine.accuracy:.2%}"
+        enough = sum(in_turns(*pair) for pair in found) >= SEEDS
+        yield what, f"{TIMES_TORCH:.0f}", measured, times >= TIMES_TORCH and same, enough
     else:
         yield what, f"{TIMES_TORCH:.0f}", "-", None, False
 
@@ -154,10 +171,11 @@ def lines(r: dict[str, Any], about: list[str]) -> list[str]:
         compiling = "-" if isnan(added) else f"{added:.1f}"
         mine = of_recipe(r, g.cpu, g.recipe, "fastcnn", g.epochs)
         usual = RECIPES[g.recipe]().max_iter
-        times = f"{statistics.median(ratios(mine, g)):.2f}" if g.side != "fastcnn" and mine and ratios(mine, g) else ""
-        if times and all(run.get("turns") for run in g.runs):
+        found_pairs = pairs(mine, g) if g.side != "fastcnn" else []
+        times = times_as_long(found_pairs) if found_pairs else ""
+        if found_pairs and all(in_turns(*pair) for pair in found_pairs):
             times += ", in turns"
-        if any(run.get("parts", 1) > 1 for run in g.runs):
+        if any(len(run.get("parts", [])) > 1 for run in g.runs):
             times = f"{times}, in parts".removeprefix(", ")
         modes = ", ".join(sorted({run["mode"] for run in g.runs}))
         fit = f"**{statistics.median(g.seconds):.0f}** ({min(g.seconds):.0f} to {max(g.seconds):.0f})"

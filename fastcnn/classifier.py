@@ -769,7 +769,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             values = (None, None, None) if images is None else self._compared(images)
             arrays |= dict(zip((f"X{after}", f"y{after}", f"sample_weight{after}"), values, strict=True))
         start = (self._history.n_iter, self.network_.params if goes_on else None)
-        return Checkpoint(self.checkpoint, self.get_params(deep=False), self.classes_, arrays, seed, start)
+        known = (self.get_params(deep=False), self.classes_, self.image_shape_, arrays, seed, start)
+        return Checkpoint(self.checkpoint, *known)
 
     def _compared(self, images: Any) -> tuple[np.ndarray | None, ...]:
         """The arrays by which a checkpoint knows images, labels and weights."""
@@ -792,9 +793,11 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         if held_out is None or getattr(held_out, "weight", None) is None or not callable(self.scoring):
             return
         try:
-            signature(self.scoring).bind(self, held_out.rows, held_out.labels, sample_weight=held_out.weight)
-        except ValueError:  # nobody knows what it takes
+            takes = signature(self.scoring)
+        except Exception:  # nobody knows what it takes
             return
+        try:
+            takes.bind(self, held_out.rows, held_out.labels, sample_weight=held_out.weight)
         except TypeError as error:
             raise ValueError(f"the images to validate with have weights, which scoring must take: {error}") from error
 
@@ -805,13 +808,17 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             return
         limit = float(np.finfo(self.dtype).max)
         for part in chunks(len(rows)):
-            pixels = rows[part].reshape(-1, self.image_shape_[2])
-            ends = np.array([pixels.min(axis=0), pixels.max(axis=0)], np.float64)
-            with np.errstate(over="ignore"):
-                largest = np.abs((ends - self.channel_offset_) / self.channel_scale_).max()
-            if not largest <= limit:
-                most = np.abs(ends).max()
+            # At most so much in any channel; only where that is too much do the channels count.
+            most = max(abs(float(rows[part].min())), abs(float(rows[part].max())))
+            if (most + float(np.abs(self.channel_offset_).max())) / float(np.abs(self.channel_scale_).min()) <= limit:
+                continue
+            if not self._scaled(rows[part].reshape(-1, self.image_shape_[2])).max() <= limit:
                 raise ValueError(f"validation data: X has values up to {most:.3g}, too large for {self.dtype}, scaled")
+
+    def _scaled(self, pixels: np.ndarray) -> np.ndarray:
+        """How large they are for the network."""
+        with np.errstate(over="ignore"):
+            return np.abs((pixels.astype(np.float64) - self.channel_offset_) / self.channel_scale_)
 
     # --------------------------------------------------------------------- what training works with
 

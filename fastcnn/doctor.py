@@ -151,7 +151,7 @@ def _cuda() -> str:
     try:
         from fastcnn.kernels.cuda import driver
     except ImportError as error:
-        return f"not installed ({' '.join(str(error).split())[:100]})"
+        return f"not installed ({' '.join(str(error).split())[:200]})"
     if reason := driver.why_unavailable():
         return f"not usable: {reason}"
     start = perf_counter()

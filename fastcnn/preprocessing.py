@@ -101,6 +101,27 @@ class ImageScaler(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
         self.__dict__ = fitted.__dict__
         return self
 
+    def set_output(self, *, transform: str | None = None) -> Self:
+        """Choose what `transform` gives for tables; images stay arrays.
+
+        Parameters
+        ----------
+        transform : {"default", "pandas", "polars"} or None, default=None
+            None: as it was.
+
+        Returns
+        -------
+        ImageScaler
+            This transformer.
+        """
+        of_images = self.__dict__.pop("_sklearn_auto_wrap_output_keys", None)
+        try:
+            super().set_output(transform=transform)
+        finally:
+            if of_images is not None:
+                self._sklearn_auto_wrap_output_keys = of_images
+        return self
+
     def transform(self, X: Any) -> np.ndarray:
         """Scale images.
 
@@ -194,7 +215,9 @@ class ImageFlattener(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
         ImageFlattener
             This transformer, fitted.
         """
-        self._check_images(X, reset=True)
+        fitted = copy(self)  # which `self` becomes if nothing fails
+        fitted._check_images(X, reset=True)
+        self.__dict__ = fitted.__dict__
         return self
 
     def transform(self, X: Any) -> np.ndarray:

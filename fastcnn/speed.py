@@ -9,7 +9,7 @@ import argparse
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from math import inf
+from math import inf, prod
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
-_BATCHES = 4
+_BATCHES, _BYTES = 32, 1 << 26  # of images to train on, at most; a few for images that are large
+_PREDICTED = 4  # batches
 _FEWEST = 5  # times that each figure comes from
 _RATE = 1e-9  # the learning rate: parameters stay what they are, whatever is learnt from noise
 
 
 def bench(args: argparse.Namespace) -> int:
     """Print the times of training steps, of predictions, and of the prediction for one image."""
-    from fastcnn.doctor import cpu_model
     from fastcnn.inspection.summary import shape_text
-    from fastcnn.kernels.cpu.runtime import max_threads
 
     if args.model and args.recipe:
         args.fail("--recipe is for a new network, MODEL has its own")
     clf, shape, classes = _classifier(args)
-    n = max(_BATCHES * clf.batch_size, len(classes))
+    batches = min(_BATCHES, max(_PREDICTED, _BYTES // (clf.batch_size * prod(shape))))
+    n = max(batches * clf.batch_size, len(classes))
     X = np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
     y = classes[np.arange(n) % len(classes)]
     step = _training_step(clf, X, y)
@@ -47,17 +47,17 @@ def bench(args: argparse.Namespace) -> int:
     ready = perf_counter() - start
     if not args.model:
         clf.fit(X, y)
+    n = _PREDICTED * clf.batch_size
     name = Path(args.model).name if args.model else args.recipe or "default"
-    threads = min(args.threads or max_threads(), max_threads())
     say(
         "network",
         f"{name}: {clf.network_.n_params:,} parameters, {len(classes)} classes, images of {shape_text(shape)}",
     )
-    say("machine", f"{cpu_model()}, {count(threads, 'thread')}")
+    say("machine", _machine(clf.network_.device, args.threads))
     say("first step", f"after {ready:.2f} s, with kernels that were compiled, or found compiled")
     seconds = _times(step, args.seconds)
     say("training", f"{_speed(clf.batch_size, seconds)}, {_ms(seconds)} for a mini-batch of {clf.batch_size}")
-    seconds = _times(lambda: clf.predict_proba(X), args.seconds)
+    seconds = _times(lambda: clf.predict_proba(X[:n]), args.seconds)
     say("prediction", f"{_speed(n, seconds)}, {n:,} of them in {_ms(seconds)}")
     say("one image", _ms(_times(lambda: clf.predict_proba(X[:1]), args.seconds)))
     return 0
@@ -70,6 +70,7 @@ def _classifier(args: argparse.Namespace) -> tuple[CNNClassifier, tuple[int, int
     if args.model:
         clf = fastcnn.CNNClassifier.load(args.model, args.max_parameters)
         shape, classes = clf.image_shape_, clf.classes_
+        clf.set_params(device=clf.network_.device)  # the CPU, where the model's is not to be had
     else:
         from fastcnn.recipes import RECIPES
 
@@ -85,6 +86,17 @@ def _classifier(args: argparse.Namespace) -> tuple[CNNClassifier, tuple[int, int
         random_state=0,
     )
     return clf, shape, classes
+
+
+def _machine(device: str, threads: int | None) -> str:
+    if device == "cuda":
+        from fastcnn.kernels.cuda.driver import device_names
+
+        return device_names()[0]
+    from fastcnn.doctor import cpu_model
+    from fastcnn.kernels.cpu.runtime import max_threads
+
+    return f"{cpu_model()}, {count(min(threads or max_threads(), max_threads()), 'thread')}"
 
 
 def _training_step(clf: CNNClassifier, X: np.ndarray, y: np.ndarray) -> Callable[[], None]:
@@ -113,10 +125,12 @@ def _times(call: Callable[[], Any], seconds: float) -> list[float]:
     """Of so many calls that they fill `seconds`, and of _FEWEST at least; a first one does not count."""
     call()
     found: list[float] = []
-    while len(found) < _FEWEST or sum(found) < seconds:
+    left = seconds
+    while len(found) < _FEWEST or left > 0:
         start = perf_counter()
         call()
         found.append(perf_counter() - start)
+        left -= found[-1]
     return found
 
 
@@ -126,5 +140,6 @@ def _speed(images: int, seconds: list[float]) -> str:
 
 def _ms(seconds: list[float]) -> str:
     """The median, and the quartiles."""
-    low, _, high = (f"{1e3 * q:.3g}" for q in quantiles(seconds, n=4))
-    return f"{1e3 * median(seconds):.3g} ms ({low} to {high})"
+    low, _, high = quantiles(seconds, n=4)
+    middle, low, high = (f"{float(f'{1e3 * value:.3g}'):,g}" for value in (median(seconds), low, high))
+    return f"{middle} ms ({low} to {high})"

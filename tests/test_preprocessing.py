@@ -88,7 +88,8 @@ def test_data_frames():
 def test_images_do_not_become_frames(colour):
     scaler = ImageScaler().set_output(transform="pandas")
     assert scaler.fit_transform(colour).shape == scaler.transform(colour).shape == (20, 5, 4, 3)
-    rows = colour.reshape(20, -1)
+    assert scaler.set_output(transform="polars").transform(colour).shape == (20, 5, 4, 3)
+    rows, scaler = colour.reshape(20, -1), scaler.set_output(transform="pandas")
     assert isinstance(scaler.fit(rows).transform(rows), pd.DataFrame)
 
 

@@ -38,6 +38,7 @@ class Look(NamedTuple):
     scale: str | None
     limit: float  # see `fit_scaling`
     digest: bool  # whether a checkpoint will want to know the data again
+    ends: bool = False  # whether the smallest and the largest values are asked for
 
 
 class ChunkFacts(NamedTuple):
@@ -51,6 +52,7 @@ class ChunkFacts(NamedTuple):
     scaling: tuple[np.ndarray, np.ndarray] | None  # `measure_scaling`; None of no images
     is_uint8: bool
     digests: tuple[bytes, ...]  # of images, labels, weights; empty ones where nobody asks
+    ends: np.ndarray | None = None  # (2, C): smallest and largest of each channel, if they were asked for
 
 
 class Found(NamedTuple):
@@ -127,8 +129,12 @@ def inspect_chunk(number: int, x: Any, y: Any, weight: Any, look: Look) -> Chunk
             scaling = measure_scaling(look.scale, rows, look.image_shape, np.arange(len(rows)), weight, look.limit)
         except ValueError as error:
             raise ValueError(f"chunk {number}: {error}") from error
+    ends = None
+    if look.ends and rows.dtype != np.uint8:
+        pixels = rows.reshape(-1, look.image_shape[2])
+        ends = np.array([pixels.min(axis=0), pixels.max(axis=0)], np.float64)
     return ChunkFacts(
-        len(rows), labels, counts, heaviest, float(weights.sum()), scaling, rows.dtype == np.uint8, digests
+        len(rows), labels, counts, heaviest, float(weights.sum()), scaling, rows.dtype == np.uint8, digests, ends
     )
 
 

@@ -62,7 +62,7 @@ class DaskCNNClassifier(CNNClassifier):
 
     n_partitions : int or None, default=None
         How many partitions train side by side. None: each chunk is one. Otherwise neighbouring chunks are dealt out
-        to so many, which train on one of theirs at a time: no more than two chunks of each partition are in memory,
+        to so many, which train on one of theirs at a time: no more than four chunks of each partition are in memory,
         unless X was persisted.
 
     checkpoint_every : int or None, default=None
@@ -223,12 +223,12 @@ class DaskCNNClassifier(CNNClassifier):
             check_weight("class_weight times sample_weight", most, counts.sum(), self.dtype)
         return data
 
-    def _look_at(self, X: Any, y: Any, sample_weight: Any) -> _Chunks:
+    def _look_at(self, X: Any, y: Any, sample_weight: Any, ends: bool = False) -> _Chunks:
         """Have each chunk checked; empty ones are left out."""
         import dask
 
         client, name = find_client(self.client), uuid.uuid4().hex
-        look = Look(self.image_shape_, self.scale, float(np.finfo(self.dtype).max), self.checkpoint is not None)
+        look = Look(self.image_shape_, self.scale, float(np.finfo(self.dtype).max), self.checkpoint is not None, ends)
         blocks = split(X, y, sample_weight)
         looks = [
             dask.delayed(inspect_chunk)(number, *block, look, dask_key_name=f"fastcnn-inspect-{number}-{name}")
@@ -316,12 +316,21 @@ class DaskCNNClassifier(CNNClassifier):
         if self.scoring not in (None, "loss"):
             raise ValueError(f"scoring={self.scoring!r} needs X_val in memory: a dask array is scored chunk by chunk")
         try:
-            found = self._look_at(X_val, y_val, sample_weight_val)
+            found = self._look_at(X_val, y_val, sample_weight_val, ends=True)
             for number, fact in zip(found.numbers, found.facts, strict=True):
                 as_labels(fact.labels, self.classes_, number, "y_val")
         except ValueError as error:
             raise ValueError(f"validation data: {error}") from error
         return found
+
+    def _check_range(self, held_out: Any) -> None:
+        if not isinstance(held_out, _Chunks):
+            super()._check_range(held_out)
+            return
+        for number, fact in zip(held_out.numbers, held_out.facts, strict=True):
+            if fact.ends is not None and not self._scaled(fact.ends).max() <= float(np.finfo(self.dtype).max):
+                values = f"values up to {np.abs(fact.ends).max():.3g}, too large for {self.dtype}, scaled"
+                raise ValueError(f"validation data: chunk {number}: X has {values}")
 
     def _compared(self, images: Any) -> tuple[np.ndarray | None, ...]:
         if isinstance(images, _Images):
@@ -442,7 +451,7 @@ class DaskCNNClassifier(CNNClassifier):
     def _predictor(self) -> SavedModel:
         """What a worker makes a classifier of that predicts: parameters as they are now, no moments."""
         saved = self._to_save()
-        saved.parameters = {name: getattr(self, name) for name in ("tta", "scoring", "n_jobs", "device")}
+        saved.parameters = {name: getattr(self, name) for name in ("tta", "scoring", "n_jobs", "device", "precision")}
         saved.params = {name: value.copy() for name, value in saved.params.items()}
         return saved
 

@@ -302,7 +302,7 @@ class Rounds:
         return self._client.submit(average_parts, *parts, key=self._key("fastcnn-average"))
 
     def _hold(self, one: Round) -> None:
-        """Have the chunks of this turn and of the next one in the cluster's memory, and no others."""
+        """Have the chunks of this turn and of the next one in the cluster's memory; those of rounds under way stay."""
         wanted = dict.fromkeys([*one.chunks, *one.soon])
         self._held = {chunk: future for chunk, future in self._held.items() if chunk in wanted}
         missing = [chunk for chunk in wanted if chunk not in self._held]

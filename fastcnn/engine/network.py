@@ -593,6 +593,8 @@ class Network:
         bytes_at_once = _GPU_PART_BYTES if self.device == "cuda" else _PART_BYTES
         values = max((prod(group.in_shape) + prod(group.out_shape) for group in self._inference_groups), default=1)
         self._part = max(_LEAST_PART, bytes_at_once // (values * self.dtype.itemsize))
+        if self.device == "cuda":
+            self._part = min(self._part, self._largest_part)
 
     def _make_groups(self, mode: str) -> tuple[Group, ...]:
         if not self.fuse:

@@ -49,6 +49,7 @@ class Checkpoint:
     parameters : mapping
         Of the estimator.
     classes : array (n_classes,)
+    image_shape : (H, W, C)
     data : mapping of str to array or None
         What is fitted, by name.
     seed : int
@@ -78,18 +79,20 @@ class Checkpoint:
         path: StrPath,
         parameters: Mapping[str, Any],
         classes: np.ndarray,
+        image_shape: tuple[int, ...],
         data: Mapping[str, np.ndarray | None],
         seed: int,
         start: tuple[int, Params | None] = (0, None),
     ) -> None:
         self._parameters = _comparable(parameters)
         self._data: dict[str, Any] = {name: None if a is None else fingerprint(a) for name, a in data.items()}
+        self._image_shape = tuple(image_shape)  # the same rows may be images of two shapes
         epochs, params = start
         self._data["start"] = {"epochs": epochs, "digest": None if params is None else _digest(params)}
         self.seed, any_seed = seed, parameters.get("random_state") is None
         self.path = target_of(path)
         if self.path.is_dir():
-            named = [self._parameters, self._data, labels_to_json(classes), None if any_seed else seed]
+            named = [self._parameters, self._data, labels_to_json(classes), image_shape, None if any_seed else seed]
             digest = blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=16)
             self.path /= f"{digest.hexdigest()}.safetensors"
         elif not self.path.parent.is_dir():
@@ -112,6 +115,8 @@ class Checkpoint:
         differences = list(_parameter_differences(run.parameters, self._parameters))
         if saved.classes.tolist() != classes.tolist():
             differences.append(f"the classes were {shown(saved.classes.tolist())} and are {shown(classes.tolist())}")
+        if tuple(saved.image_shape) != self._image_shape:
+            differences.append(f"images were {saved.image_shape} and are {self._image_shape}")
         differences += _data_differences(run.data, self._data)
         if differences:
             raise self._refusal(differences)

@@ -13,6 +13,7 @@ __all__ = ["labels_from_json", "labels_to_json"]
 
 _NAMES = {"bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "object", "str", "bytes"}
 _NAMES |= {"uint8", "uint16", "uint32", "uint64", *DATES}
+_MOST_LETTERS = 1 << 24
 _PLAIN = (bool, int, float, str, bytes)
 
 
@@ -41,6 +42,9 @@ def labels_from_json(stored: Mapping[str, Any]) -> np.ndarray:
         raise ValueError("classes must be numbers, booleans, strings, bytes or dates, at least one")
     if name in ("str", "bytes") and not all(type(value).__name__ == name for value in values):
         raise ValueError(f"classes of dtype {name} must be {name}")
+    # An array has room for the longest in each place.
+    if name in ("str", "bytes") and len(values) * max(map(len, values)) > _MOST_LETTERS:
+        raise ValueError(f"{len(values)} classes with names of up to {max(map(len, values))} letters are too large")
     if name in DATES:
         classes = np.array(values, np.int64).astype(name)
     else:

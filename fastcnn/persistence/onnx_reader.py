@@ -43,6 +43,9 @@ _Found = Sequence[Any]  # a node's inputs: values, arrays, or None where one is 
 _Attributes = Mapping[str, Any]
 
 _MAX_VALUES = 1 << 26  # for each image, anywhere in the network
+_CHANNELS_FIRST = {
+    "Conv", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "BatchNormalization", "ReduceMean"
+}  # fmt: skip
 _MAX_CLASSES = 4096  # of a network without a last dense layer, which gets one
 
 
@@ -170,13 +173,13 @@ class _Reader:
                 fixed.update(node.output)
             elif node.op_type == "Transpose":  # channels come first
                 return True
-            elif node.op_type in ("Conv", "MaxPool", "AveragePool"):
+            elif node.op_type in _CHANNELS_FIRST:
                 return False
             elif node.op_type in ("Flatten", "Reshape"):
                 to = self.constants.get(node.input[1], np.empty(0)) if node.op_type == "Reshape" else np.empty(0)
                 if to.size == 4:  # a Transpose in another form, where there is one channel
                     return to[1:].tolist() == [sizes[2], *sizes[:2]] != list(sizes)
-                return sizes[2] < sizes[0]  # an image is larger than its channels are many
+                return sizes[2] in (1, 3, 4) and sizes[0] not in (1, 3, 4)  # as many channels as images have
         return False
 
     def _node(self, node: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from bench.recipes import FastCNN, Turns
 from fastcnn import CNNClassifier
+from fastcnn.persistence import Checkpoint
 
 
 def small():
@@ -23,14 +24,16 @@ def test_training_goes_on(tmp_path, monkeypatch, after):
     whole.fit(X, y, 3, lambda epoch, seconds: None)
 
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n" * (after - 1)))
-    first, file = Turns(io.StringIO(), 3, tmp_path / "turns.json"), tmp_path / "kept"
+    first, file = Turns(io.StringIO(), 3, tmp_path / "turns.json", {"cpu": "a"}), tmp_path / "kept"
     with pytest.raises(SystemExit, match="nobody asks any more"):
         small().fit(X, y, 3, first.at_end_of, file)
-    assert len(first.seconds) == after and first.parts == 1
+    assert len(first.seconds) == after
+    with pytest.raises(SystemExit, match="of another processor"):
+        Turns(io.StringIO(), 3, tmp_path / "turns.json", {"cpu": "b"})
 
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n" * 3))
-    second, answers = Turns(out := io.StringIO(), 3, tmp_path / "turns.json"), small()
-    assert second.seconds == first.seconds and second.parts == 2
+    second, answers = Turns(out := io.StringIO(), 3, tmp_path / "turns.json", {"cpu": "a", "mode": "eager"}), small()
+    assert second.seconds == first.seconds and second.parts == [{"cpu": "a"}, {"cpu": "a", "mode": "eager"}]
     answers.fit(X, y, 3, second.at_end_of, file)
     assert [json.loads(line) for line in out.getvalue().splitlines()] == second.seconds[after:2]
     assert second.seconds[:after] == first.seconds and len(second.seconds) == 3
@@ -50,6 +53,19 @@ def test_a_finished_run_only_predicts(tmp_path):
 
 
 def test_an_epoch_that_is_not_known(tmp_path):
-    turns = Turns(io.StringIO(), 3, tmp_path / "turns.json")
-    with pytest.raises(SystemExit, match="epoch 2 has ended, but 0 are known"):
+    turns = Turns(io.StringIO(), 3, tmp_path / "turns.json", {"cpu": "a"})
+    with pytest.raises(SystemExit, match=r"epoch 2 has ended, 0 are known: .*turns.json must be removed"):
         turns.at_end_of(2, 1.0)
+
+
+def test_an_epoch_without_a_checkpoint_did_not_happen(tmp_path):
+    rng, ended = np.random.default_rng(0), []
+    X, y = rng.integers(0, 256, (48, 8, 8), np.uint8), np.arange(48) % 3
+
+    def full(self, *args):
+        raise OSError("disk full")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(Checkpoint, "save", full)
+        small().fit(X, y, 2, lambda epoch, seconds: ended.append(epoch), tmp_path / "kept")
+    assert not ended

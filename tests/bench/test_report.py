@@ -119,7 +119,8 @@ def recipe_run(recipe, side, seed, accuracy, seconds, epochs=None):
 )
 def test_recipes(tmp_path, accuracy, seconds, torch, verdicts):
     runs = [recipe_run("fast", "fastcnn", seed, accuracy + seed / 1e3, seconds) for seed in (-1, 0, 1)]
-    runs += [recipe_run("fast", "torch", seed, torch[0], torch[1]) | {"turns": True} for seed in (-1, 0, 1)]
+    runs += [recipe_run("fast", "torch", seed, torch[0], torch[1]) for seed in (-1, 0, 1)]
+    runs = [run | {"turns": f"of seed {run['seed']}"} for run in runs]
     runs += [recipe_run("fast", "fastcnn", 0, 0.925, 30.0, epochs=2)]
     runs += [recipe_run("balanced", "fastcnn", 0, 0.95, 60.0)]
     runs[-1] |= {"split": True}  # says nothing of test images
@@ -127,9 +128,13 @@ def test_recipes(tmp_path, accuracy, seconds, torch, verdicts):
     whats = ("recipe `fast`: test accuracy", "recipe `fast`: training time", "recipe `fast` in PyTorch")
     assert tuple(verdict(lines, what) for what in whats) == verdicts
     assert verdict(lines, "recipe `balanced`: test accuracy") == "not measured"
-    alone = [run | {"turns": False} for run in runs]  # one side after the other: the machine may have changed
-    found = verdict(report(tmp_path, recipes={"runs": alone, "compile_seconds": {}}), whats[2])
-    assert found == ("reached so far; incomplete" if verdicts[2] == "reached" else verdicts[2])
+    # One side after the other, or each with another one: the machine may have changed in between.
+    for turns in (lambda run: False, lambda run: run["side"]):
+        alone = [run | {"turns": turns(run)} for run in runs]
+        found = verdict(report(tmp_path, recipes={"runs": alone, "compile_seconds": {}}), whats[2])
+        assert found == ("reached so far; incomplete" if verdicts[2] == "reached" else verdicts[2])
+    row = f"| {torch[1] / seconds:.2f} ({torch[1] / seconds:.2f} to {torch[1] / seconds:.2f}), in turns |"
+    assert any(line.endswith(row) for line in lines)
     of = "| a processor |"
     (short, whole) = [line for line in lines if line.startswith(f"{of} `fast` | fastcnn |")]
     assert "| 2, not 10 | **0.9250** |" in short and f"| 10 | **{accuracy:.4f}** |" in whole
@@ -152,6 +157,13 @@ def test_recipes_on_two_processors(tmp_path):
     assert "(another) | 3 | 3.00; 93.95%, ours 94.10% | reached so far; incomplete |" in second
     (row,) = [line for line in lines if line.startswith("| another | `fast` | PyTorch |")]
     assert row.endswith("| 3.00, in turns |")
+    without = [run for run in runs if (run["cpu"], run["side"]) != ("another", "fastcnn")]
+    lines = report(tmp_path, recipes={"runs": without, "compile_seconds": {}})  # nothing to set PyTorch beside
+    (row,) = [line for line in lines if line.startswith("| another | `fast` | PyTorch |")]
+    assert row.endswith("|  |")
+    parts = [run | {"parts": [{}, {}]} if run["cpu"] == "another" else run for run in runs]
+    lines = report(tmp_path, recipes={"runs": parts, "compile_seconds": {}})
+    assert any(line.endswith("| 3.00, in turns, in parts |") for line in lines)
 
 
 def test_features(tmp_path):

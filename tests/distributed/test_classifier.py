@@ -58,6 +58,14 @@ def test_one_partition_has_the_bits_of_one_machine(client, digits, sync_every, p
     np.testing.assert_array_equal(here.predict_proba(X), there.predict_proba(chunked(X, 100, 50)))
 
 
+def test_states_that_are_sent_again_change_nothing(client, digits, monkeypatch):
+    X, y = chunked(digits[0][:120], 60, 60), digits[1][:120]
+    parameters = {"max_iter": 3, "sync_every": 2, "block_momentum": 0.5, "ema_decay": 0.9}
+    usual = new(**parameters).fit(X, y)
+    monkeypatch.setattr(cluster, "AFRESH", 2)
+    assert_same_bits(usual, new(**parameters).fit(X, y))
+
+
 def test_partitions_decide_not_workers(client, threads, digits):
     X, y = chunked(digits[0][:240], 100, 60, 80), digits[1][:240]
     parameters = {"sync_every": 2, "batch_norm": True}
@@ -74,7 +82,7 @@ def test_empty_chunks_count_for_nothing(client, digits):
     weight = np.where(np.arange(150) < 50, 0.0, 1.0)  # one chunk that weighs nothing
     full = new(sync_every=2).fit(chunked(X, 50, 100), y, weight)
     with_empty = new(sync_every=2).fit(chunked(X, 0, 50, 0, 100), chunked(y, 0, 50, 0, 100), weight)
-    np.testing.assert_allclose(full.loss_curve_, with_empty.loss_curve_, rtol=0.2)  # chunks have other random numbers
+    assert_same_bits(full, with_empty)
     np.testing.assert_array_equal(full.channel_scale_, with_empty.channel_scale_)
     assert full.t_ == with_empty.t_ == 300
 
@@ -367,6 +375,9 @@ def test_a_chunk_that_cannot_be_used_is_named(client, digits):
     with pytest.raises(ValueError, match="sample_weight is zero for every image"):
         before.fit(chunked(X, 30, 30), y, np.zeros(60))
     huge = X.astype(np.float64)
+    huge[40] = 1e100
+    with pytest.raises(ValueError, match=r"^validation data: chunk 1: X has values up to 1e\+100, too large for"):
+        before.fit(chunked(X, 30, 30), y, X_val=chunked(huge, 30, 30), y_val=y)
     huge[40] = 1e39
     with pytest.raises(ValueError, match=r"chunk 1: X has values up to 1e\+39, too large for the network's dtype"):
         clone(before).set_params(scale=None).fit(chunked(huge, 30, 30), y)

@@ -209,7 +209,7 @@ def test_saliency_of_what_is_predicted():
     np.testing.assert_array_equal(net.maps["gradient"], display.maps["gradient"])
     with pytest.raises(ValueError, match="unknown method 'magic'"):
         SaliencyDisplay.from_estimator(clf, X[:1], method="magic")
-    with pytest.raises(ValueError, match="'bottom' is none of the classes"):
+    with pytest.raises(ValueError, match=r"target has labels that are not among the classes .*'bottom'"):
         SaliencyDisplay.from_estimator(clf, X[:1], target="bottom")
 
 

@@ -88,6 +88,9 @@ def test_numba_may_have_been_told_what_to_compile_for(monkeypatch):
     """NUMBA_CPU_NAME=generic: vectors that the host has do not exist in what is compiled."""
     monkeypatch.setattr(config, "CPU_FEATURES", "")
     assert host_isa().name == "portable"
+    monkeypatch.setattr(config, "CPU_FEATURES", "+avx2,+fma,-avx512f")
+    monkeypatch.delenv("FASTCNN_ISA", raising=False)
+    assert host_isa().name == "avx2"
 
 
 def test_the_portable_tile():

@@ -379,6 +379,19 @@ def test_what_may_differ(tmp_path):
     assert_same_state(as_list, gone_on)  # the same layers, the same rows
 
 
+def test_the_same_rows_are_not_images_of_any_shape(tmp_path):
+    wide, high = X.reshape(N, 4, 9), X.reshape(N, 9, 4)
+    for place in ("run.ckpt", "a folder"):
+        (tmp_path / "a folder").mkdir(exist_ok=True)
+        new(tmp_path / place).fit(wide, Y)
+        if place == "run.ckpt":
+            with pytest.raises(ValueError, match=r"another fit: images were \(4, 9, 1\) and are \(9, 4, 1\)"):
+                new(tmp_path / place).fit(high, Y)
+        else:
+            assert_same_state(new(tmp_path / place).fit(high, Y), new().fit(high, Y))
+            assert len(list((tmp_path / place).iterdir())) == 2
+
+
 def test_files_that_are_no_checkpoints(tmp_path):
     path = tmp_path / "run.ckpt"
     path.write_bytes(b"a photo")

@@ -492,3 +492,9 @@ def test_there_is_a_file_of_each_format():
     _, own, _ = parts((FIXTURES / f"format_{models.FORMAT_VERSION}.safetensors").read_bytes())
     assert own["format_version"] == models.FORMAT_VERSION
     assert len(list(FIXTURES.glob("format_?.safetensors"))) == models.FORMAT_VERSION
+
+
+def test_long_names_do_not_fill_the_memory():
+    values = ["a" * 100_000, *(f"b{i:04}" for i in range(5_000))]
+    with pytest.raises(ValueError, match="5001 classes with names of up to 100000 letters are too large"):
+        labels_from_json({"dtype": "str", "values": values})

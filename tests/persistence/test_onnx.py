@@ -314,6 +314,22 @@ def constant(name, **value):
     return helper.make_node("Constant", [], [name], **value)
 
 
+def test_maps_of_many_channels_are_channels_first(tmp_path):
+    for nodes, arrays in (
+        ([("Flatten", "x", "f", {}), ("MatMul", "f big", "y", {})], {"big": (96, 4)}),
+        (
+            [("GlobalAveragePool", "x", "p", {}), ("Flatten", "p", "f", {}), ("MatMul", "f small", "y", {})],
+            {"small": (12, 4)},
+        ),
+    ):
+        path = graph(tmp_path / "model.onnx", nodes, arrays, (12, 4, 2))
+        x = np.random.default_rng(2).normal(size=(5, 12, 4, 2)).astype(np.float32)
+        (y,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["y"], {"x": x})
+        clf = CNNClassifier.from_onnx(path)
+        assert clf.image_shape_ == (4, 2, 12)
+        assert_allclose(clf.predict_proba(x.transpose(0, 2, 3, 1).copy()), softmax(y), atol=1e-5)
+
+
 KERAS = {  # name: shape of the input, nodes, and how the graph is to be asked
     "dense layers": ((8, 6, 1), [("Flatten", "x", "f", {}), ("MatMul", "f k48", "y", {})]),
     "dense layers, by a constant": ((8, 6, 1), [("Reshape", "x flat", "f", {}), ("MatMul", "f k48", "y", {})]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, Self
 
 from sklearn.utils.validation import check_is_fitted
@@ -19,7 +20,12 @@ def training_scores(clf: Any) -> list[float]:
 
 def best_epoch(clf: Any) -> int | None:
     """The epoch of the best validation score, if a fitted classifier chose by it."""
-    return clf.best_iter_ if clf.early_stopping and clf.validation_scores_ else None
+    scores = clf.validation_scores_
+    if not (clf.early_stopping and scores):
+        return None
+    first = clf.n_iter_ - len(scores) + 1  # epoch that was validated
+    # `partial_fit` validates nothing, and may have the lowest loss.
+    return clf.best_iter_ if clf.best_iter_ >= first and isfinite(scores[clf.best_iter_ - first]) else None
 
 
 class LearningCurvesDisplay:

@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastcnn.inspection.displays.drawing import SEQUENTIAL, as_images, axes_grid, pyplot, show_image, tile_shape
 from fastcnn.inspection.passes import nameless
+from fastcnn.labels import places
 
 __all__ = ["ConfusionDisplay", "PredictionsDisplay", "worst_mistakes"]
 
@@ -136,14 +137,14 @@ class PredictionsDisplay:
             if y is None:
                 raise ValueError("mistakes=True needs y")
             labels = np.arange(proba.shape[1]) if classes is None else np.asarray(classes)
-            places = worst_mistakes(proba, np.searchsorted(labels, y))
-            if not len(places):
+            chosen = worst_mistakes(proba, places(np.asarray(y), labels))
+            if not len(chosen):
                 raise ValueError("there are no mistakes to show")
         else:
-            places = np.arange(len(images))
-        places = places[:max_images]
-        y = None if y is None else np.asarray(y)[places]
-        return cls(images[places], proba[places], y, classes, top).plot(ax=ax)
+            chosen = np.arange(len(images))
+        chosen = chosen[:max_images]
+        y = None if y is None else np.asarray(y)[chosen]
+        return cls(images[chosen], proba[chosen], y, classes, top).plot(ax=ax)
 
     def plot(self, ax: Any = None) -> Self:
         """Draw them.

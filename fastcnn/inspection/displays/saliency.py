@@ -11,6 +11,7 @@ from fastcnn.engine.network import Network
 from fastcnn.inspection.displays.drawing import SEQUENTIAL, as_images, as_picture, axes_grid, show_image, without_ticks
 from fastcnn.inspection.passes import checked_target, nameless, network_input, network_of
 from fastcnn.inspection.saliency import grad_cam, gradient_saliency, occlusion
+from fastcnn.labels import places
 
 __all__ = ["SaliencyDisplay"]
 
@@ -80,10 +81,7 @@ class SaliencyDisplay:
         images = as_images(X, network.input_shape)  # type: ignore[arg-type]
         classes = np.arange(network.output_shape[0]) if isinstance(estimator, Network) else estimator.classes_
         if target is not None:
-            unseen = np.setdiff1d(target, classes)
-            if unseen.size:
-                raise ValueError(f"target {unseen.tolist()[0]!r} is none of the classes {classes}")
-            target = np.searchsorted(classes, target)
+            target = places(np.asarray(target), classes, "target")
         elif not isinstance(estimator, Network):
             target = nameless(estimator).predict_proba(np.asarray(X)).argmax(axis=1)
         chosen = checked_target(target, network.forward(x))

@@ -466,7 +466,7 @@
       if (number !== state.image) return;
       const [rows, columns] = conv.output;
       const values = answer(bytes);
-      const limit = Math.max(...values.map(Math.abs)) || 1;
+      const limit = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1;
       paintImage(image, bytes);
       paint(result, columns, rows, (at) => diverging[level(values[at], limit)]);
       const span = conv.window.map((n, side) => (n - 1) * conv.dilation[side] + 1);

@@ -74,9 +74,10 @@ def softmax_cross_entropy(logits, labels, weights, smoothing, losses, dlogits):
     logits, labels, weights = as_input(logits), as_input(labels), as_input(weights)
     total = float(weights.sum(dtype=np.float64))
     kind, scale = logits.dtype.type, 1 / total if total else 0.0
-    if scale > float(np.finfo(kind).max):  # the kernel divides then
+    most = float(np.finfo(kind).max)
+    if scale > most:  # the kernel divides then
         scale = math.inf
     launch(
         _cross_entropy, logits.shape[0], 16 * logits.size, logits.reshape(-1), labels, weights, kind(smoothing),
-        kind(total), kind(scale), logits.shape[1], losses, dlogits.reshape(-1),
+        kind(min(total, most)), kind(scale), logits.shape[1], losses, dlogits.reshape(-1),
     )  # fmt: skip

@@ -37,11 +37,14 @@ class Isa(NamedTuple):
 
 def host_isa() -> Isa:
     """The widest vectors this host has. An unknown host gets 16-byte vectors, which LLVM splits where there
-    are none; so does any with the environment variable FASTCNN_ISA=portable, or where Numba was told which features to
-    compile for (NUMBA_CPU_NAME=generic, NUMBA_CPU_FEATURES).
+    are none; so does any with the environment variable FASTCNN_ISA=portable. Where Numba was told which features to
+    compile for (NUMBA_CPU_FEATURES; none with NUMBA_CPU_NAME=generic), those count.
     """
-    portable = os.environ.get("FASTCNN_ISA") == "portable" or numba.config.CPU_FEATURES is not None
-    features = {} if portable else llvm.get_host_cpu_features()
+    features = dict(llvm.get_host_cpu_features())
+    if numba.config.CPU_FEATURES is not None:
+        features = {feature[1:]: feature[0] == "+" for feature in numba.config.CPU_FEATURES.split(",") if feature}
+    if os.environ.get("FASTCNN_ISA") == "portable":
+        features = {}
     if features.get("avx512f") and features.get("avx512vl"):
         return Isa("avx512", 64, 12)
     if features.get("avx2") and features.get("fma"):

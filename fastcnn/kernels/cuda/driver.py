@@ -79,7 +79,7 @@ MOST_BLOCKS = 2 if SIMULATED else 4096
 _BRANCHES = 16  # of a graph that run at once
 _local = threading.local()  # what this thread records
 _gpu = threading.RLock()  # one thread at a time: the workspace and the stream are everybody's
-_asked = False  # for a GPU, which starts CUDA in this process
+_started = False  # whether CUDA was started in this process
 _forked = False  # from a process that had started it, so that this one cannot
 
 
@@ -129,12 +129,11 @@ def require_device() -> None:
 
 def why_unavailable() -> str | None:
     """What is missing, or None."""
-    global _asked
+    global _started
     if SIMULATED:
         return None
     if _forked:
         return "this process was forked from one that had started CUDA: start it anew (joblib's loky does, or spawn)"
-    _asked = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -143,6 +142,7 @@ def why_unavailable() -> str | None:
             count = len(cuda.gpus) if available else 0
         except Exception as failure:  # a driver may fail in many ways
             available, error, count = False, failure, 0
+    _started = _started or available
     if available and count:
         return _too_old() or _too_new() or _out_of_reach()
     if error is None:
@@ -618,7 +618,7 @@ def threads(asked: int | None) -> Iterator[int]:
 
 def _after_fork_in_child() -> None:
     global _gpu, _forked
-    _gpu, _forked = threading.RLock(), _asked  # the thread that held the lock does not exist here
+    _gpu, _forked = threading.RLock(), _started  # the thread that held the lock does not exist here
 
 
 if hasattr(os, "register_at_fork"):

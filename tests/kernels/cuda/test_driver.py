@@ -150,7 +150,7 @@ def test_a_gpu_that_the_compiler_does_not_know(monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_child_of_a_process_that_used_the_gpu(monkeypatch):
     monkeypatch.setattr(driver, "SIMULATED", False)
-    monkeypatch.setattr(driver, "_asked", True)
+    monkeypatch.setattr(driver, "_started", True)
     monkeypatch.setattr(driver, "_forked", False)
     with driver.threads(None):  # another thread of the parent may be amid a step
         driver._after_fork_in_child()
@@ -176,7 +176,7 @@ def test_a_driver_that_fails_otherwise(monkeypatch):
     assert "libcuda is broken" in driver.why_unavailable()
 
 
-def test_without_numba_cuda_the_error_names_the_extra():
+def test_without_numba_cuda_the_error_says_what_to_install():
     program = """
         import sys
         sys.modules["numba.cuda"] = None
