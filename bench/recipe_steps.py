@@ -32,7 +32,8 @@ def work(recipe: str, side: str, batches: int) -> None:
     some = np.arange(clf.batch_size * 2)
     trainer.prepare(X[some], y[some], 0)
     n = clf.batch_size * batches
-    print(json.dumps({"mode": trainer.mode, "versions": versions("fastcnn", "numpy", "numba", "torch")}), file=out)
+    about = {"mode": trainer.mode, "tried": trainer.tried}
+    print(json.dumps(about | {"versions": versions("fastcnn", "numpy", "numba", "torch")}), file=out)
     for _ in sys.stdin:
         seconds: dict[int, float] = {}
         trainer.fit(X[:n], y[:n], 2, seconds.__setitem__)

@@ -114,7 +114,7 @@ def _slow_graphs(cells: list[dict[str, Any]]) -> list[str]:
         "",
         f"In {len(best)} training cells Keras was faster as a graph than by XLA, and fastcnn "
         f"{statistics.geometric_mean(best):.2f} times as fast as it (geometric mean). In the others a step as a graph "
-        f"took {min(other):.0f} to {max(other):.0f} ms, whatever the batch; why is not known.",
+        f"took {min(other):.0f} to {max(other):.0f} ms, those of small batches too; why is not known.",
     ]
 
 

@@ -158,11 +158,11 @@ def lines(r: dict[str, Any], about: list[str]) -> list[str]:
         "60,000 training images, 2 threads; each run used the 10,000 test images once, after training. The time is "
         "that of `fit` with compiled kernels at hand; what compiling adds on a new machine is beside it. PyTorch "
         "trains the same network from the same parameters with the same settings in the fastest of its modes (compiled "
-        "or not, contiguous or channels last), whose compilation is not counted. Where it says so, the two took turns, "
-        "epoch by epoch; elsewhere one trained after the other. In parts: a run was ended between two epochs, and went "
-        "on later. With fewer epochs than the recipe's, the learning rate has a schedule for so many. In brackets the "
-        "least and the most seconds of the seeds. Runs are added over time: rows may be of different states of the "
-        "code.",
+        "or not, contiguous or channels last, ReLU in place or not), whose compilation is not counted. Where it says "
+        "so, the two took turns, epoch by epoch; elsewhere one trained after the other. In parts: a run was ended "
+        "between two epochs, and went on later. With fewer epochs than the recipe's, the learning rate has a schedule "
+        "for so many. In brackets the least and the most of the seeds. Runs are added over time: rows may be of "
+        "different states of the code; of November's runs up to the 28th, none had ReLU in place.",
         "",
     ]
     rows = []

@@ -21,7 +21,7 @@ for name, augment in (("as they are", None), ("shifted", [RandomShift(1)])):
     scores = np.zeros((len(seeds), len(sizes)))
     for place in np.ndindex(scores.shape):
         seed, n = seeds[place[0]], sizes[place[1]]
-        epochs = 30_000 // n  # as many steps for few images as for many
+        epochs = 30_000 // n  # few images are seen as often as many, all together
         clf = CNNClassifier(batch_size=32, max_iter=epochs, n_iter_no_change=np.inf, augment=augment, random_state=seed)
         scores[place] = clf.fit(X_train[:n], y_train[:n]).score(X_test, y_test)
     print(f"{name:<12}", *(f"{n}: {score:.3f}" for n, score in zip(sizes, scores.mean(axis=0), strict=True)))

@@ -2,7 +2,7 @@
 
 One image in thirty is an eight. A network that never says "eight" is right 97 % of the time, so accuracy says little:
 balanced accuracy, the mean of both classes' recall, is what to look at. `class_weight="balanced"` lets the eights count
-as much as all others together.
+as much as all others together, but for mini-batches in which there is none.
 """
 
 import matplotlib.pyplot as plt

@@ -46,7 +46,7 @@ clf = CNNClassifier(layers=layers, scale="unit", learning_rate_init=2e-3, random
 rng = np.random.default_rng(0)
 figure, ax = plt.subplots(figsize=(6, 2.4), layout="constrained")
 X_test, y_test = draw(2_000, rng)
-clf.partial_fit(X_test[:256], y_test[:256], classes=np.arange(10))  # Numba and the kernels are loaded
+clf.partial_fit(*draw(256, rng), classes=np.arange(10))  # Numba and the kernels are loaded
 
 limit = megabytes_in_use() + 256
 n_parts = int(limit * MEGABYTE) // (PART * SIDE * SIDE) + 2  # a part more than would fit

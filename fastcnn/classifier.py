@@ -200,7 +200,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
 
     class_weight : dict {label: weight}, "balanced" or None, default=None
         Weights of the classes in the training loss, times `sample_weight`. "balanced": ``n / (n_classes *
-        count)``.
+        count)``, whatever the images weigh.
 
     warm_start : bool, default=False
         Whether `fit` goes on from the parameters of the last `fit`, for `max_iter` more epochs, with the
@@ -265,7 +265,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         Epochs done, with those of earlier calls where training went on.
 
     best_iter_ : int
-        The epoch (from 1) with the best validation score under `early_stopping`, else with the lowest loss.
+        The epoch (from 1) with the best validation score under `early_stopping`, of those of the last call, else
+        with the lowest loss.
 
     loss_ : float
         Training loss of the last epoch; NaN if none was finished.
@@ -305,7 +306,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     Notes
     -----
     Weights of single images (`sample_weight`) are weights in the mean loss of their mini-batch: with one
-    batch for all the data, weight 2 is the image twice.
+    batch for all the data, weight 2 is the image twice. Batch normalisation and ``class_weight="balanced"`` count
+    images, not weights.
 
     A `ConvergenceWarning` says that training diverged (the last parameters that were finite are kept), or
     that with ``learning_rate="constant"`` `max_iter` was reached before `tol`; ``n_iter_no_change=np.inf``
@@ -328,6 +330,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
     channel_scale_: np.ndarray
     network_: Network
     _history: History
+    _split_seed: int | None = None  # of the images that the first of several fits set aside
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "conv_channels": [Interval(Integral, 1, None, closed="left"), "array-like"],
@@ -527,7 +530,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         if self.checkpoint is not None:
             checkpoint = trained._open_checkpoint(data, validation, seed, goes_on)
             seed = checkpoint.seed
-        index, held_out = trained._hold_out(data, validation, seed)
+        # Going on, the images that are set aside stay the same: others were trained on before.
+        trained._split_seed = self._split_seed if goes_on and self._split_seed is not None else seed
+        index, held_out = trained._hold_out(data, validation, trained._split_seed)
         trained._check_scoring(held_out)
         trained._renew_network(data, index, seed, goes_on)
         if checkpoint is not None:
@@ -789,17 +794,20 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         return np.delete(everything, held_out), _Images(data.rows[held_out], data.labels[held_out], weight)
 
     def _check_scoring(self, held_out: Any) -> None:
-        """A function of one's own that takes no weights is refused now, not when the first epoch is over."""
-        if held_out is None or getattr(held_out, "weight", None) is None or not callable(self.scoring):
+        """Scoring that takes no weights is refused now, not when the first epoch is over."""
+        if getattr(held_out, "weight", None) is None or self.scoring in (None, "loss"):
             return
+        scorer = check_scoring(self, self.scoring)
         try:
-            takes = signature(self.scoring)
+            if hasattr(scorer, "_accept_sample_weight"):  # scikit-learn's pass weights on to what may not take them
+                takes = scorer._accept_sample_weight()
+            else:
+                known = signature(scorer).parameters.values()
+                takes = any(p.name == "sample_weight" or p.kind is p.VAR_KEYWORD for p in known)
         except Exception:  # nobody knows what it takes
             return
-        try:
-            takes.bind(self, held_out.rows, held_out.labels, sample_weight=held_out.weight)
-        except TypeError as error:
-            raise ValueError(f"the images to validate with have weights, which scoring must take: {error}") from error
+        if not takes:
+            raise ValueError("there are weights of the images to validate with, and scoring takes no sample_weight")
 
     def _check_range(self, held_out: Any) -> None:
         """Scaled as training images are, those to validate with must be numbers yet: else training seems to diverge."""

@@ -436,8 +436,8 @@ class BatchNorm(Layer):
     """Batch normalisation over all but the channels (Ioffe and Szegedy 2015).
 
     ``weight`` (gamma), ``bias`` (beta), ``running_mean`` and ``running_var`` are (C,). In training the
-    batch's statistics are used and ``running = momentum * running + (1 - momentum) * batch``, except by a batch of
-    one value for each channel, which has no variance; in inference the running ones.
+    batch's statistics are used and ``running = momentum * running + (1 - momentum) * batch``, with the unbiased
+    variance, except by a batch of one value for each channel, which has none; in inference the running ones.
 
     Parameters
     ----------

@@ -45,9 +45,9 @@ def bench(args: argparse.Namespace) -> int:
     start = perf_counter()
     step()
     ready = perf_counter() - start
+    n = max(_PREDICTED * clf.batch_size, len(classes))
     if not args.model:
-        clf.fit(X, y)
-    n = _PREDICTED * clf.batch_size
+        clf.fit(X[:n], y[:n])
     name = Path(args.model).name if args.model else args.recipe or "default"
     say(
         "network",
@@ -141,5 +141,4 @@ def _speed(images: int, seconds: list[float]) -> str:
 def _ms(seconds: list[float]) -> str:
     """The median, and the quartiles."""
     low, _, high = quantiles(seconds, n=4)
-    middle, low, high = (f"{float(f'{1e3 * value:.3g}'):,g}" for value in (median(seconds), low, high))
-    return f"{middle} ms ({low} to {high})"
+    return "{} ms ({} to {})".format(*(f"{float(f'{1e3 * value:.3g}'):,g}" for value in (median(seconds), low, high)))

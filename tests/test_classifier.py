@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tracemalloc
 from copy import copy
 
@@ -624,9 +625,27 @@ def test_scoring_that_takes_no_weights(few, digits):
     weight = np.ones(len(digits[3]))
     clf = small(scoring=balanced, max_iter=1).fit(*few, X_val=digits[1], y_val=digits[3])
     before = clf.network_
-    with pytest.raises(ValueError, match=r"have weights, which scoring must take: .*'sample_weight'"):
-        clf.fit(*few, X_val=digits[1], y_val=digits[3], sample_weight_val=weight)
+    metric = make_scorer(lambda y_true, y_pred: np.mean(y_true == y_pred))
+    for scoring in (balanced, metric):
+        with pytest.raises(ValueError, match="weights of the images to validate with, and scoring takes no sample_w"):
+            clf.set_params(scoring=scoring).fit(*few, X_val=digits[1], y_val=digits[3], sample_weight_val=weight)
     assert clf.network_ is before
+
+
+def test_what_is_set_aside_stays_so(few, monkeypatch):
+    """Else a fit that goes on would be validated on what it was trained with before."""
+    seeds = []
+    split = fastcnn.classifier.train_test_split
+
+    def noted(*args, **more):
+        seeds.append(more["random_state"])
+        return split(*args, **more)
+
+    monkeypatch.setattr(fastcnn.classifier, "train_test_split", noted)
+    clf = small(warm_start=True, early_stopping=True, random_state=None, max_iter=1).fit(*few)
+    pickle.loads(pickle.dumps(clf)).fit(*few)
+    clf.fit(*few).set_params(warm_start=False).fit(*few)
+    assert seeds[0] == seeds[1] == seeds[2] != seeds[3]
 
 
 def test_scoring_with_weights(few, digits):

@@ -653,7 +653,7 @@ def test_bench_of_a_model(trained, capsys):
     path, _ = trained
     code, out = run("bench", path, "--seconds", 0.01, "--batch-size", 2)
     parameters = CNNClassifier.load(path).network_.n_params
-    expected = (f"digits.safetensors: {parameters:,}", "10 classes, images of 8x8x1", r"\d+ threads?", 2, 8)
+    expected = (f"digits.safetensors: {parameters:,}", "10 classes, images of 8x8x1", r"\d+ threads?", 2, 10)
     assert code == 0 and re.fullmatch(FIGURES.format(*expected), out), out
     assert failure(capsys, "bench", path, "--recipe", "fast")[0] == 2
 

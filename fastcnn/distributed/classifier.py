@@ -62,7 +62,7 @@ class DaskCNNClassifier(CNNClassifier):
 
     n_partitions : int or None, default=None
         How many partitions train side by side. None: each chunk is one. Otherwise neighbouring chunks are dealt out
-        to so many, which train on one of theirs at a time: no more than four chunks of each partition are in memory,
+        to so many, which train on one of theirs at a time: no more than five chunks of each partition are in memory,
         unless X was persisted.
 
     checkpoint_every : int or None, default=None

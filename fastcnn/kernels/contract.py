@@ -196,7 +196,7 @@ def spatial_dropout_backward(dy, mask, rate, dx):
 def batchnorm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon, activation, y, mean, inv_std):
     """Training: x, y (rows,C), the activation applied; batch mean and 1/sqrt(var + epsilon) (C,) saved; running
     statistics moved in place: running = momentum * running + (1 - momentum) * batch, the variance unbiased
-    (rows / (rows - 1)) as Keras and PyTorch do.
+    (rows / (rows - 1)) as in PyTorch.
     """
 
 

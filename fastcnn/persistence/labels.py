@@ -24,12 +24,16 @@ def labels_to_json(labels: np.ndarray) -> dict[str, Any]:
     ------
     TypeError
         If they are neither numbers, booleans, strings, bytes nor dates.
+    ValueError
+        If there are very many of them with very long names.
     """
     kind = labels.dtype.kind
     name = {"U": "str", "T": "str", "S": "bytes"}.get(kind, labels.dtype.name)
     values = (labels.astype(np.int64) if kind in "mM" else labels).tolist()
     if name not in _NAMES or not all(isinstance(value, (_PLAIN, np.generic)) for value in values):
         raise TypeError(f"classes {labels!r} cannot be stored: expected numbers, booleans, strings, bytes or dates")
+    if name in ("str", "bytes"):
+        _check_letters(values)
     return {"dtype": name, "values": [encode(value) for value in values]}
 
 
@@ -42,9 +46,8 @@ def labels_from_json(stored: Mapping[str, Any]) -> np.ndarray:
         raise ValueError("classes must be numbers, booleans, strings, bytes or dates, at least one")
     if name in ("str", "bytes") and not all(type(value).__name__ == name for value in values):
         raise ValueError(f"classes of dtype {name} must be {name}")
-    # An array has room for the longest in each place.
-    if name in ("str", "bytes") and len(values) * max(map(len, values)) > _MOST_LETTERS:
-        raise ValueError(f"{len(values)} classes with names of up to {max(map(len, values))} letters are too large")
+    if name in ("str", "bytes"):
+        _check_letters(values)
     if name in DATES:
         classes = np.array(values, np.int64).astype(name)
     else:
@@ -52,3 +55,10 @@ def labels_from_json(stored: Mapping[str, Any]) -> np.ndarray:
     if not np.array_equal(np.unique(classes), classes):
         raise ValueError("classes must be sorted and different")
     return classes
+
+
+def _check_letters(values: list[Any]) -> None:
+    """An array has room for the longest name in each place: a small file must not ask for much memory."""
+    longest = max(map(len, values))
+    if len(values) * longest > _MOST_LETTERS:
+        raise ValueError(f"{len(values)} classes with names of up to {longest} letters are too large to be stored")

@@ -179,7 +179,8 @@ class _Reader:
                 to = self.constants.get(node.input[1], np.empty(0)) if node.op_type == "Reshape" else np.empty(0)
                 if to.size == 4:  # a Transpose in another form, where there is one channel
                     return to[1:].tolist() == [sizes[2], *sizes[:2]] != list(sizes)
-                return sizes[2] in (1, 3, 4) and sizes[0] not in (1, 3, 4)  # as many channels as images have
+                usual = 1, 3, 4  # as many channels as images have
+                return sizes[2] in usual and (sizes[0] not in usual or sizes[2] < sizes[0])
         return False
 
     def _node(self, node: Any) -> None:

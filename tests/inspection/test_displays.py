@@ -95,6 +95,9 @@ def test_the_best_epoch_is_that_of_validation(early_stopping):
     clf = clone(clf).set_params(max_iter=2, early_stopping=early_stopping).fit(X, y, X_val=X, y_val=y)
     display = LearningCurvesDisplay.from_estimator(clf)
     assert display.best_iter == (clf.best_iter_ if early_stopping else None)
+    clf.partial_fit(X, y)  # validates nothing: its epoch is not the best one by validation
+    clf.best_iter_ = clf.n_iter_
+    assert LearningCurvesDisplay.from_estimator(clf).best_iter is None
     assert ("best epoch" in learning(clf)) == early_stopping
 
 
@@ -253,6 +256,8 @@ def test_the_most_confident_mistakes():
         PredictionsDisplay.from_predictions(images, proba, mistakes=True)
     with pytest.raises(ValueError, match="no mistakes"):
         PredictionsDisplay.from_predictions(images, proba, [0, 0, 1, 1], mistakes=True)
+    with pytest.raises(ValueError, match=r"y has labels that are not among the classes \['a' 'b'\]: \['c'\]"):
+        PredictionsDisplay.from_predictions(images, proba, list("abca"), classes=["a", "b"], mistakes=True)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

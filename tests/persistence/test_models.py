@@ -498,3 +498,5 @@ def test_long_names_do_not_fill_the_memory():
     values = ["a" * 100_000, *(f"b{i:04}" for i in range(5_000))]
     with pytest.raises(ValueError, match="5001 classes with names of up to 100000 letters are too large"):
         labels_from_json({"dtype": "str", "values": values})
+    with pytest.raises(ValueError, match="5000 classes with names of up to 5000 letters are too large"):
+        labels_to_json(np.array([f"{i:05000}" for i in range(5_000)]))

@@ -332,6 +332,7 @@ def test_maps_of_many_channels_are_channels_first(tmp_path):
 
 KERAS = {  # name: shape of the input, nodes, and how the graph is to be asked
     "dense layers": ((8, 6, 1), [("Flatten", "x", "f", {}), ("MatMul", "f k48", "y", {})]),
+    "dense layers of small images": ((4, 12, 1), [("Flatten", "x", "f", {}), ("MatMul", "f k48", "y", {})]),
     "dense layers, by a constant": ((8, 6, 1), [("Reshape", "x flat", "f", {}), ("MatMul", "f k48", "y", {})]),
     "dense layers, channels first": ((1, 8, 6), [("Flatten", "x", "f", {}), ("MatMul", "f k48", "y", {})]),
     "a transpose in another form": (
@@ -362,12 +363,13 @@ def test_graphs_of_grey_images(name, tmp_path):
     for at, (key, value) in enumerate((k, v) for k, v in values.items() if k in used):
         model.graph.node.insert(at, constant(key, value_ints=value))
     onnx.save(model, path)
-    x = np.random.default_rng(2).normal(size=(5, 8, 6, 1)).astype(np.float32)
+    size = max(shape, shape[1:] + shape[:1], key=lambda s: s[2] == 1)
+    x = np.random.default_rng(2).normal(size=(5, *size)).astype(np.float32)
     (y,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
         ["y"], {"x": x.reshape(-1, *shape)}
     )
     clf = CNNClassifier.from_onnx(path)
-    assert clf.image_shape_ == (8, 6, 1)
+    assert clf.image_shape_ == size
     assert_allclose(clf.predict_proba(x), softmax(y), atol=1e-5)
 
 

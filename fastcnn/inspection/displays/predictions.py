@@ -130,7 +130,7 @@ class PredictionsDisplay:
         Raises
         ------
         ValueError
-            As `from_estimator`.
+            As `from_estimator`, or if `mistakes` are asked for and `y` has labels that are none of the classes.
         """
         images, proba = np.asarray(images), np.asarray(proba)
         if mistakes:

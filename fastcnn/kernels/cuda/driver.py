@@ -138,11 +138,11 @@ def why_unavailable() -> str | None:
         warnings.simplefilter("ignore")
         try:
             available = cuda.is_available()
+            _started = _started or bool(available)
             error = cuda.cuda_error()
             count = len(cuda.gpus) if available else 0
         except Exception as failure:  # a driver may fail in many ways
             available, error, count = False, failure, 0
-    _started = _started or available
     if available and count:
         return _too_old() or _too_new() or _out_of_reach()
     if error is None:
