@@ -12,7 +12,7 @@ from fastcnn import CNNClassifier
 from fastcnn.distributed import DaskCNNClassifier, cluster
 from fastcnn.kernels.cpu import runtime
 from fastcnn.persistence.checkpoints import Checkpoint
-from fastcnn.training.augment import RandomShift
+from fastcnn.training.augment import MixUp, RandomShift
 
 da = pytest.importorskip("dask.array")
 dask = pytest.importorskip("dask")
@@ -44,10 +44,11 @@ def assert_same_bits(one, other):
     ("sync_every", "parameters"),
     [
         (1, {"solver": "sgd", "dropout": 0.0}),
-        (3, {"batch_norm": True, "ema_decay": 0.9, "augment": [RandomShift(1)], "class_weight": "balanced"}),
+        (3, {"batch_norm": True, "ema_decay": 0.9, "augment": [RandomShift(1), MixUp()], "class_weight": "balanced",
+             "label_smoothing": 0.1, "clip_norm": 0.5}),
         (None, {"solver": "muon", "micro_batch_size": 5, "scale": "unit", "dtype": "float64"}),
     ],
-)
+)  # fmt: skip
 def test_one_partition_has_the_bits_of_one_machine(client, digits, sync_every, parameters):
     X, y = digits[0][:150], digits[1][:150]
     weight = np.linspace(0.5, 1.5, len(X))

@@ -34,6 +34,7 @@ from fastcnn.layers import (
     Tanh,
 )
 from fastcnn.training.optimizers import SGD, Adam, AdamW, Muon
+from tests import naive
 
 DEVICES = ("cpu", "reference")
 SEED_NET = [
@@ -58,6 +59,8 @@ CHAINS = {
                   Residual([Dense(5)], [Dense(5)]), Dense(3)], (7, 6, 2)),
     "normed residual": ([Residual(NORMED), Residual([*NORMED, *NORMED]), Residual([Residual(NORMED), *NORMED]),
                          Residual([*NORMED, MaxPool2D()], [MaxPool2D(), *NORMED]), *NORMED, Dense(3)], (7, 6, 3)),
+    "dropout": ([Conv2D(4, activation="tanh"), SpatialDropout(0.3), BatchNorm(), Dropout(0.4),
+                 Dense(6, activation="leaky_relu"), Dropout(0.5), Dense(3)], (5, 6, 2)),
     "dense": ([BatchNorm(), Dense(9, activation="elu"), Dense(5, use_bias=False), ReLU(), Dense(3)], (6,)),
 }  # fmt: skip
 
@@ -83,6 +86,7 @@ def test_gradients_against_central_differences(name, device):
     randomize(net)
     x = batch(shape)
     dy = batch(net.output_shape, seed=2)
+    masks = net.training_state()
     net.forward(x, training=True)
     dx = net.backward(dy)
     grads = {key: value.copy() for key, value in net.grads.items()}
@@ -90,6 +94,7 @@ def test_gradients_against_central_differences(name, device):
 
     def value(params, x):
         net.load_params(params)
+        net.load_training_state(masks)  # the same masks of dropout again
         return float((net.forward(x, training=True) * dy).sum())
 
     rng, h = np.random.default_rng(3), 1e-6
@@ -107,25 +112,84 @@ def test_gradients_against_central_differences(name, device):
             np.testing.assert_allclose((gradient * direction).sum(), measured, rtol=1e-5, atol=1e-7, err_msg=key)
 
 
+@pytest.mark.small
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_training_step_takes_the_gradients_of_backward(name, weighted, device):
+    """`train_step` has plans of its own."""
+    layers, shape = CHAINS[name]
+    step, alone = (
+        Network(layers, shape, dtype="float64", device=device, random_state=0, optimizer=SGD(0.5, 0.0, clip_norm=0.1))
+        for _ in range(2)
+    )
+    for net in (step, alone):
+        randomize(net)
+    before = {key: value.copy() for key, value in step.params.items()}
+    x, labels = batch(shape, 6), np.arange(6) % 3
+    weights = np.linspace(0, 2, 6) if weighted else np.ones(6)
+    losses, dlogits = naive.softmax_cross_entropy(alone.forward(x, training=True), labels, weights, 0.1)
+    alone.backward(dlogits)
+    loss = step.train_step(x, labels, weights if weighted else None, 0.1)
+    assert loss == pytest.approx(losses.sum() / weights.sum(), rel=1e-10)
+    if name == "adaptive":
+        assert "conv2d_norm_forward" in [one.name for one in step.plan.forward_steps] or device == "reference"
+    norm = np.sqrt(sum((grad**2).sum() for grad in alone.grads.values()))
+    for key, value in alone.params.items():
+        expected = value  # running statistics have moved in both
+        if key in alone.grads:
+            np.testing.assert_allclose(step.grads[key], alone.grads[key], rtol=1e-8, atol=1e-10, err_msg=key)
+            expected = before[key] - 0.5 * min(1, 0.1 / norm) * alone.grads[key]
+        np.testing.assert_allclose(step.params[key], expected, rtol=1e-8, atol=1e-10, err_msg=key)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_winograd_is_the_direct_sum(fuse, monkeypatch):
+    normed = [Conv2D(32, use_bias=False), BatchNorm(), ReLU()]
+    layers = [
+        Conv2D(32, 1), Residual([*normed, *normed]), Conv2D(32, activation="elu"), MaxPool2D(), Conv2D(32, 5), Tanh(),
+        Dense(3),
+    ]  # fmt: skip
+    x, results = batch((12, 12, 3)), []
+    for winograd in (False, True):
+        net = Network(
+            layers, (12, 12, 3), dtype="float64", random_state=0, fuse=fuse, winograd=winograd, optimizer=SGD(0.1, 0.0)
+        )
+        randomize(net)
+        still, y = net.forward(x), net.forward(x, training=True)
+        assert any(step.how.startswith("winograd") for step in net.plan.forward_steps) == winograd
+        dx = net.backward(batch((3,), seed=2))
+        grads = [grad.copy() for grad in net.grads.values()]
+        results.append([still, y, dx, *grads, net.train_step(x, np.array([0, 1, 2, 0])), *net.params.values()])
+    for direct, fast in zip(*results, strict=True):
+        np.testing.assert_allclose(fast, direct, rtol=1e-7, atol=1e-8)
+    monkeypatch.setenv("FASTCNN_WINOGRAD", "0")
+    assert not Network(layers, (12, 12, 3)).winograd
+
+
 @st.composite
 def chains(draw):
     shape = (draw(st.integers(3, 9)), draw(st.integers(3, 9)), draw(st.integers(1, 4)))
     layers, now = [], shape
     for _ in range(draw(st.integers(1, 5))):
-        kind = draw(st.sampled_from(["conv", "conv", "max", "avg", "act", "norm", "skip"]))
+        kind = draw(st.sampled_from(["conv", "conv", "max", "avg", "act", "norm", "normed", "normed", "skip"]))
         if kind == "conv":
-            groups = draw(st.sampled_from([1, now[2]]))
+            groups = draw(st.sampled_from([g for g in range(1, now[2] + 1) if now[2] % g == 0]))
             layer = Conv2D(
                 groups * draw(st.integers(1, 5)), (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
-                stride=draw(st.integers(1, 2)), padding=draw(st.sampled_from(["same", 1, ((2, 0), (1, 1))])),
-                groups=groups, use_bias=draw(st.booleans()),
+                stride=draw(st.integers(1, 2)), padding=draw(st.sampled_from(["same", "valid", 1, ((2, 0), (1, 1))])),
+                dilation=draw(st.integers(1, 2)), groups=groups, use_bias=draw(st.booleans()),
                 activation=draw(st.sampled_from([None, "relu", "elu", "tanh", "leaky_relu", "silu"])),
             )  # fmt: skip
+        elif kind == "normed":
+            layers += [Conv2D(draw(st.integers(1, 6)), draw(st.integers(1, 3)), use_bias=False), BatchNorm()]
+            now = (*now[:2], layers[-2].filters)
+            layer = draw(st.sampled_from([ReLU(), ELU(0.6), MaxPool2D(2)]))
         elif kind == "skip":
             inner = [
                 Conv2D(draw(st.integers(1, 4)), use_bias=False),
                 BatchNorm(),
-                *draw(st.sampled_from([[], [SiLU()]])),
+                *draw(st.sampled_from([[], [ReLU()], [SiLU()]])),
             ]
             skip = [Conv2D(inner[0].filters, 1)] if draw(st.booleans()) else []
             layer = Residual(inner, skip)
@@ -155,12 +219,16 @@ def test_random_chains_fused_unfused_and_reference_agree(chain, n):
     x = batch(shape, n)
     results = []
     for device, fuse in (("reference", False), ("reference", True), ("cpu", False), ("cpu", True)):
-        net = Network(layers, shape, dtype="float64", device=device, fuse=fuse, random_state=0)
+        net = Network(
+            layers, shape, dtype="float64", device=device, fuse=fuse, random_state=0, optimizer=SGD(0.01, 0.0)
+        )
         randomize(net)
         still = net.forward(x)
         y = net.forward(x, training=True)
         dx = net.backward(batch(net.output_shape, n, seed=5))
-        results.append([still, y, dx, *net.grads.values(), *net.params.values()])
+        grads = [grad.copy() for grad in net.grads.values()]
+        loss = net.train_step(x, np.zeros(n, np.int64))
+        results.append([still, y, dx, *grads, loss, *net.params.values()])
     for other in results[1:]:
         for ours, expected in zip(other, results[0], strict=True):
             np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-8)

@@ -18,6 +18,7 @@ ACTIVATIONS = {
     "relu": activation("relu"),
     "elu": activation("elu", 0.7),
     "tanh": activation("tanh"),
+    "leaky": activation("leaky_relu", 0.3),
 }
 
 

@@ -106,6 +106,17 @@ def test_activation_of_special_values(backend, name, dtype):
     # Silu is a product: far below 0 its tiny value is rounded to 0.
     magnitude = x.astype(np.float64) if act.code in SMOOTH else expected
     assert_close(actual[finite], expected[finite], magnitude[finite], tolerance=4)
+    assert act.code not in SMOOTH or (np.abs(actual[x < -80]) < 1e-30).all()
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_slopes_far_from_zero(backend, name, dtype):
+    act, x = ACTIVATIONS[name], np.array([-1e30, -300, -90, 90, 300, 1e30] * 3, dtype)
+    y = harness.activation_forward(backend, x, act)
+    dx = harness.activation_backward(backend, x if act.code in SMOOTH else y, np.ones_like(x), act)
+    below = act.alpha if "leaky" in name else float(act.code == 0)
+    np.testing.assert_allclose(dx, np.where(x < 0, below, float(name != "tanh")), atol=1e-6)
 
 
 @pytest.mark.small

@@ -31,9 +31,21 @@ def directory(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("tmp*"))
 
 
-def no_child_is_left():
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+@pytest.fixture(autouse=True)
+def started(monkeypatch):
+    """The processes that a test has started."""
+    found, popen = [], subprocess.Popen
+
+    def noted(*args, **settings):
+        found.append(popen(*args, **settings))
+        return found[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    return found
+
+
+def no_child_is_left(started):
+    assert started and all(process.returncode is not None for process in started)
 
 
 @pytest.fixture
@@ -68,14 +80,14 @@ def stored(codes):
     return sum(code.path.exists() for code in codes)
 
 
-def test_every_process_compiles(codes, compiled_here):
+def test_every_process_compiles(codes, compiled_here, started):
     together.compile_together([*codes, *codes], 2)
     here = len(compiled_here)
     assert stored(codes) == 8 and 0 < here < 8
     assert len({machine_code(code) for code in codes}) == 8
     together.compile_together(codes, 2)
     assert len(compiled_here) == here  # none of what there is
-    no_child_is_left()
+    no_child_is_left(started)
 
 
 @pytest.mark.parametrize("why", ["one process", "few kernels", "no Python", "nowhere to write", "another thread does"])
@@ -103,18 +115,18 @@ def test_no_process_more(codes, compiled_here, monkeypatch):
 
 
 @pytest.mark.parametrize("instead", ["raise SystemExit(1)", "os.read(0, 1)", "os.read(0, 1); time.sleep(600)"])
-def test_a_process_that_fails(codes, compiled_here, monkeypatch, capfd, instead):
+def test_a_process_that_fails(codes, compiled_here, monkeypatch, capfd, instead, started):
     monkeypatch.setattr(together, "PATIENCE", 0.5)
     monkeypatch.setattr(together, "START", "{!r}; import os, time; " + instead)
     together.compile_together(codes, 2)
     taken = "read" in instead
     assert stored(codes) == len(compiled_here) == 8 - taken
     assert len({machine_code(code) for code in codes}) == 8
-    no_child_is_left()
+    no_child_is_left(started)
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_error_here_ends_the_others(codes, monkeypatch):
+def test_an_error_here_ends_the_others(codes, monkeypatch, started):
     def interrupted(*args):
         raise KeyboardInterrupt
 
@@ -122,7 +134,7 @@ def test_an_error_here_ends_the_others(codes, monkeypatch):
     monkeypatch.setattr(together, "START", "{!r}; import time; time.sleep(600)")
     with pytest.raises(KeyboardInterrupt):
         together.compile_together(codes, 2)
-    no_child_is_left()
+    no_child_is_left(started)
     assert together._busy.acquire(blocking=False)
     together._busy.release()
 

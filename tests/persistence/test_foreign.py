@@ -101,6 +101,22 @@ def test_keras():
     assert_allclose(clf.predict_proba(images()), keras.ops.convert_to_numpy(model(images())), atol=1e-5)
 
 
+def test_keras_s_layout_without_keras():
+    rng = np.random.default_rng(0)
+    shapes = [(3, 3, 3, 4), (4,), (4,), (4,), (4,), (3, 3, 4, 2), (8,), (96, 5), (5,)]
+    weights = [np.abs(rng.normal(size=shape)).astype(np.float32) for shape in shapes]
+    layers = [Conv2D(4, use_bias=False), BatchNorm(), ReLU(), MaxPool2D(), Conv2D(8, groups=4)]
+    clf = CNNClassifier.from_keras_weights(weights, layers, SHAPE, offset=[0.1, 0.2, 0.3], scale=[1, 2, 4])
+    found = clf.network_.params
+    names = ["0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var"]
+    for name, array in zip(names, weights, strict=False):
+        assert_array_equal(found[name], array)
+    for c, m in ((0, 0), (2, 1), (3, 0)):  # the second filter of channel 2 is filter 5
+        assert_array_equal(found["4.weight"][:, :, 0, 2 * c + m], weights[5][:, :, c, m])
+    assert_array_equal(found["5.weight"], weights[7])
+    assert_allclose(clf.network_input(images()), (images() - [0.1, 0.2, 0.3]) / [1, 2, 4], rtol=1e-5, atol=1e-6)
+
+
 def torch_arrays(rng, n_classes=4):
     """A state dict as PyTorch has it for `LAYERS`."""
     shapes = {

@@ -459,6 +459,24 @@ def run(name, keeps, **more):
     return network, history, loader
 
 
+def test_all_of_a_batch_reaches_the_step():
+    told = []
+
+    class Told(SoftmaxRegression):
+        def train_step(self, x, labels, sample_weight=None, **rest):
+            told.append(rest)
+            return super().train_step(x, labels, sample_weight, **rest)
+
+    class Mixed(Loader):
+        def epoch(self, epoch):
+            for one in super().epoch(epoch):
+                yield one._replace(mix=one.rows)
+
+    fit(Told(), Mixed(8), max_iter=1, label_smoothing=0.1, micro_batch_size=3)
+    assert told[0]["mix"].tolist() == list(range(8))
+    assert (told[0]["label_smoothing"], told[0]["micro_batch_size"]) == (0.1, 3)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_from_any_epoch_on_it_ends_the_same(name):
     keeps = Keeps()
