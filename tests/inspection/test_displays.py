@@ -95,10 +95,10 @@ def test_the_best_epoch_is_that_of_validation(early_stopping):
     clf = clone(clf).set_params(max_iter=2, early_stopping=early_stopping).fit(X, y, X_val=X, y_val=y)
     display = LearningCurvesDisplay.from_estimator(clf)
     assert display.best_iter == (clf.best_iter_ if early_stopping else None)
+    assert ("best epoch" in learning(clf)) == early_stopping
     clf.partial_fit(X, y)  # validates nothing: its epoch is not the best one by validation
     clf.best_iter_ = clf.n_iter_
     assert LearningCurvesDisplay.from_estimator(clf).best_iter is None
-    assert ("best epoch" in learning(clf)) == early_stopping
 
 
 def test_learning_curves_where_validation_came_later():
