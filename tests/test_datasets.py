@@ -588,5 +588,5 @@ def test_missing_pillow_tells_how_to_install_it(tmp_path, monkeypatch):
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_pillow)
-    with pytest.raises(ImportError, match=r"pip install fastcnn\[images\]"):
+    with pytest.raises(ImportError, match="pip install pillow"):
         load_image_folder(tmp_path)
