@@ -798,15 +798,11 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         if getattr(held_out, "weight", None) is None or self.scoring in (None, "loss"):
             return
         scorer = check_scoring(self, self.scoring)
-        try:
-            if hasattr(scorer, "_accept_sample_weight"):  # scikit-learn's pass weights on to what may not take them
-                takes = scorer._accept_sample_weight()
-            else:
-                known = signature(scorer).parameters.values()
-                takes = any(p.name == "sample_weight" or p.kind is p.VAR_KEYWORD for p in known)
+        try:  # scikit-learn's scorers pass weights on to what may not take them
+            known = signature(getattr(scorer, "_score_func", scorer)).parameters.values()
         except Exception:  # nobody knows what it takes
             return
-        if not takes:
+        if not any(p.name == "sample_weight" or p.kind is p.VAR_KEYWORD for p in known):
             raise ValueError("there are weights of the images to validate with, and scoring takes no sample_weight")
 
     def _check_range(self, held_out: Any) -> None:
