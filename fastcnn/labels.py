@@ -31,8 +31,7 @@ def places(y: np.ndarray, classes: np.ndarray, name: str = "y") -> np.ndarray:
         If a label is none of them.
     """
     # NumPy would compare numbers with text as text, and find "9" in its place among classes that are not sorted so.
-    known = classes if kind_of(y) == kind_of(classes) else classes[:0]
-    unseen = np.setdiff1d(y, known) if len(known) else np.unique(y)
+    unseen = np.setdiff1d(y, classes) if kind_of(y) == kind_of(classes) else np.unique(y)
     if unseen.size:
         raise ValueError(f"{name} has labels that are not among the classes {classes}: {unseen}")
     return np.searchsorted(classes, y).astype(np.int64)

@@ -176,8 +176,8 @@ class _Reader:
             elif node.op_type in _CHANNELS_FIRST:
                 return False
             elif node.op_type in ("Flatten", "Reshape"):
-                to = self.constants.get(node.input[1], np.empty(0)) if node.op_type == "Reshape" else np.empty(0)
-                if to.size == 4:  # a Transpose in another form, where there is one channel
+                to = self.constants.get(node.input[1]) if node.op_type == "Reshape" else None
+                if to is not None and to.size == 4:  # a Transpose in another form, where there is one channel
                     return to[1:].tolist() == [sizes[2], *sizes[:2]] != list(sizes)
                 usual = 1, 3, 4  # as many channels as images have
                 return sizes[2] in usual and (sizes[0] not in usual or sizes[2] < sizes[0])

@@ -121,10 +121,10 @@ class Optimizer(ABC):
             raise ValueError(f"this {type(self).__name__} belongs to another network: make a new one for each")
         if not 0 <= n_decay <= n_params:
             raise ValueError(f"n_decay must be between 0 and n_params={n_params}, got {n_decay}")
-        for name in {"beta_1", "beta_2", "epsilon"} & self.settings.keys():
-            value = getattr(self, name)
-            if np.dtype(dtype).type(value) == (0 if name == "epsilon" else 1):
-                raise ValueError(f"{name}={value} cannot be told from {'0' if name == 'epsilon' else '1'} in {dtype}")
+        for name, limit in {"beta_1": 1, "beta_2": 1, "epsilon": 0}.items():
+            value = getattr(self, name, None)
+            if value is not None and np.dtype(dtype).type(value) == limit:
+                raise ValueError(f"{name}={value} cannot be told from {limit} in {dtype}")
         self._shape, self._dtype, self._n_decay = (int(n_params),), np.dtype(dtype), int(n_decay)
         self._matrices = tuple(matrices)
         self._state = {name: place(np.zeros(n_params, dtype)) for name in self._vectors}

@@ -292,3 +292,11 @@ class TestState:
 def test_values_out_of_range(make, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)
+
+
+@pytest.mark.parametrize("settings", [{"beta_1": 1 - 1e-9}, {"beta_2": 1 - 1e-9}, {"epsilon": 1e-50}])
+def test_what_the_dtype_cannot_tell_is_refused(settings):
+    for make in (Adam, AdamW, Muon):
+        with pytest.raises(ValueError, match=r"cannot be told from [01] in float32"):
+            bound(make(**settings), dtype="float32")
+        bound(make(**settings), dtype="float64")
