@@ -31,9 +31,9 @@ test: $(VENV)/installed-test
 	NUMBA_DISABLE_JIT=1 $(BIN)/python $(PYTEST) -m "small and not cuda"
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python $(PYTEST) -m "cuda and small" tests/kernels tests/engine tests/training
 
-test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python $(PYTEST) tests/test_classifier.py tests/test_sklearn.py tests/test_preprocessing.py \
-		tests/test_joblib.py
+test-oldest: $(VENV)/installed $(OLDEST)/installed
+	PYTHONPATH=$(CURDIR) $(OLDEST)/bin/python $(PYTEST) tests/test_classifier.py tests/test_sklearn.py \
+		tests/test_preprocessing.py tests/test_joblib.py
 
 # The Cython parts in a copy of the package, built for gcc's sanitizers; then the kernels. Bounds-checked kernels have
 # a cache of their own.
@@ -85,7 +85,10 @@ $(VENV)/installed-%: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet 'fastcnn[$*]'
 	@touch $@
 
+# A wheel, so that one is built and can be imported; its tests take the sources, and what else they use.
 $(OLDEST)/installed: $(BUILD_FILES) tests/oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --constraint tests/oldest.txt --editable '.[test]'
+	$(OLDEST)/bin/python -m pip install --quiet --constraint tests/oldest.txt . hypothesis joblib pandas polars \
+		pytest-benchmark pytest-timeout pytest-xdist
+	cd / && $(abspath $(OLDEST))/bin/python -c 'from fastcnn import CNNClassifier; CNNClassifier().get_params()'
 	@touch $@

@@ -234,7 +234,8 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         File that `fit` writes after each epoch, so that a fit that was killed can be called again and ends with the
         same bits as if nothing had happened; a finished one returns its result at once. Data and parameters must be
         the same, but for `callbacks`, `n_jobs`, `tta`, `verbose`, `warm_start` and this one. A folder that is there
-        gives each fit a file of its own, which grid searches need. `partial_fit` does not write it.
+        gives each fit a file of its own (with another `tta` too), which grid searches need. `partial_fit` does not
+        write it.
 
     verbose : bool or int, default=False
         Whether to print a line for each epoch: losses, score, images/s, time left. Terminals have a progress bar below,
@@ -535,11 +536,15 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         index, held_out = trained._hold_out(data, validation, trained._split_seed)
         trained._check_scoring(held_out)
         trained._renew_network(data, index, seed, goes_on)
+        if goes_on and not self.early_stopping and start:  # the last fit may have gone by the score
+            trained._history.best_iter = 1 + int(np.argmin(trained._history.loss_curve))
         if checkpoint is not None:
             progress = trained._resume(checkpoint)
-        trained._check_range(held_out)
+        trained._check_range(held_out, "validation data: ")
+        if goes_on or sample_weight is not None:  # else their scaling has seen to it
+            trained._check_range(data)
         loader = trained._loader(data, index, seed)
-        steps = self.max_iter * len(loader)
+        steps = int(self.max_iter) * len(loader)
         schedule = make_schedule(self.learning_rate, self.learning_rate_init, steps, len(loader), self.warmup)
         train(
             trained.network_,
@@ -607,6 +612,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         index = np.arange(len(rows))
         if not goes_on:
             trained._renew_network(data, index, seed, goes_on)
+        trained._check_range(data)
         network = trained.network_
         network.n_jobs = self.n_jobs
         loader = trained._loader(data, index, seed)
@@ -805,9 +811,9 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         if not any(p.name == "sample_weight" or p.kind is p.VAR_KEYWORD for p in known):
             raise ValueError("there are weights of the images to validate with, and scoring takes no sample_weight")
 
-    def _check_range(self, held_out: Any) -> None:
-        """Scaled as training images are, those to validate with must be numbers yet: else training seems to diverge."""
-        rows = getattr(held_out, "rows", None)
+    def _check_range(self, images: Any, whose: str = "") -> None:
+        """Scaled, images must be numbers yet: else training seems to diverge."""
+        rows = getattr(images, "rows", None)
         if rows is None or rows.dtype == np.uint8:
             return
         limit = float(np.finfo(self.dtype).max)
@@ -817,7 +823,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             if (most + float(np.abs(self.channel_offset_).max())) / float(np.abs(self.channel_scale_).min()) <= limit:
                 continue
             if not self._scaled(rows[part].reshape(-1, self.image_shape_[2])).max() <= limit:
-                raise ValueError(f"validation data: X has values up to {most:.3g}, too large for {self.dtype}, scaled")
+                raise ValueError(f"{whose}X has values up to {most:.3g}, too large for {self.dtype}, scaled")
 
     def _scaled(self, pixels: np.ndarray) -> np.ndarray:
         """How large they are for the network."""
@@ -1072,6 +1078,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
             params=self.network_.params,
             history=self._history,
             feature_names=None if names is None else names.tolist(),
+            split_seed=self._split_seed,
         )
 
     @classmethod
@@ -1099,7 +1106,7 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         model.network_.load_params(saved.params)
         if saved.training is not None:
             model.network_.load_training_state(saved.training.state)
-        model._history, model.callbacks_ = saved.history, []
+        model._history, model.callbacks_, model._split_seed = saved.history, [], saved.split_seed
         model._note_history()
         return model
 

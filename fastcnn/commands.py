@@ -241,15 +241,16 @@ def _check_writable(name: str, what: str) -> None:
     """Better now than after the training."""
     from fastcnn.persistence.files import target_of
 
-    path = target_of(name) and Path(name)
+    path, target = Path(name), target_of(name)
+    folder = target.parent if path.is_symlink() else path.parent
     if path.is_dir():
         raise IsADirectoryError(f"{path}: a folder, expected a file to save {what} to")
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: a device or a pipe, expected a file to save {what} to")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder to save {what} in")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{path.parent}: no permission to save {what} there")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder to save {what} in")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder}: no permission to save {what} there")
 
 
 # ------------------------------------------------------------------------------------------------------------ evaluate

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from copy import copy
+from typing import Any, TypeVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_array, check_X_y, validate_data
 
-from fastcnn.images import as_rows, resolve_image_shape
+from fastcnn.images import as_rows, chunks, resolve_image_shape
 
-__all__ = ["ImageEstimator"]
+__all__ = ["ImageEstimator", "nameless"]
+
+Estimator = TypeVar("Estimator")
 
 # The dtypes that images are used in as they are; anything else becomes the first.
 _DTYPES = [np.float64, np.float32, np.uint8]
@@ -57,7 +60,7 @@ class ImageEstimator(BaseEstimator):
         return (
             X.shape[1:] in self._forms()
             and not hasattr(self, "feature_names_in_")
-            and (X.dtype == np.uint8 or bool(np.isfinite(X).all()))
+            and (X.dtype == np.uint8 or all(np.isfinite(X[part]).all() for part in chunks(len(X))))
         )
 
     def _forms(self) -> set[tuple[int, ...]]:
@@ -69,3 +72,11 @@ class ImageEstimator(BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
+
+
+def nameless(estimator: Estimator) -> Estimator:
+    """A fitted estimator as if it had been fitted without names of columns, which arrays of images do not have."""
+    if hasattr(estimator, "feature_names_in_"):
+        estimator = copy(estimator)
+        del estimator.feature_names_in_
+    return estimator

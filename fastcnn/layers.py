@@ -199,7 +199,10 @@ def _as_tuple(value: Any) -> Any:
 def _python(layer: Layer, kind: type, *names: str) -> None:
     """Have Python's number where NumPy's was given."""
     for name in names:
-        object.__setattr__(layer, name, kind(getattr(layer, name)))
+        try:
+            object.__setattr__(layer, name, kind(getattr(layer, name)))
+        except OverflowError as error:
+            raise ValueError(f"{name} must be finite: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -671,7 +674,7 @@ def from_dict(values: Mapping[str, Any]) -> Layer:
     """
     values = dict(values)
     name = values.pop("layer", None)
-    if name not in _LAYERS:
+    if not isinstance(name, str) or name not in _LAYERS:
         raise ValueError(f"unknown layer {name!r}: expected one of {sorted(_LAYERS)}")
     cls = _LAYERS[name]
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]

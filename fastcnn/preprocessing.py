@@ -11,7 +11,7 @@ from sklearn.base import OneToOneFeatureMixin, TransformerMixin, _fit_context
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from fastcnn.image_estimator import ImageEstimator
+from fastcnn.image_estimator import ImageEstimator, nameless
 from fastcnn.images import chunks, fit_scaling, row_contiguous
 
 __all__ = ["ImageFlattener", "ImageReshaper", "ImageScaler"]
@@ -155,7 +155,8 @@ class ImageScaler(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
         ndarray of float
             The images as they were, of the shape that `X` has.
         """
-        return self._apply(X, lambda pixels: pixels * self.channel_scale_ + self.channel_offset_)
+        values = np.asarray(X)  # what `transform` gave has not the names of what it took
+        return nameless(self)._apply(values, lambda pixels: pixels * self.channel_scale_ + self.channel_offset_)
 
     def _apply(self, X: Any, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         check_is_fitted(self)
@@ -255,7 +256,7 @@ class ImageFlattener(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
             The same values.
         """
         check_is_fitted(self)
-        return self._check_images(X).reshape(-1, *self.image_shape_)
+        return nameless(self)._check_images(np.asarray(X)).reshape(-1, *self.image_shape_)
 
 
 class ImageReshaper(TransformerMixin, ImageEstimator):
@@ -345,4 +346,4 @@ class ImageReshaper(TransformerMixin, ImageEstimator):
             The same values.
         """
         check_is_fitted(self)
-        return self._check_images(X)
+        return nameless(self)._check_images(np.asarray(X))

@@ -779,6 +779,14 @@ def test_errors_are_one_line(line, code, expected, trained, tmp_path, monkeypatc
     assert found == code and expected in message
 
 
+def test_a_link_is_followed_before_training(tmp_path, capsys):
+    """What is saved takes the place of the file that a link points to."""
+    link = tmp_path / "latest"
+    link.symlink_to(tmp_path / "gone" / "model")
+    code, message = failure(capsys, "train", "digits", "--save", str(link))
+    assert code == 1 and f"{tmp_path / 'gone'}: no such folder to save the model in" in message
+
+
 def test_errors_show_their_traceback_when_asked_to(monkeypatch, capsys):
     for line in ("--debug info nothing", "info nothing --debug"):
         with pytest.raises(FileNotFoundError):

@@ -121,6 +121,8 @@ def test_same_padding_gives_the_ceiling(filters, kernel, stride, size):
         (lambda: MaxPool2D(2, padding=2).output_shape((5, 5, 1)), "nothing but padding"),
         (lambda: MaxPool2D().output_shape((9,)), r"takes images \(H, W, C\)"),
         (lambda: from_dict({"layer": "Lambda"}), "unknown layer 'Lambda'"),
+        (lambda: from_dict({"layer": ["ReLU"]}), r"unknown layer \['ReLU'\]"),
+        (lambda: ELU(10**400), "alpha must be finite"),
         (lambda: from_dict({"layer": "Dense", "width": 3}), "Dense has no field 'width'"),
         (lambda: from_dict({"layer": "Dense"}), "Dense: .*units"),
     ],

@@ -119,6 +119,19 @@ def test_flatten_and_reshape_are_each_other_s_inverse(colour):
 
 
 @pytest.mark.parametrize("transformer", [ImageScaler(), ImageFlattener(), ImageReshaper()])
+@pytest.mark.parametrize("output", ["default", "pandas"])
+def test_there_and_back_without_a_warning(transformer, output):
+    """What comes back has names or none, whatever `fit` saw."""
+    frame = pd.DataFrame(np.arange(48.0).reshape(3, 16), columns=[f"pixel{i}" for i in range(16)])
+    for X in (frame, frame.to_numpy()):
+        fitted = clone(transformer).fit(X)
+        if not isinstance(transformer, ImageReshaper):
+            fitted.set_output(transform=output)
+        back = fitted.inverse_transform(fitted.transform(X))
+        np.testing.assert_allclose(back.reshape(3, 16), frame, atol=1e-4)
+
+
+@pytest.mark.parametrize("transformer", [ImageScaler(), ImageFlattener(), ImageReshaper()])
 def test_errors(transformer, colour):
     transformer = clone(transformer)
     with pytest.raises(NotFittedError):

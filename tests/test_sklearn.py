@@ -46,7 +46,8 @@ def digits():
     return data.images[:400, ..., np.newaxis].astype(np.uint8), data.target[:400]
 
 
-TO_CHECK = {"conv_channels": (8,), "dense_units": (16,), "dropout": 0.0, "learning_rate_init": 0.01}
+# One thread: a second one would only wait beside the tests' other processes.
+TO_CHECK = {"conv_channels": (8,), "dense_units": (16,), "dropout": 0.0, "learning_rate_init": 0.01, "n_jobs": 1}
 # One batch for all, as weights stand for repetition in a batch; float32 in small ones, as it is used.
 FLOAT64 = CNNClassifier(**TO_CHECK, batch_size=1000, max_iter=60, dtype="float64")
 FLOAT32 = CNNClassifier(**TO_CHECK, batch_size=16, max_iter=20)

@@ -209,7 +209,7 @@ class DaskCNNClassifier(CNNClassifier):
         if not goes_on:
             self.n_features_in_ = prod(X.shape[1:])
             self.image_shape_ = resolve_image_shape(self.image_shape, shape, self.n_features_in_)
-        data = self._look_at(X, y, sample_weight)
+        data = self._look_at(X, y, sample_weight, ends=goes_on or sample_weight is not None)
         labels, counts, heaviest = merged_labels(data.numbers, data.facts)
         self._know_classes(labels, goes_on)
         if self.class_weight == "balanced":
@@ -248,7 +248,7 @@ class DaskCNNClassifier(CNNClassifier):
             [blocks[number] for number in kept],
             [facts[number] for number in kept],
             [fact.digests for fact in facts],
-            self._history.n_iter + self.max_iter,
+            self._history.n_iter + int(self.max_iter),
         )
 
     def _loaded(self, data: _Chunks) -> list[Any]:
@@ -323,14 +323,14 @@ class DaskCNNClassifier(CNNClassifier):
             raise ValueError(f"validation data: {error}") from error
         return found
 
-    def _check_range(self, held_out: Any) -> None:
-        if not isinstance(held_out, _Chunks):
-            super()._check_range(held_out)
+    def _check_range(self, images: Any, whose: str = "") -> None:
+        if not isinstance(images, _Chunks):
+            super()._check_range(images, whose)
             return
-        for number, fact in zip(held_out.numbers, held_out.facts, strict=True):
+        for number, fact in zip(images.numbers, images.facts, strict=True):
             if fact.ends is not None and not self._scaled(fact.ends).max() <= float(np.finfo(self.dtype).max):
                 values = f"values up to {np.abs(fact.ends).max():.3g}, too large for {self.dtype}, scaled"
-                raise ValueError(f"validation data: chunk {number}: X has {values}")
+                raise ValueError(f"{whose}chunk {number}: X has {values}")
 
     def _compared(self, images: Any) -> tuple[np.ndarray | None, ...]:
         if isinstance(images, _Images):

@@ -386,7 +386,7 @@ class Network:
             if (mix[1] > 1).any():
                 raise ValueError("the shares of mix must be in [0, 1]")
         total = float(weights.sum(dtype=np.float64))
-        size = micro_batch_size or n
+        size = int(micro_batch_size or n)
         parts = [slice(start, start + size) for start in range(0, n, size)] if n > size else [slice(0, n)]
         added = self._parameters.zeros(flat_grads.size) if len(parts) > 1 else None
         sum_of_losses = right = 0.0
@@ -486,14 +486,14 @@ class Network:
             if self._placed_dropout is not self._dropout:
                 self._placed_dropout[...] = self._dropout
         plan.input[...] = x  # type: ignore[index]
-        self._last_plan = plan
-        self._to_go_back = plan if mode == "training_dx" else None
+        self._last_plan, self._to_go_back = plan, None
         return plan
 
     def _run_forward(self, x: np.ndarray, mode: str) -> Plan:
         with self._kernels.threads(self.n_jobs) as lanes:  # a task of Dask, or another n_jobs, has more or fewer
             plan = self._ready(x, mode, lanes)
             plan.forward()
+        self._to_go_back = plan if mode == "training_dx" else None  # not if an interrupt came
         return plan
 
     def _plan_for(self, batch: int, mode: str, lanes: int | None = None) -> Plan:

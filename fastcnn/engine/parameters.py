@@ -75,6 +75,15 @@ class Parameters:
 
     def initialize(self, ops: Sequence[Op], rng: np.random.Generator, kind: str) -> None:
         """Initial values."""
+        if kind != "orthogonal":
+            self._initialize(ops, rng, kind)
+            return
+        from fastcnn.kernels.cpu.runtime import one_blas_thread
+
+        with one_blas_thread():  # the QR decomposition is LAPACK's
+            self._initialize(ops, rng, kind)
+
+    def _initialize(self, ops: Sequence[Op], rng: np.random.Generator, kind: str) -> None:
         for i, op in enumerate(ops):
             if op.kind in ("conv2d", "dense"):
                 weight = self.values[f"{op.layer}.weight"]

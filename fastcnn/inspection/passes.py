@@ -8,13 +8,13 @@ because a plan keeps no more than what it needs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from copy import copy
 from typing import Any, Literal, overload
 
 import numpy as np
 
 from fastcnn.engine.network import Network
 from fastcnn.engine.ops import Shape
+from fastcnn.image_estimator import nameless
 from fastcnn.layers import BatchNorm, Dropout, Layer, Residual, SpatialDropout
 
 __all__ = ["activations", "gradients", "network_of", "places"]
@@ -50,14 +50,6 @@ def network_input(net: Any, x: Any) -> np.ndarray:
             raise ValueError(f"x has shape {x.shape}, expected (n, {', '.join(map(str, network.input_shape))})")
         return x.astype(network.dtype, copy=False)
     return nameless(net).network_input(np.asarray(x))
-
-
-def nameless(estimator: Any) -> Any:
-    """A fitted classifier as if it had been fitted without names of columns, which arrays of images do not have."""
-    if hasattr(estimator, "feature_names_in_"):
-        estimator = copy(estimator)
-        del estimator.feature_names_in_
-    return estimator
 
 
 def places(net: Any) -> dict[str, Shape]:

@@ -10,9 +10,11 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -93,6 +95,8 @@ class Checkpoint:
         self.path = target_of(path)
         if self.path.is_dir():
             named = [self._parameters, self._data, labels_to_json(classes), image_shape, None if any_seed else seed]
+            if parameters.get("tta") is not None:  # free, but what a search may try side by side
+                named.append(parameters["tta"])
             digest = blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=16)
             self.path /= f"{digest.hexdigest()}.safetensors"
         elif not self.path.parent.is_dir():
@@ -189,11 +193,47 @@ def _comparable(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _name(function: Any) -> str:
-    """What tells a function from others in every process; one without a name, such as a partial, by its text."""
-    if hasattr(function, "__qualname__"):
-        return f"{getattr(function, '__module__', '')}.{function.__qualname__}"
-    return _ADDRESS.sub("", repr(function))
+def _name(function: Any, within: tuple[Any, ...] = ()) -> str:
+    """What tells a function from others in every process: its name, or the text of an object that has none, such as a
+    partial; and of what it holds beside that, the numbers, texts and functions.
+    """
+    if isinstance(function, MethodType):
+        return f"{_name(function.__func__, within)} of {_name(function.__self__, within)}"
+    named = hasattr(function, "__qualname__")
+    text = f"{getattr(function, '__module__', '')}.{function.__qualname__}" if named else _text(function)
+    if any(function is outer for outer in within):
+        return text
+    held: dict[str, Any] = {}
+    if isinstance(function, FunctionType):
+        held = _held_by(function)
+    elif type(function).__repr__ is object.__repr__:
+        held = getattr(function, "__dict__", {})
+    parts = {name: _name(value, (*within, function)) if callable(value) else value for name, value in held.items()}
+    kept = {name: value for name, value in parts.items() if _is_plain(value)}
+    return f"{text} [{blake2b(_text(kept).encode(), digest_size=8).hexdigest()}]" if kept else text
+
+
+def _held_by(function: FunctionType) -> dict[str, Any]:
+    """By name: what was bound when the function was defined; of a lambda its code."""
+    code, held = function.__code__, dict(function.__kwdefaults__ or {})
+    if function.__defaults__:
+        held["defaults"] = function.__defaults__
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # nothing yet
+            held[name] = cell.cell_contents
+    if function.__name__ == "<lambda>":
+        held["code"] = code.co_code, _text(code.co_consts), code.co_names
+    return held
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, complex, str, bytes, np.generic))
+
+
+def _text(value: Any) -> str:
+    return _ADDRESS.sub("", repr(value))
 
 
 def _listed(value: Any) -> Any:

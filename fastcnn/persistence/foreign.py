@@ -50,7 +50,7 @@ def _params(
     n_classes = outputs(named[-1][1])
     found: Params = {}
     arrays = iter(named)
-    for place, layer, of, shape, image in _parameters([*layers, Dense(n_classes)], image_shape):
+    for place, layer, of, shape, image in _parameters([*layers, Dense(n_classes)], image_shape, image_shape):
         expected = layer.param_shapes(shape)[of]
         name, array = next(arrays, ("", None))
         if array is None:
@@ -65,29 +65,46 @@ def _params(
 
 
 def _parameters(
-    layers: Sequence[Layer], shape: Shape, before: str = ""
+    layers: Sequence[Layer], shape: Shape, image: Shape, before: str = ""
 ) -> Iterator[tuple[str, Layer, str, Shape, Shape]]:
-    """Of each parameter its name in the network, its layer, its name there, the shape of the layer's input, and of the
-    image that it is or that was flattened to it.
+    """Of each parameter its name in the network, its layer, its name there, the shape of the layer's input, and the
+    image of this input.
     """
-    image = shape
     for i, layer in enumerate(layers):
-        image = shape if len(shape) == 3 else image
         if isinstance(layer, Residual):
-            if len(shape) == 1 and len(image) == 3 and min(prod(image[:2]), image[2]) > 1:
-                raise ValueError(
-                    f"{before}{i}: a Residual of flattened images, whose order differs from program to program"
-                )
-            yield from _parameters(layer.layers, shape, f"{before}{i}.layers.")
-            yield from _parameters(layer.skip, shape, f"{before}{i}.skip.")
+            yield from _parameters(layer.layers, shape, image, f"{before}{i}.layers.")
+            yield from _parameters(layer.skip, shape, image, f"{before}{i}.skip.")
         else:
             for name in layer.param_shapes(shape):
                 yield f"{before}{i}.{name}", layer, name, shape, image
-        flattened = [op.in_shape for op in layer.lower(shape) if op.kind == "flatten" and len(op.in_shape) == 3]
-        image = flattened[-1] if flattened else image
-        shape = layer.output_shape(shape)
-        if isinstance(layer, Dense):
-            image = shape
+        try:
+            shape, image = _after(layer, shape, image)
+        except ValueError as error:
+            raise ValueError(f"{before}{i}: {error}") from error
+
+
+def _after(layer: Layer, shape: Shape, image: Shape) -> tuple[Shape, Shape]:
+    """The shape of a layer's output, and its image: what it is, or what was flattened to it, as long as that has an
+    order that differs from program to program.
+    """
+    after = layer.output_shape(shape)
+    if len(after) == 3 or isinstance(layer, Dense):
+        return after, after
+    if isinstance(layer, Residual):
+        ends = {_at_end(chain, shape, image) for chain in (layer.layers, layer.skip)}
+        if len(ends) > 1:
+            raise ValueError("a Residual of flattened images, whose order differs from program to program")
+        return after, ends.pop()
+    flattened = [op.in_shape for op in layer.lower(shape) if op.kind == "flatten" and len(op.in_shape) == 3]
+    image = flattened[-1] if flattened else image
+    return after, image if len(image) == 3 and min(prod(image[:2]), image[2]) > 1 else after
+
+
+def _at_end(layers: Sequence[Layer], shape: Shape, image: Shape) -> Shape:
+    """The image after all layers."""
+    for layer in layers:
+        shape, image = _after(layer, shape, image)
+    return image
 
 
 def _of_torch(array: np.ndarray, layer: Layer, name: str, image: Shape, expected: Shape) -> np.ndarray:

@@ -3,8 +3,8 @@
 Files are not trusted. The header says which layers there are; from them follow the name, dtype and shape of every
 tensor and so the size of the file, and all of it is compared before an array is allocated.
 
-Format 2 has what format 1 has, and beside it "versions" of packages, "training" (what training goes on from) and
-"run" (the fit that a checkpoint belongs to).
+Format 2 has what format 1 has, and beside it "versions" of packages, "training" (what training goes on from), "run"
+(the fit that a checkpoint belongs to) and "split_seed".
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ class SavedModel:
         Of the network, by name.
     history : History
     feature_names : list of str or None
+    split_seed : int or None
+        By which the fits that go on set images aside.
     version : str
         Of the fastcnn that wrote the file.
     versions : dict of str to str
@@ -89,6 +91,7 @@ class SavedModel:
     params: dict[str, np.ndarray]
     history: History = field(default_factory=History)
     feature_names: list[str] | None = None
+    split_seed: int | None = None
     version: str = __version__
     versions: dict[str, str] = field(default_factory=dict)
     training: Training | None = None
@@ -124,6 +127,7 @@ def write_model(path: StrPath, model: SavedModel) -> None:
         "classes": labels_to_json(model.classes),
         "history": {name: encode(value) for name, value in asdict(model.history).items()},
         "feature_names": model.feature_names,
+        "split_seed": model.split_seed,
         "training": None if model.training is None else model.training.to_json(),
         "run": None if model.run is None else model.run.to_json(),
     }
@@ -215,6 +219,9 @@ def _model(header: Mapping[str, Any]) -> SavedModel:
         raise ValueError("feature_names must be null or a list of strings")
     if names is not None and len(names) != prod(shape):
         raise ValueError(f"{len(names)} feature_names for images of {prod(shape)} values")
+    split_seed = header.get("split_seed")
+    if split_seed is not None and not (type(split_seed) is int and 0 <= split_seed < 2**32):
+        raise ValueError(f"split_seed must be null or an int from 0 to 2**32 - 1, got {shown(split_seed)}")
     nothing = np.empty(0)
     history = _history_from_json(_typed(header, "history", dict))
     return SavedModel(
@@ -228,6 +235,7 @@ def _model(header: Mapping[str, Any]) -> SavedModel:
         params={},
         history=history,
         feature_names=names,
+        split_seed=split_seed,
         version=str(header["fastcnn_version"]),
         versions={str(name): str(of) for name, of in (header.get("versions") or {}).items()},
         training=training_from_json(header.get("training")),

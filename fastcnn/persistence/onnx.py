@@ -142,13 +142,13 @@ def write_onnx(
 def _labels(classes: np.ndarray) -> tuple[np.ndarray, Any]:
     """The classes as an ONNX tensor can hold them, and that tensor's type."""
     types = import_onnx().TensorProto
-    if classes.dtype.kind in "biu":
+    if classes.dtype.kind in "biu" and (not classes.size or classes.max() <= np.iinfo(np.int64).max):
         return classes.astype(np.int64), types.INT64
     if classes.dtype.kind == "f":
         return classes.astype(np.float64), types.DOUBLE
     if all(isinstance(label, str) for label in classes.tolist()):
         return classes.astype(object), types.STRING
-    raise TypeError(f"classes {classes!r} cannot be written: expected numbers or strings")
+    raise TypeError(f"classes {classes!r} cannot be written: expected numbers or strings, whole numbers below 2**63")
 
 
 def _seen(g: _Graph, images: str, view: View) -> str:

@@ -46,15 +46,17 @@ _MAX_VALUES = 1 << 26  # for each image, anywhere in the network
 _CHANNELS_FIRST = {
     "Conv", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "BatchNormalization", "ReduceMean"
 }  # fmt: skip
+_MAX_LAYERS = 10_000  # within one residual block: sums of sums double them
 _MAX_CLASSES = 4096  # of a network without a last dense layer, which gets one
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A layer and its parameters, by their names in the layer."""
+    """A layer and its parameters, by their names in the layer; `n_layers`: with those in it."""
 
     layer: Layer
     params: Mapping[str, np.ndarray] = field(default_factory=dict)
+    n_layers: int = 1
 
     def same(self, other: _Step) -> bool:
         return self.layer == other.layer and all(np.array_equal(v, other.params[k]) for k, v in self.params.items())
@@ -224,6 +226,8 @@ class _Reader:
         if value.sigmoid or not (tta or of_one) or not np.isclose(value.share * max(len(value.views), 1), 1):
             raise ValueError("its output is neither logits, their softmax, nor the mean of that over views of an image")
         if len(value.shape) != 1:
+            if value.shape[:2] != (1, 1):
+                raise ValueError(f"its output is {value.shape[:2]} places of an image, not one vector of logits")
             value = _flattened(value)
         if value.order is not None or not (value.steps and isinstance(value.steps[-1].layer, Dense)):
             n = value.shape[0]
@@ -562,6 +566,9 @@ def _residual(x: _Value, other: _Value) -> _Value:
     while common < min(len(x.steps), len(other.steps)) and x.steps[common].same(other.steps[common]):
         common += 1
     long, short = sorted((x.steps[common:], other.steps[common:]), key=len, reverse=True)
+    n_layers = 1 + sum(step.n_layers for step in (*long, *short))
+    if n_layers > _MAX_LAYERS:
+        raise ValueError(f"more than {_MAX_LAYERS:,} layers within one another")
     params = {
         f"{part}.{i}.{name}": value
         for part, steps in (("layers", long), ("skip", short))
@@ -569,7 +576,7 @@ def _residual(x: _Value, other: _Value) -> _Value:
         for name, value in step.params.items()
     }
     layer = Residual([step.layer for step in long], [step.layer for step in short])
-    return replace(x, steps=(*x.steps[:common], _Step(layer, params)))
+    return replace(x, steps=(*x.steps[:common], _Step(layer, params, n_layers)))
 
 
 _AFTER_SOFTMAX = {"Add", "Mul", "Identity", "Cast"}

@@ -67,7 +67,7 @@ class BatchLoader:
         self.builder = builder
         self.y = y
         self.sample_weight = sample_weight
-        self.batch_size = batch_size
+        self.batch_size = int(batch_size)
         self.shuffle = shuffle
         self.seed = seed
         self.rows = np.arange(builder.n_images) if rows is None else np.asarray(rows, dtype=np.int64)

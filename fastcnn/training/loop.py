@@ -241,7 +241,7 @@ def train(
     patience = _Patience(tol, n_iter_no_change)
     average = None if ema_decay is None else ParameterAverage(network, ema_decay)
     step = Step(network, schedule, label_smoothing, micro_batch_size, average)
-    epochs = range(start_epoch, start_epoch + max_iter)
+    epochs = range(start_epoch, start_epoch + int(max_iter))
     end = epochs.stop
     if progress is None:
         history = History() if history is None else history

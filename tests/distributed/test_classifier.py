@@ -1,5 +1,6 @@
 """`DaskCNNClassifier` on clusters of this machine."""
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -379,6 +380,8 @@ def test_a_chunk_that_cannot_be_used_is_named(client, digits):
     huge[40] = 1e100
     with pytest.raises(ValueError, match=r"^validation data: chunk 1: X has values up to 1e\+100, too large for"):
         before.fit(chunked(X, 30, 30), y, X_val=chunked(huge, 30, 30), y_val=y)
+    with pytest.raises(ValueError, match=r"^chunk 1: X has values up to 1e\+100, too large for float32, scaled"):
+        copy.copy(before).set_params(warm_start=True).fit(chunked(huge, 30, 30), y)
     huge[40] = 1e39
     with pytest.raises(ValueError, match=r"chunk 1: X has values up to 1e\+39, too large for the network's dtype"):
         clone(before).set_params(scale=None).fit(chunked(huge, 30, 30), y)

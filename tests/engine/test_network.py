@@ -412,7 +412,7 @@ def test_the_loss_goes_down():
 
 
 @pytest.mark.small
-def test_errors_name_what_is_wrong_and_change_nothing():
+def test_errors_name_what_is_wrong_and_change_nothing(monkeypatch):
     net = Network([Conv2D(2), Dense(3)], (4, 4, 1), random_state=0)
     before = {name: value.copy() for name, value in net.params.items()}
     x = batch((4, 4, 1))
@@ -454,6 +454,16 @@ def test_errors_name_what_is_wrong_and_change_nothing():
         between()
         with pytest.raises(ValueError, match=r"backward\(\) needs a forward"):
             net.backward(np.zeros((4, 3)))
+    net.forward(x, training=True)
+
+    def interrupted(plan):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Plan, "forward", interrupted)
+        net.forward(x, training=True)
+    with pytest.raises(ValueError, match=r"backward\(\) needs a forward"):
+        net.backward(np.zeros((4, 3)))
     for name, value in net.params.items():
         np.testing.assert_array_equal(value, before[name])
     with pytest.raises(ValueError, match=r"predict_proba needs an output of shape \(n_classes,\).*\(4, 4, 3\)"):
@@ -564,6 +574,17 @@ def test_parts_of_a_batch_add_up(device):
         assert parts.accuracy == pytest.approx(whole.accuracy)
     for name, value in whole.params.items():
         np.testing.assert_allclose(parts.params[name], value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.small
+def test_parts_of_a_small_integer_of_numpy():
+    """Whose sums would wrap."""
+    x, labels = batch((4, 4, 1), 160), np.arange(160) % 3
+    losses = [
+        Network([Dense(3)], (4, 4, 1), random_state=0).train_step(x, labels, micro_batch_size=size)
+        for size in (100, np.int8(100))
+    ]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -254,6 +254,22 @@ def test_validation_images_of_another_shape():
 
 
 @pytest.mark.parametrize("scale", [None, "standardize", "unit"])
+def test_training_images_that_scaling_makes_infinite(scale):
+    """They are no divergence, whose parameters and moments would be lost."""
+    huge, message = X.astype(np.float64), r"^X has values up to 1e\+60, too large for"
+    huge[3, 2, 2] = 1e60
+    clf = small(scale=scale, warm_start=True).fit(X, y)
+    before = clf.network_
+    for train in (clf.fit, clf.partial_fit):
+        with pytest.raises(ValueError, match=message):
+            train(huge, y)
+        assert clf.network_ is before
+    if scale != "unit":  # which it decides
+        with pytest.raises(ValueError, match=message):
+            small(scale=scale).fit(huge, y, np.where(np.arange(len(y)) == 3, 0, 1))
+
+
+@pytest.mark.parametrize("scale", [None, "standardize", "unit"])
 def test_validation_images_that_scaling_makes_infinite(scale):
     huge = X.astype(np.float64)
     huge[3, 2, 2] = 1e300

@@ -22,7 +22,7 @@ def dtype(request):
 # What the reference is compared with in these would be itself; it has tests of its own.
 AGAINST_THE_REFERENCE = {
     "test_forward", "test_backward", "test_fused_block_is_the_reference", "test_fused_layers_of_networks", "test_dense",
-    "test_max", "test_average", "test_normalise_and_pool", "test_softmax_cross_entropy",
+    "test_max", "test_average", "test_normalise_and_pool", "test_softmax_cross_entropy", "test_updates", "test_muon",
 }  # fmt: skip
 
 

@@ -12,10 +12,13 @@ from collections import namedtuple
 from pathlib import Path
 
 import numba
+import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
+from fastcnn import Network
 from fastcnn.kernels.cpu import crew, launch, objects, runtime
+from fastcnn.layers import Dense
 
 LIMIT = int(numba.config.NUMBA_NUM_THREADS)
 
@@ -44,8 +47,23 @@ def run(code, *arguments, **environment):
 def test_thread_counts():
     assert runtime.max_threads() == runtime.max_threads(-1) == LIMIT
     assert runtime.max_threads(1) == 1 and runtime.max_threads(10_000) == LIMIT
+    assert type(runtime.max_threads(np.int8(1))) is int  # sizes of scratch are its multiples
     with pytest.raises(ValueError, match="n_jobs must be a positive int, -1 or None, got 0"):
         runtime.max_threads(0)
+
+
+@pytest.mark.small
+def test_orthogonal_weights_are_those_of_one_blas_thread(monkeypatch):
+    """Or else those of a search's workers, which have fewer, would be others."""
+    counts, qr = [], np.linalg.qr
+
+    def noted(a):
+        counts.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return qr(a)
+
+    monkeypatch.setattr(np.linalg, "qr", noted)
+    Network([Dense(3)], (4,), weight_init="orthogonal")
+    assert counts and set(counts) == {1}
 
 
 @pytest.mark.small
@@ -208,6 +226,32 @@ print(train(0) == first, used < 0.2)
 """
     )
     assert run(code, NUMBA_NUM_THREADS="2") == "True True"
+
+
+def test_an_interrupt_while_lanes_are_hired():
+    """Nobody knows whether it came before or after the thread began: others are hired."""
+    code = (
+        TRAIN
+        + """
+import threading
+from fastcnn.kernels.cpu import crew
+expected, start = train(0), threading.Thread.start
+crew._crew = crew.Crew()
+for begin in (lambda thread: None, start):
+    def interrupted(thread):
+        begin(thread)
+        raise KeyboardInterrupt
+    threading.Thread.start = interrupted
+    try:
+        train(0)
+    except KeyboardInterrupt:
+        print(len(crew._crew._alarms))
+    threading.Thread.start = start
+    assert train(0) == expected and len(crew._crew._alarms) == 2
+    crew._crew = crew.Crew()
+"""
+    )
+    assert run(code, NUMBA_NUM_THREADS="2") == "1\n1"
 
 
 def test_lanes_that_no_program_came_for_sleep():

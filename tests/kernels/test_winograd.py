@@ -215,6 +215,10 @@ def test_nan_stays_where_it_can_reach(m, r):
     y, argmax = harness.conv2d_block_forward(cpu, x, weight, bias, g, activation("relu"), pool)
     assert np.isnan(y[0, 2:4, 2:4]).all() and np.isfinite(y[1]).all()
     assert argmax.max() < 4
+    x[0, 6, 6, 3], x[0, 0, 0, 3] = 0, np.nan
+    z = harness.conv2d_forward(cpu, x, weight, bias, g)
+    far = np.arange(12) >= m + r  # of other tiles, which do not see the corner
+    assert np.isfinite(z[0, far]).all() and np.isfinite(z[0, :, far]).all() and np.isnan(z[0, :2, :2]).all()
 
 
 @settings(deadline=None, max_examples=40)

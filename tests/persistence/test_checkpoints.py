@@ -170,6 +170,51 @@ def test_functions_are_known_by_what_they_are_not_where(tmp_path):
         clf.set_params(scoring=scorers()[0]).fit(X, Y)
 
 
+def test_functions_are_known_by_what_they_hold(tmp_path):
+    """Else a fit would return what another one, with another scorer, has led to."""
+
+    def share_of(wanted, name):
+        def share(clf, X, y, least=0.0):
+            return max(least, float(np.mean(clf.predict(X) == wanted)))
+
+        class Share:
+            def __init__(self, wanted):
+                self.wanted = wanted
+
+            def __call__(self, clf, X, y):
+                return share(clf, X, y)
+
+        def outer(clf, X, y):
+            return share(clf, X, y)
+
+        kinds = {
+            "closure": share,
+            "instance": Share(wanted),
+            "closure of a closure": outer,
+            "method": Share(wanted).__call__,
+            "lambda": lambda clf, X, y: float(np.mean(clf.predict(X) == wanted)),
+        }
+        return kinds[name]
+
+    for name in ("closure", "instance", "closure of a closure", "method", "lambda"):
+        clf = new(tmp_path / f"{name}.ckpt", early_stopping=True, scoring=share_of("bag", name), max_iter=1).fit(X, Y)
+        finished = new(tmp_path / f"{name}.ckpt", early_stopping=True, scoring=share_of("bag", name), max_iter=1)
+        assert_same_state(finished.fit(X, Y), clf)
+        with pytest.raises(ValueError, match="a checkpoint of another fit: scoring was"):
+            clf.set_params(scoring=share_of("coat", name)).fit(X, Y)
+    one, other = lambda clf, X, y: 0.5, lambda clf, X, y: 0.75
+    clf = new(tmp_path / "lambdas.ckpt", early_stopping=True, scoring=one, max_iter=1).fit(X, Y)
+    with pytest.raises(ValueError, match="a checkpoint of another fit: scoring was"):
+        clf.set_params(scoring=other).fit(X, Y)
+
+
+def test_a_folder_has_a_file_for_each_choice_of_views(tmp_path):
+    """Which a search may try side by side."""
+    for tta in (None, "flip"):
+        new(tmp_path, tta=tta).fit(X, Y)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_after_an_interrupt_a_fit_can_be_finished(tmp_path):
     class Interrupts:
         def on_epoch_begin(self, epoch):

@@ -220,3 +220,30 @@ def test_arguments(arguments, message):
 def test_residuals_of_flattened_images_are_refused():
     with pytest.raises(ValueError, match="1: a Residual of flattened images"):
         torch_params([Flatten(), Residual([Dense(144)])], SHAPE, {"a": np.zeros((144, 144)), "b": np.zeros(144)})
+    with pytest.raises(ValueError, match="0: a Residual of flattened images"):
+        torch_params([Residual([Dense(144)], [Flatten()])], SHAPE, {"a": np.zeros((144, 144)), "b": np.zeros(144)})
+
+
+def test_residuals_that_end_in_one_order():
+    """Of units, which have but one; or of images that both branches flatten, whose order the next layer knows."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(9, *SHAPE)).astype(np.float32)
+    flat = x.transpose(0, 3, 1, 2).reshape(9, -1)  # as PyTorch has it
+
+    def matrices(*units):
+        arrays = {}
+        for i, (n_in, n_out) in enumerate(units):
+            arrays |= {f"{i}.weight": rng.normal(scale=0.1, size=(n_out, n_in)), f"{i}.bias": rng.normal(size=n_out)}
+        return arrays
+
+    def dense(arrays, i, x):
+        return x @ arrays[f"{i}.weight"].T + arrays[f"{i}.bias"]
+
+    units = matrices((144, 144), (144, 144), (144, 3))
+    clf = CNNClassifier.from_torch_state_dict(units, [Residual([Dense(144)], [Dense(144)])], SHAPE)
+    expected = dense(units, 2, dense(units, 0, flat) + dense(units, 1, flat))
+    assert_allclose(clf.predict_proba(x), softmax(expected), rtol=1e-4, atol=1e-6)
+    images = matrices((144, 3))
+    clf = CNNClassifier.from_torch_state_dict(images, [Residual([ReLU(), Flatten()], [Flatten()])], SHAPE)
+    expected = dense(images, 0, np.maximum(flat, 0) + flat)
+    assert_allclose(clf.predict_proba(x), softmax(expected), rtol=1e-4, atol=1e-6)

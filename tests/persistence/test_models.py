@@ -364,6 +364,8 @@ def _set(*keys, value):
         (_set("history", "loss_curve", value=["a"]), "loss_curve"),
         (_set("history", "shell", value=1), "shell"),
         (_set("feature_names", value=["a"]), "feature_names"),
+        (_set("split_seed", value=-1), "split_seed must be null or an int"),
+        (_set("split_seed", value=True), "split_seed must be null or an int"),
         (_set("feature_names", value=[1] * 64), "feature_names"),
         (_set("network.0.weight", "shape", value=[3, 3, 1, 5]), "'network.0.weight'"),
         (_set("network.0.weight", "dtype", value="I32"), "'network.0.weight'"),

@@ -222,8 +222,10 @@ def test_what_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         clf.to_onnx(tmp_path / "no" / "folder.onnx")
     dates, _ = fitted([], classes=np.array(["2020-01-01", "2021-01-01"], "datetime64[D]"))
-    with pytest.raises(TypeError, match="cannot be written: expected numbers or strings"):
-        dates.to_onnx(old)
+    large, _ = fitted([], classes=np.array([1, 2**63], np.uint64))
+    for clf_of_others in (dates, large):
+        with pytest.raises(TypeError, match="cannot be written: expected numbers or strings"):
+            clf_of_others.to_onnx(old)
     monkeypatch.setitem(sys.modules, "onnx", None)
     for call in (clf.to_onnx, CNNClassifier.from_onnx):
         with pytest.raises(ImportError, match="pip install onnx"):
@@ -388,6 +390,7 @@ TWO_HEADS = [("Flatten", "x", "f", {}), ("MatMul", "f mh", "l", {}), ("MatMul", 
 @pytest.mark.parametrize(
     ("nodes", "message"),
     [
+        ([CONV, ("Relu", "c", "r", {})], r"its output is \(\d+, \d+\) places of an image"),
         ([CONV, ("HardSwish", "c", "h", {})], "no layer does what the operator HardSwish does"),
         ([CONV, ("Sigmoid", "c", "e", {}), ("Flatten", "e", "f", {})], "sigmoid"),
         ([("MaxPool", "x", "p", {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1})], "MaxPool.*ceil_mode=1"),
@@ -425,6 +428,16 @@ def test_graphs_that_no_layers_express(nodes, message, tmp_path):
     arrays = ARRAYS | {"zero": np.zeros(1, np.float32), "bad": np.array([2, -1]), "wide": (144, 4097)}
     path = graph(tmp_path / "model.onnx", nodes, arrays, output=last)
     with pytest.raises(ValueError, match=rf"model\.onnx: not a network that can be read: .*{message}"):
+        CNNClassifier.from_onnx(path)
+
+
+def test_sums_of_sums_do_not_fill_the_memory(tmp_path):
+    """Each of which doubles the layers."""
+    nodes = [("Flatten", "x", "f", {}), ("Relu", "f", "a0", {}), ("Tanh", "f", "b0", {})]
+    for i in range(40):
+        nodes += [("Add", f"a{i} b{i}", f"a{i + 1}", {}), ("Add", f"b{i} a{i}", f"b{i + 1}", {})]
+    path = graph(tmp_path / "model.onnx", nodes, ARRAYS, output="a40")
+    with pytest.raises(ValueError, match="more than 10,000 layers within one another"):
         CNNClassifier.from_onnx(path)
 
 

@@ -207,6 +207,13 @@ def test_lengths_and_batch_size_are_checked():
         BatchLoader(builder, np.zeros(12), batch_size=0)
 
 
+def test_the_batch_size_may_be_a_small_integer_of_numpy():
+    """Whose multiples would wrap."""
+    builder = BatchBuilder(np.zeros((150, 2, 2), np.uint8), (2, 2, 1), 0, 1)
+    loader = BatchLoader(builder, np.arange(150), None, np.int8(60))
+    assert [len(batch.x) for batch in loader.epoch(0)] == [60, 60, 30]
+
+
 def test_the_next_batch_does_not_touch_the_current_one(monkeypatch):
     monkeypatch.setattr(batches, "_THREAD_PAYS", 0)
     images = images_of(np.uint8)

@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.utils.validation import check_is_fitted
 
+from fastcnn.image_estimator import nameless
 from fastcnn.inspection.displays.drawing import SEQUENTIAL, as_images, axes_grid, pyplot, show_image, tile_shape
-from fastcnn.inspection.passes import nameless
 from fastcnn.labels import places
 
 __all__ = ["ConfusionDisplay", "PredictionsDisplay", "worst_mistakes"]

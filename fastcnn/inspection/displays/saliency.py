@@ -8,8 +8,9 @@ import numpy as np
 from scipy.ndimage import zoom
 
 from fastcnn.engine.network import Network
+from fastcnn.image_estimator import nameless
 from fastcnn.inspection.displays.drawing import SEQUENTIAL, as_images, as_picture, axes_grid, show_image, without_ticks
-from fastcnn.inspection.passes import checked_target, nameless, network_input, network_of
+from fastcnn.inspection.passes import checked_target, network_input, network_of
 from fastcnn.inspection.saliency import grad_cam, gradient_saliency, occlusion
 from fastcnn.labels import places
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastcnn import __version__
-from fastcnn.inspection.passes import nameless
+from fastcnn.image_estimator import nameless
 from fastcnn.inspection.report import sections
 from fastcnn.inspection.report.evidence import Evidence, choose_images, look_at, walk
 from fastcnn.persistence.files import replacing

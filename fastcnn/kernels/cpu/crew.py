@@ -250,7 +250,8 @@ def _is_asleep(board, lane):
 class Crew:
     """The process's lanes beside its callers.
 
-    A KeyboardInterrupt may come between any two calls here. It leaves at worst a lane that is woken once for nothing.
+    A KeyboardInterrupt may come between any two calls here. It leaves at worst lanes that are woken once for nothing,
+    or sleep for ever.
     """
 
     def __init__(self) -> None:
@@ -310,6 +311,9 @@ class Crew:
             except RuntimeError:  # the system gives no more threads
                 self._alarms.pop()
                 return
+            except BaseException:  # nobody knows whether the thread is there: others are hired, round another board
+                self._board, self._alarms = Lines(0), [None]
+                raise
 
 
 class Lines:

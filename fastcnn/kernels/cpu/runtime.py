@@ -56,7 +56,7 @@ def max_threads(asked: int | None = None) -> int:
         return limit
     if asked < 1:
         raise ValueError(f"n_jobs must be a positive int, -1 or None, got {asked}")
-    return min(asked, limit)
+    return min(int(asked), limit)
 
 
 def _given_by_dask() -> int | None:
