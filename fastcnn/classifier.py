@@ -816,14 +816,15 @@ class CNNClassifier(CallbackSupport, ClassifierMixin, ModelFiles, ImageEstimator
         rows = getattr(images, "rows", None)
         if rows is None or rows.dtype == np.uint8:
             return
-        limit = float(np.finfo(self.dtype).max)
+        dtype = self.network_.dtype
+        limit = float(np.finfo(dtype).max)
         for part in chunks(len(rows)):
             # At most so much in any channel; only where that is too much do the channels count.
             most = max(abs(float(rows[part].min())), abs(float(rows[part].max())))
             if (most + float(np.abs(self.channel_offset_).max())) / float(np.abs(self.channel_scale_).min()) <= limit:
                 continue
             if not self._scaled(rows[part].reshape(-1, self.image_shape_[2])).max() <= limit:
-                raise ValueError(f"{whose}X has values up to {most:.3g}, too large for {self.dtype}, scaled")
+                raise ValueError(f"{whose}X has values up to {most:.3g}, too large for {dtype}, scaled")
 
     def _scaled(self, pixels: np.ndarray) -> np.ndarray:
         """How large they are for the network."""

@@ -65,8 +65,8 @@ examples:
 _EVALUATE_EPILOG = """
 DATA is what `fastcnn train` takes. Without it: Fashion-MNIST or the digits, for a model with images of their size
 and classes of their names (one that was saved in Python, with labels 0 to 9, needs the name).
-Of a data set with test images, these are used; of another folder all images, or with --held-out the one in 7
-that `fastcnn train` keeps for the test.
+Of a data set with test images, these are used; of the digits always the one in 7 that `fastcnn train` keeps for the
+test; of another folder all images, or with --held-out that one in 7.
 
 examples:
   fastcnn evaluate model.safetensors
@@ -248,7 +248,8 @@ def _add_train(command: _Parser) -> None:
     data.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help="write it after each epoch; when training was broken off, the same command goes on from there",
+        help="write it after each epoch (in a folder each training has its own); when training was broken off, the "
+        "same command goes on from there",
     )
 
     network = command.add_argument_group("network")
@@ -292,7 +293,7 @@ def _add_train(command: _Parser) -> None:
     training.add_argument(
         "--early-stopping",
         action="store_true",
-        help="stop when the accuracy on validation images no longer grows, and keep the best epoch",
+        help="stop when the accuracy on validation images has not grown for 10 epochs, and keep the best epoch",
     )
     training.add_argument(
         "--validation-fraction",

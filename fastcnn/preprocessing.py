@@ -155,8 +155,8 @@ class ImageScaler(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
         ndarray of float
             The images as they were, of the shape that `X` has.
         """
-        values = np.asarray(X)  # what `transform` gave has not the names of what it took
-        return nameless(self)._apply(values, lambda pixels: pixels * self.channel_scale_ + self.channel_offset_)
+        fitted, values = _unless_named(self, X)
+        return fitted._apply(values, lambda pixels: pixels * self.channel_scale_ + self.channel_offset_)
 
     def _apply(self, X: Any, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         check_is_fitted(self)
@@ -256,7 +256,8 @@ class ImageFlattener(OneToOneFeatureMixin, TransformerMixin, ImageEstimator):
             The same values.
         """
         check_is_fitted(self)
-        return nameless(self)._check_images(np.asarray(X)).reshape(-1, *self.image_shape_)
+        fitted, rows = _unless_named(self, X)
+        return fitted._check_images(rows).reshape(-1, *self.image_shape_)
 
 
 class ImageReshaper(TransformerMixin, ImageEstimator):
@@ -346,4 +347,12 @@ class ImageReshaper(TransformerMixin, ImageEstimator):
             The same values.
         """
         check_is_fitted(self)
-        return nameless(self)._check_images(np.asarray(X))
+        fitted, images = _unless_named(self, X)
+        return fitted._check_images(images)
+
+
+def _unless_named(estimator: ImageEstimator, X: Any) -> tuple[Any, Any]:
+    """Both, without the names of columns that only one of them has: what `transform` gave may have none."""
+    if hasattr(estimator, "feature_names_in_") and hasattr(X, "columns"):
+        return estimator, X
+    return nameless(estimator), np.asarray(X)

@@ -129,6 +129,9 @@ def test_there_and_back_without_a_warning(transformer, output):
             fitted.set_output(transform=output)
         back = fitted.inverse_transform(fitted.transform(X))
         np.testing.assert_allclose(back.reshape(3, 16), frame, atol=1e-4)
+    if isinstance(transformer, ImageScaler):
+        with pytest.raises(ValueError, match="feature names"):
+            clone(transformer).fit(frame).inverse_transform(frame[frame.columns[::-1]])
 
 
 @pytest.mark.parametrize("transformer", [ImageScaler(), ImageFlattener(), ImageReshaper()])

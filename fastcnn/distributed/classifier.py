@@ -282,7 +282,7 @@ class DaskCNNClassifier(CNNClassifier):
             offset=self.channel_offset_,
             scale=self.channel_scale_,
             augment=tuple(check_augment(self.augment)),
-            batch_size=self.batch_size,
+            batch_size=int(self.batch_size),
             shuffle=self.shuffle,
             seed=seed,
             label_smoothing=self.label_smoothing,
@@ -297,9 +297,9 @@ class DaskCNNClassifier(CNNClassifier):
             self._loaded(data),
             sizes,
             self.n_partitions or len(sizes),
-            self.sync_every,
+            None if self.sync_every is None else int(self.sync_every),
             data.end,
-            None if self.checkpoint is None else self.checkpoint_every,
+            None if self.checkpoint is None or self.checkpoint_every is None else int(self.checkpoint_every),
         )
         return self._rounds
 
@@ -327,9 +327,10 @@ class DaskCNNClassifier(CNNClassifier):
         if not isinstance(images, _Chunks):
             super()._check_range(images, whose)
             return
+        dtype = self.network_.dtype
         for number, fact in zip(images.numbers, images.facts, strict=True):
-            if fact.ends is not None and not self._scaled(fact.ends).max() <= float(np.finfo(self.dtype).max):
-                values = f"values up to {np.abs(fact.ends).max():.3g}, too large for {self.dtype}, scaled"
+            if fact.ends is not None and not self._scaled(fact.ends).max() <= float(np.finfo(dtype).max):
+                values = f"values up to {np.abs(fact.ends).max():.3g}, too large for {dtype}, scaled"
                 raise ValueError(f"{whose}chunk {number}: X has {values}")
 
     def _compared(self, images: Any) -> tuple[np.ndarray | None, ...]:

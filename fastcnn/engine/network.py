@@ -66,7 +66,8 @@ class Network:
     random_state : None, int, numpy Generator or RandomState
         Seeds the initial parameters and dropout.
     n_jobs : int or None
-        Threads; None or -1: all that Numba may use. Results do not depend on it.
+        Threads; None or -1: all that Numba may use, in a task of Dask all of its worker's; with None one in the
+        workers of a `multiprocessing` pool. Results do not depend on it.
     fuse : bool
         Run fused kernels where there are some. Switched off, every op runs alone.
     optimizer : an optimiser of `fastcnn.training.optimizers` or None

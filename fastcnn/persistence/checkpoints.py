@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -206,8 +207,11 @@ def _name(function: Any, within: tuple[Any, ...] = ()) -> str:
     held: dict[str, Any] = {}
     if isinstance(function, FunctionType):
         held = _held_by(function)
-    elif type(function).__repr__ is object.__repr__:
-        held = getattr(function, "__dict__", {})
+    elif isinstance(function, partial):
+        held = {"func": function.func, **function.keywords}
+    elif not named:
+        own = type(function).__repr__ is object.__repr__  # else its text says what it holds, but for functions
+        held = {k: v for k, v in getattr(function, "__dict__", {}).items() if own or callable(v)}
     parts = {name: _name(value, (*within, function)) if callable(value) else value for name, value in held.items()}
     kept = {name: value for name, value in parts.items() if _is_plain(value)}
     return f"{text} [{blake2b(_text(kept).encode(), digest_size=8).hexdigest()}]" if kept else text
@@ -216,14 +220,20 @@ def _name(function: Any, within: tuple[Any, ...] = ()) -> str:
 def _held_by(function: FunctionType) -> dict[str, Any]:
     """By name: what was bound when the function was defined; of a lambda its code."""
     code, held = function.__code__, dict(function.__kwdefaults__ or {})
-    if function.__defaults__:
-        held["defaults"] = function.__defaults__
+    held |= {f"default {i}": value for i, value in enumerate(function.__defaults__ or ())}
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # nothing yet
             held[name] = cell.cell_contents
     if function.__name__ == "<lambda>":
-        held["code"] = code.co_code, _text(code.co_consts), code.co_names
+        held["code"] = _code(code)
     return held
+
+
+def _code(constant: Any) -> Any:
+    """A lambda's code, or a constant in it, without where it stands and what differs from process to process."""
+    if isinstance(constant, CodeType):
+        return constant.co_code, constant.co_names, tuple(map(_code, constant.co_consts))
+    return tuple(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant)
 
 
 def _is_plain(value: Any) -> bool:

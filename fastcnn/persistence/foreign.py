@@ -17,6 +17,7 @@ from fastcnn.layers import BatchNorm, Conv2D, Dense, Layer, Residual
 __all__ = ["keras_params", "torch_params"]
 
 Shape = tuple[int, ...]
+MIXED: Shape = ()  # in place of an image: units and a flattened image were added up
 Params = dict[str, np.ndarray]
 # (array, the layer, its name there, shape of the image that it sees or that was flattened for it, shape expected)
 _Convert = Callable[[np.ndarray, Layer, str, Shape, Shape], np.ndarray]
@@ -77,27 +78,23 @@ def _parameters(
         else:
             for name in layer.param_shapes(shape):
                 yield f"{before}{i}.{name}", layer, name, shape, image
-        try:
-            shape, image = _after(layer, shape, image)
-        except ValueError as error:
-            raise ValueError(f"{before}{i}: {error}") from error
+        shape, image = _after(layer, shape, image)
 
 
 def _after(layer: Layer, shape: Shape, image: Shape) -> tuple[Shape, Shape]:
     """The shape of a layer's output, and its image: what it is, or what was flattened to it, as long as that has an
-    order that differs from program to program.
+    order that differs from program to program; `MIXED` if a Residual has added up two orders.
     """
     after = layer.output_shape(shape)
     if len(after) == 3 or isinstance(layer, Dense):
         return after, after
     if isinstance(layer, Residual):
         ends = {_at_end(chain, shape, image) for chain in (layer.layers, layer.skip)}
-        if len(ends) > 1:
-            raise ValueError("a Residual of flattened images, whose order differs from program to program")
-        return after, ends.pop()
+        return after, ends.pop() if len(ends) == 1 else MIXED
     flattened = [op.in_shape for op in layer.lower(shape) if op.kind == "flatten" and len(op.in_shape) == 3]
     image = flattened[-1] if flattened else image
-    return after, image if len(image) == 3 and min(prod(image[:2]), image[2]) > 1 else after
+    ordered = image == MIXED or (len(image) == 3 and min(prod(image[:2]), image[2]) > 1)
+    return after, image if ordered else after
 
 
 def _at_end(layers: Sequence[Layer], shape: Shape, image: Shape) -> Shape:
@@ -110,6 +107,8 @@ def _at_end(layers: Sequence[Layer], shape: Shape, image: Shape) -> Shape:
 def _of_torch(array: np.ndarray, layer: Layer, name: str, image: Shape, expected: Shape) -> np.ndarray:
     if isinstance(layer, Conv2D) and name == "weight":
         return _checked(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array, expected)
+    if image == MIXED:
+        raise ValueError("a Residual before it adds units to a flattened image, whose order is another in PyTorch")
     array = _checked(array.T, expected)
     of_pixels = name == "weight" if isinstance(layer, Dense) else isinstance(layer, BatchNorm)
     if not of_pixels or len(image) != 3 or prod(image) != expected[0]:

@@ -174,8 +174,8 @@ def test_functions_are_known_by_what_they_hold(tmp_path):
     """Else a fit would return what another one, with another scorer, has led to."""
 
     def share_of(wanted, name):
-        def share(clf, X, y, least=0.0):
-            return max(least, float(np.mean(clf.predict(X) == wanted)))
+        def share(clf, X, y, sample_weight=None, wanted=wanted):
+            return float(np.mean(clf.predict(X) == wanted))
 
         class Share:
             def __init__(self, wanted):
@@ -184,7 +184,7 @@ def test_functions_are_known_by_what_they_hold(tmp_path):
             def __call__(self, clf, X, y):
                 return share(clf, X, y)
 
-        def outer(clf, X, y):
+        def outer(clf, X, y, sample_weight=None):
             return share(clf, X, y)
 
         kinds = {
@@ -193,10 +193,11 @@ def test_functions_are_known_by_what_they_hold(tmp_path):
             "closure of a closure": outer,
             "method": Share(wanted).__call__,
             "lambda": lambda clf, X, y: float(np.mean(clf.predict(X) == wanted)),
+            "partial": partial(outer, sample_weight=None),
         }
         return kinds[name]
 
-    for name in ("closure", "instance", "closure of a closure", "method", "lambda"):
+    for name in ("closure", "instance", "closure of a closure", "method", "lambda", "partial"):
         clf = new(tmp_path / f"{name}.ckpt", early_stopping=True, scoring=share_of("bag", name), max_iter=1).fit(X, Y)
         finished = new(tmp_path / f"{name}.ckpt", early_stopping=True, scoring=share_of("bag", name), max_iter=1)
         assert_same_state(finished.fit(X, Y), clf)
@@ -206,6 +207,24 @@ def test_functions_are_known_by_what_they_hold(tmp_path):
     clf = new(tmp_path / "lambdas.ckpt", early_stopping=True, scoring=one, max_iter=1).fit(X, Y)
     with pytest.raises(ValueError, match="a checkpoint of another fit: scoring was"):
         clf.set_params(scoring=other).fit(X, Y)
+
+
+def test_a_lambda_has_one_name_in_every_process():
+    """Wherever it stands, and however its process goes through sets."""
+    program = """
+from fastcnn.persistence.checkpoints import _name
+print(_name(lambda clf, X, y: float(sum(p in {"bag", "coat", "shoe", "hat"} for p in [q for q in clf.predict(X)]))))
+"""
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", "\n" * lines + program], env=os.environ | {"PYTHONHASHSEED": str(seed)}, text=True,
+            check=True, capture_output=True,
+        ).stdout
+        for lines, seed in ((0, 0), (1, 1), (2, 2))
+    }  # fmt: skip
+    assert len(names) == 1 and "<lambda> [" in names.pop()
+    one, other = (lambda p: [q == "bag" for q in p]), (lambda p: [q == "hat" for q in p])
+    assert checkpoints._name(one) != checkpoints._name(other)
 
 
 def test_a_folder_has_a_file_for_each_choice_of_views(tmp_path):

@@ -218,10 +218,12 @@ def test_arguments(arguments, message):
 
 
 def test_residuals_of_flattened_images_are_refused():
-    with pytest.raises(ValueError, match="1: a Residual of flattened images"):
-        torch_params([Flatten(), Residual([Dense(144)])], SHAPE, {"a": np.zeros((144, 144)), "b": np.zeros(144)})
-    with pytest.raises(ValueError, match="0: a Residual of flattened images"):
-        torch_params([Residual([Dense(144)], [Flatten()])], SHAPE, {"a": np.zeros((144, 144)), "b": np.zeros(144)})
+    """By PyTorch's; Keras flattens as this package does."""
+    weights = [np.zeros((144, 144)), np.zeros(144), np.zeros((144, 3)), np.zeros(3)]
+    for layers in ([Flatten(), Residual([Dense(144)])], [Residual([Dense(144)], [Flatten()]), ReLU()]):
+        with pytest.raises(ValueError, match="a Residual before it adds units to a flattened image"):
+            torch_params(layers, SHAPE, {f"{i}": w.T for i, w in enumerate(weights)})
+        assert keras_params(layers, SHAPE, weights)[1] == 3
 
 
 def test_residuals_that_end_in_one_order():

@@ -304,15 +304,16 @@ class Crew:
         for lane in range(len(self._alarms), min(lanes, 1024)):
             alarm = threading.Lock()
             alarm.acquire()
-            self._alarms.append(alarm)
             arguments = (self._board, lane, alarm)
             try:
+                self._alarms.append(alarm)
                 threading.Thread(target=_live, args=arguments, name=f"fastcnn-{lane}", daemon=True).start()
             except RuntimeError:  # the system gives no more threads
                 self._alarms.pop()
                 return
             except BaseException:  # nobody knows whether the thread is there: others are hired, round another board
-                self._board, self._alarms = Lines(0), [None]
+                self._kept.append(self._counters)
+                self._board, self._counters, self._alarms = Lines(0), Lines(0), [None]
                 raise
 
 
