@@ -481,20 +481,21 @@ class Network:
 
     def _ready(self, x: np.ndarray, mode: str, lanes: int) -> Plan:
         """The plan for `x`, which is its input now."""
+        self._to_go_back = None
         plan = self._plan_for(len(x), mode, lanes)
         if mode != "inference":
             self._dropout[:, 1] += 1
             if self._placed_dropout is not self._dropout:
                 self._placed_dropout[...] = self._dropout
         plan.input[...] = x  # type: ignore[index]
-        self._last_plan, self._to_go_back = plan, None
+        self._last_plan = plan
         return plan
 
     def _run_forward(self, x: np.ndarray, mode: str) -> Plan:
         with self._kernels.threads(self.n_jobs) as lanes:  # a task of Dask, or another n_jobs, has more or fewer
             plan = self._ready(x, mode, lanes)
             plan.forward()
-        self._to_go_back = plan if mode == "training_dx" else None  # not if an interrupt came
+        self._to_go_back = plan if mode == "training_dx" else None  # unless an interrupt came
         return plan
 
     def _plan_for(self, batch: int, mode: str, lanes: int | None = None) -> Plan:

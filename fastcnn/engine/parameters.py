@@ -78,7 +78,7 @@ class Parameters:
         if kind != "orthogonal":
             self._initialize(ops, rng, kind)
             return
-        from fastcnn.kernels.cpu.runtime import one_blas_thread
+        from fastcnn.kernels.cpu.runtime import one_blas_thread  # only here: it imports Numba
 
         with one_blas_thread():  # the QR decomposition is LAPACK's
             self._initialize(ops, rng, kind)

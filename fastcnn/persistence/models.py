@@ -39,13 +39,13 @@ from fastcnn.persistence.states import Part, Run, Training, run_from_json, train
 from fastcnn.persistence.values import decode, encode
 from fastcnn.training.loop import History
 
-__all__ = ["MAX_PARAMETERS", "SavedModel", "read_model", "write_model"]
+__all__ = ["MAX_LAYERS", "MAX_PARAMETERS", "SavedModel", "read_model", "write_model"]
 
 FORMAT_VERSION = 2
+MAX_LAYERS = 10_000  # with those within others
 MAX_PARAMETERS = 1 << 26  # read unless more is asked for: 256 MiB of float32, as much again for each moment
 
 _OLDEST_FORMAT = 1
-_MAX_LAYERS = 10_000
 _MAX_VALUES = 1 << 26  # of an image, anywhere in the network, unless more parameters than that are asked for
 _PACKAGES = ("numpy", "numba", "scikit-learn", "scipy")
 
@@ -207,8 +207,8 @@ def _model(header: Mapping[str, Any]) -> SavedModel:
     layers = [decode(layer) for layer in _typed(header, "layers", list)]
     if not all(isinstance(layer, Layer) for layer in layers):
         raise ValueError("layers holds what is no layer")
-    if (n := sum(map(_n_layers, layers))) > _MAX_LAYERS:
-        raise ValueError(f"{n} layers, more than {_MAX_LAYERS}")
+    if (n := sum(map(_n_layers, layers))) > MAX_LAYERS:
+        raise ValueError(f"{n} layers, more than {MAX_LAYERS}")
     shape = _typed(header, "image_shape", list)
     if len(shape) != 3 or not all(type(n) is int and 1 <= n < 2**31 for n in shape):
         raise ValueError(f"image_shape must be three positive ints, got {shape}")

@@ -33,7 +33,7 @@ from fastcnn.layers import (
     SiLU,
     Tanh,
 )
-from fastcnn.persistence.models import SavedModel
+from fastcnn.persistence.models import MAX_LAYERS, SavedModel
 from fastcnn.persistence.onnx import PRODUCER, import_onnx
 from fastcnn.training.views import PLAIN, TTA, View
 
@@ -46,7 +46,6 @@ _MAX_VALUES = 1 << 26  # for each image, anywhere in the network
 _CHANNELS_FIRST = {
     "Conv", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "BatchNormalization", "ReduceMean"
 }  # fmt: skip
-_MAX_LAYERS = 10_000  # within one residual block: sums of sums double them
 _MAX_CLASSES = 4096  # of a network without a last dense layer, which gets one
 
 
@@ -567,8 +566,8 @@ def _residual(x: _Value, other: _Value) -> _Value:
         common += 1
     long, short = sorted((x.steps[common:], other.steps[common:]), key=len, reverse=True)
     n_layers = 1 + sum(step.n_layers for step in (*long, *short))
-    if n_layers > _MAX_LAYERS:
-        raise ValueError(f"more than {_MAX_LAYERS:,} layers within one another")
+    if n_layers > MAX_LAYERS:  # sums of sums double them
+        raise ValueError(f"more than {MAX_LAYERS:,} layers within one another")
     params = {
         f"{part}.{i}.{name}": value
         for part, steps in (("layers", long), ("skip", short))
