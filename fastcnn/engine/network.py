@@ -282,7 +282,7 @@ class Network:
         x = self._checked_input(x)
         with self._lock:
             if training or (self.device == "cuda" and not to_numpy):
-                output = self._run_forward(x, "training_dx" if training else "inference").output
+                output = self._run_forward(x, "training_dx" if training else "inference", not to_numpy).output
                 return np.array(output) if to_numpy else output.copy()  # type: ignore[union-attr]
             y = np.empty((len(x), *self.output_shape), self.dtype)
             for part in self._parts(len(x)):
@@ -466,7 +466,7 @@ class Network:
         with self._lock:
             proba = self._kernels.place(np.empty((len(x), *self.output_shape), self.dtype))
             for part in self._parts(len(x)):
-                plan = self._run_forward(x[part], "inference")
+                plan = self._run_forward(x[part], "inference", not to_numpy)
                 with self._kernels.threads(self.n_jobs):
                     self._kernels.softmax(plan.output, proba[part])
         return np.asarray(proba) if to_numpy else proba
@@ -491,10 +491,16 @@ class Network:
         self._last_plan = plan
         return plan
 
-    def _run_forward(self, x: np.ndarray, mode: str) -> Plan:
+    def _run_forward(self, x: np.ndarray, mode: str, read: bool = False) -> Plan:
+        """`read`: on a GPU, whatever becomes of the output, the caller may write to `x` from now on: it may be in
+        page-locked memory, or another library's.
+        """
         with self._kernels.threads(self.n_jobs) as lanes:  # a task of Dask, or another n_jobs, has more or fewer
             plan = self._ready(x, mode, lanes)
+            wait = self._kernels.passed() if read and self.device == "cuda" else None
             plan.forward()
+        if wait is not None:
+            wait()
         self._to_go_back = plan if mode == "training_dx" else None  # unless an interrupt came
         return plan
 

@@ -155,8 +155,13 @@ class Optimizer(ABC):
                     f"{name} has shape {vector.shape} and dtype {vector.dtype}, "
                     f"but the optimiser is bound to shape {self._shape} and dtype {self._dtype}"
                 )
+        self._reserve(kernels)
+        scale = self._grad_scale(kernels, grads)
         self.t += 1
-        self._step(kernels, params, grads, self._grad_scale(kernels, grads))
+        self._step(kernels, params, grads, scale)
+
+    def _reserve(self, kernels: Any) -> None:  # noqa: B027 - most need none
+        """Take the memory that a step needs, before anything of it is done: a GPU may have no room."""
 
     @abstractmethod
     def _step(self, kernels: Any, params: np.ndarray, grads: np.ndarray, grad_scale: float) -> None:
@@ -384,6 +389,11 @@ class Muon(AdamW):
         self.momentum = _fraction("momentum", momentum)
         self.nesterov = bool(nesterov)
 
+    def _reserve(self, kernels: Any) -> None:
+        if self._scratch is None:
+            size = kernels.muon_scratch(self._matrices) * self._dtype.itemsize  # type: ignore[union-attr]
+            self._scratch = kernels.empty(size).view(self._dtype)
+
     def _step(self, kernels: Any, params: np.ndarray, grads: np.ndarray, grad_scale: float) -> None:
         settings = MuonSettings(
             learning_rate=float(self.learning_rate),
@@ -392,9 +402,6 @@ class Muon(AdamW):
             decay=self.weight_decay,
             grad_scale=grad_scale,
         )
-        if self._scratch is None:
-            size = kernels.muon_scratch(self._matrices)
-            self._scratch = kernels.empty(size * params.itemsize).view(params.dtype)
         kernels.muon_update(params, grads, self._state["m"], self._matrices, settings, self._scratch)
         starts = [0, *(start + rows * columns for start, rows, columns in self._matrices)]
         for start, stop in zip(starts, [*(matrix.start for matrix in self._matrices), params.size], strict=True):

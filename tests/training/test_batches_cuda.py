@@ -1,5 +1,8 @@
 """Mini-batches that are built on the GPU, or its simulator: those of the CPU's builder."""
 
+import math
+from importlib import import_module
+
 import numpy as np
 import pytest
 
@@ -70,6 +73,21 @@ def test_a_batch_is_that_of_the_cpu(augment, source, dtype):
         assert (mix is None) == (other is None)
         for a, b in zip(mix or (), other or (), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("augment", AUGMENT.values(), ids=AUGMENT)
+def test_a_batch_of_more_values_than_one_launch_counts(augment, monkeypatch):
+    args = arguments(augment=augment)
+    whole, mix = built(builder_for(KERNELS, *args), [3, 0, 8, 3, 5], (11, 2, 0))
+    on_gpu = import_module(KERNELS.gather_images.__module__)
+    replay, launched = on_gpu.replay, []
+    monkeypatch.setattr(on_gpu, "_COUNTED", 2 * math.prod(SHAPE) + 1)
+    monkeypatch.setattr(on_gpu, "replay", lambda *args: (launched.append(args[0]), replay(*args)))
+    parts, other = built(builder_for(KERNELS, *args), [3, 0, 8, 3, 5], (11, 2, 0))
+    assert launched.count(on_gpu._gather) == 3 and launched.count(on_gpu._blend) in (0, 3)
+    np.testing.assert_array_equal(parts, whole)
+    for a, b in zip(mix or (), other or (), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_views_and_no_augmentation_without_a_key():
@@ -232,3 +250,16 @@ def test_outputs_stay_there_where_that_is_asked_for():
         np.testing.assert_array_equal(np.asarray(there), kept)  # memory of its own
     if not SIMULATED:
         assert there.__cuda_array_interface__["stream"]
+
+
+@pytest.mark.parametrize("method", ["forward", "predict_proba"])
+def test_the_input_has_been_read_when_an_output_stays_there(method, monkeypatch):
+    net = classifier(device="cuda").fit(images_of("uint8", 8, (6, 6, 1)), np.arange(8) % 2).network_
+    x, waited = np.zeros((3, 6, 6, 1), np.float32), []
+    plan = net._plan_for(3, "inference")
+    monkeypatch.setattr(plan, "forward", lambda: waited.append("run"))
+    monkeypatch.setattr(KERNELS, "passed", lambda: (waited.append("copied"), lambda: waited.append("waited"))[1])
+    getattr(net, method)(x, to_numpy=False)
+    assert waited == ["copied", "run", "waited"]
+    getattr(net, method)(x)  # its result is waited for anyway
+    assert waited == ["copied", "run", "waited", "run"]

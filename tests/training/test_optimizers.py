@@ -127,6 +127,17 @@ def test_muon_orthogonalizes_matrices_and_leaves_the_rest_to_adamw(start, gradie
     assert_allclose(after[matrix], weights, rtol=1e-12)
 
 
+def test_a_step_for_which_there_is_no_memory_is_not_done_by_half(start, gradients):
+    def full(n_bytes):
+        raise MemoryError("the GPU is full")
+
+    optimizer, params = bound(Muon(0.1)), start.copy()
+    with pytest.raises(MemoryError):
+        optimizer.update(SimpleNamespace(**vars(KERNELS) | {"empty": full}), params, gradients[0])
+    assert optimizer.t == 0 and not optimizer.state_dict()["m"].any()
+    np.testing.assert_array_equal(params, start)
+
+
 def test_muon_without_matrices_is_adamw(start, gradients):
     assert_array_equal(run(bound(Muon(0.1)), start, gradients), run(bound(AdamW(0.1)), start, gradients))
 

@@ -18,7 +18,7 @@ from fastcnn.kernels.cuda.dense import (
     dense_forward,
     dense_forward_scratch,
 )
-from fastcnn.kernels.cuda.driver import has_room, max_threads, require_device, threads
+from fastcnn.kernels.cuda.driver import has_room, max_threads, passed, require_device, threads
 from fastcnn.kernels.cuda.elementwise import (
     activation_backward,
     activation_forward,
@@ -86,6 +86,7 @@ __all__ = [
     "maxpool2d_forward",
     "muon_scratch",
     "muon_update",
+    "passed",
     "place",
     "precise",
     "record",

@@ -9,6 +9,7 @@ random numbers are drawn on the host, some ten numbers for each image.
 from __future__ import annotations
 
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fastcnn.kernels.cuda.program import replay
 
 __all__ = ["blend_images", "gather_images", "relight_images"]
 
+_COUNTED = (1 << 31) - 1  # values that one launch counts; larger batches are built in parts
 _MOVES = 8  # numbers of one image: its row, flip, shift down and right, the rectangle's top, left, height, width
 
 
@@ -96,11 +98,11 @@ def batch_kernels(real: Any) -> tuple[Kernel, Kernel, Kernel, Kernel]:
         for p in range(cuda.threadIdx.x, pixels, THREADS):
             x[first + p * channels] = (x[first + p * channels] - level) * light[2 * n] + add
 
-    @kernel("R L R R i i")
-    def blend(x, partner, share, out, size, values):
+    @kernel("R R L R R i i")
+    def blend(batch, x, partner, share, out, size, values):
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
             n = quotient(i, values)
-            other = x[partner[n] * values + i - n * values]
+            other = batch[partner[n] * values + i - n * values]
             out[i] = x[i] + (other - x[i]) * (one - share[n])
 
     return gather, warp, relight, blend
@@ -114,7 +116,9 @@ def gather_images(images, moves, matrix, scaling, out):
     of size zero: none. `scaling` (C,3): the mean in two parts, that add up to more digits than one has, and what the
     rest is multiplied by.
     """
-    replay(_gather, (out, images, moves, matrix, scaling), out.shape[1:])
+    for part in _parts(out):
+        maps = matrix[part] if matrix.size else matrix
+        replay(_gather, (out[part], images, moves[part], maps, scaling), out.shape[1:])
 
 
 def _gather(out, images, moves, matrix, scaling, height, width, channels):
@@ -139,8 +143,16 @@ def _relight(x, light, scaling, n, height, width, channels):
 
 def blend_images(x, partner, share, out):
     """out (N,H,W,C) = share (N,) of x, the rest of the images `partner` (N,) int64 of x."""
-    replay(_blend, (x, partner, share, out), (x.size // max(len(x), 1),))
+    for part in _parts(out):
+        replay(_blend, (out[part], x, x[part], partner[part], share[part]), out.shape[1:])
 
 
-def _blend(x, partner, share, out, values):
-    linear(batch_kernels(x.dtype)[3], x.size, x, partner, share, out, x.size, values)
+def _blend(out, batch, x, partner, share, height, width, channels):
+    values = height * width * channels
+    linear(batch_kernels(x.dtype)[3], x.size, batch, x, partner, share, out, x.size, values)
+
+
+def _parts(out) -> list[slice]:
+    """The images of a batch in parts that one launch counts the values of."""
+    each = max(1, _COUNTED // max(1, prod(out.shape[1:])))
+    return [slice(start, start + each) for start in range(0, len(out), each)]

@@ -16,6 +16,7 @@ from fastcnn.kernels.cuda.sums import add_parts, column_parts, column_sums
 from fastcnn.kernels.cuda.tiles import Shape, Tile, choose_splits, choose_tile
 
 _PLAIN = (0, 0.0)  # no activation
+_MOST_ACROSS = 65_535  # blocks of a grid along its second and third axes
 _LINE = 64  # numbers; parts of scratch begin at multiples of it
 
 
@@ -181,7 +182,13 @@ def _weight_shape(g, n) -> Shape:
 
 
 def _grid(shape: Shape, tile: Tile, splits: int) -> tuple[int, int, int]:
-    return -(-shape.rows // tile.rows), -(-shape.columns // tile.columns), shape.groups * splits
+    across, deep = -(-shape.columns // tile.columns), shape.groups * splits
+    if max(across, deep) > _MOST_ACROSS:
+        raise ValueError(
+            f"a product with {shape.columns:,} columns in {shape.groups:,} groups is too large for the GPU: a layer "
+            f"has at most {_MOST_ACROSS * tile.columns:,} inputs or units, and {_MOST_ACROSS // splits:,} groups"
+        )
+    return -(-shape.rows // tile.rows), across, deep
 
 
 def _all_of(shape: Shape, tile: Tile) -> int:

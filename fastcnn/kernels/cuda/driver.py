@@ -56,6 +56,7 @@ __all__ = [
     "linear",
     "max_threads",
     "of_driver",
+    "passed",
     "pinned",
     "recording",
     "reported",
@@ -578,6 +579,19 @@ def uploads() -> Any:
 def event() -> Any:
     """What one stream tells another, or a thread, when it gets there."""
     return cuda.event()
+
+
+def passed() -> Callable[[], None]:
+    """A function that waits for what was asked for in the stream so far, and for nothing that comes later."""
+    there = event()
+    with reported("a copy or a kernel"):
+        there.record(stream())
+
+    def wait() -> None:
+        with reported("a copy or a kernel"):
+            there.synchronize()
+
+    return wait
 
 
 def pinned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

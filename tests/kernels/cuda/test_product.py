@@ -30,6 +30,14 @@ def case(channels, filters):
     return g, *arrays, rng.standard_normal((2, 5, 7, filters)).astype(np.float32)
 
 
+def test_more_blocks_than_a_grid_has():
+    x = place(np.zeros((1, 1, 1, 8), np.float32))
+    g = conv_geometry((1, 1, 8), 2**23, 1)
+    with pytest.raises(ValueError, match="8,388,608 columns in 1 groups is too large for the GPU"):
+        conv.product_input(x, x, g._replace(c=g.k, k=g.c), x, x, tiles.TILES[0]._replace(columns=64))
+    assert conv._grid(tiles.Shape(1, 64 * 65_535, 8, 1), tiles.TILES[0]._replace(columns=64), 1)[1] == 65_535
+
+
 @pytest.mark.parametrize("channels", [3, 4], ids=["numbers", "quads"])
 @pytest.mark.parametrize("tile", SIZES, ids=lambda tile: f"{tile.rows}x{tile.columns}{tile.cores}")
 def test_products_of_a_tile(tile, channels):
