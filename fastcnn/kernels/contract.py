@@ -17,9 +17,9 @@ A backend says where its arrays lie: `empty(n_bytes)` is memory for it (a vector
 arrays with what the engine needs of NumPy's: shape and dtype, slices of a vector, `view`, `reshape`, ``a[...] =
 values``, and ``np.asarray(a)``, which is a copy on the host.
 
-A device that has the outputs has `tally`, so that two numbers come back from a training step; and where tensor
-cores multiply, `precise(precision)` is a context in which they are launched or recorded with that precision, one of
-`PRECISIONS`.
+A device that has the outputs has `tally`, so that two numbers come back from a training step, and `passed()`, which
+gives a function that waits for what was asked for so far, such as the copy of an input. Where tensor cores multiply,
+`precise(precision)` is a context in which they are launched or recorded with that precision, one of `PRECISIONS`.
 
 Where images lie on a device, `gather_images`, `relight_images` and `blend_images` build mini-batches of them there
 (`kernels/cuda/batches.py`), and `has_room(n_bytes)` says whether a set of images should be there. An array there with

@@ -161,7 +161,7 @@ class Optimizer(ABC):
         self._step(kernels, params, grads, scale)
 
     def _reserve(self, kernels: Any) -> None:  # noqa: B027 - most need none
-        """Take the memory that a step needs, before anything of it is done: a GPU may have no room."""
+        """Take the large memory that a step needs, before anything of it is done: a GPU may have no room."""
 
     @abstractmethod
     def _step(self, kernels: Any, params: np.ndarray, grads: np.ndarray, grad_scale: float) -> None:

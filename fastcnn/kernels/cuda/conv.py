@@ -185,8 +185,8 @@ def _grid(shape: Shape, tile: Tile, splits: int) -> tuple[int, int, int]:
     across, deep = -(-shape.columns // tile.columns), shape.groups * splits
     if max(across, deep) > _MOST_ACROSS:
         raise ValueError(
-            f"a product with {shape.columns:,} columns in {shape.groups:,} groups is too large for the GPU: a layer "
-            f"has at most {_MOST_ACROSS * tile.columns:,} inputs or units, and {_MOST_ACROSS // splits:,} groups"
+            f"a product of {shape.columns:,} columns (and {shape.groups:,} groups) is too large for the GPU: a group "
+            f"has at most {_MOST_ACROSS * tile.columns:,} inputs or units, a layer {_MOST_ACROSS:,} groups"
         )
     return -(-shape.rows // tile.rows), across, deep
 

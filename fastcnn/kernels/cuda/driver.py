@@ -567,7 +567,19 @@ def stream() -> Any:
 @cache
 def captures() -> list[Any]:
     """The streams in which graphs are captured, which do nothing else: the trunk, and those of branches."""
-    return [cuda.stream() for _ in range(1 + _BRANCHES)]
+    return [_stream_of_its_own() for _ in range(1 + _BRANCHES)]
+
+
+def _stream_of_its_own() -> Any:
+    """A stream that the default one does not wait for: what other libraries launch in that one while a graph is
+    captured would be an error, of theirs and of the capture.
+    """
+    from cuda.bindings import driver as api
+
+    cuda.current_context()
+    status, handle = api.cuStreamCreate(int(api.CUstream_flags.CU_STREAM_NON_BLOCKING))
+    _check("making a stream", (status,))
+    return cuda.external_stream(int(handle))
 
 
 @cache
@@ -583,8 +595,8 @@ def event() -> Any:
 
 def passed() -> Callable[[], None]:
     """A function that waits for what was asked for in the stream so far, and for nothing that comes later."""
-    there = event()
     with reported("a copy or a kernel"):
+        there = event()
         there.record(stream())
 
     def wait() -> None:

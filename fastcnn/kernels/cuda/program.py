@@ -17,27 +17,28 @@ from fastcnn.kernels.cuda.driver import SIMULATED, Call, Graph, capture, recordi
 __all__ = ["Program", "record", "replay"]
 
 _MOST_KEPT = 256  # graphs of `replay`
+_TRIES = 2  # to capture a graph: what another thread does may spoil one
 
 
 class Program:
     """Launches over arrays that stay where they are.
 
     The first run launches one kernel after the other (it also loads them); the second one captures the launches as a
-    graph, which later runs hand to the driver in one call. Where that fails, or with FASTCNN_CUDA_GRAPHS=0, each run
-    launches.
+    graph, which later runs hand to the driver in one call. Where that fails twice, or with FASTCNN_CUDA_GRAPHS=0, each
+    run launches.
     """
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self.calls = tuple(calls)
         self.graph: Callable[[], None] | None = None
         self._ran = False
-        self._graphs = graphs_wanted()
+        self._tries = _TRIES if graphs_wanted() else 0
 
     def __call__(self) -> None:
         if self.graph is not None:
             self.graph()
             return
-        if self._ran and self._graphs:
+        if self._ran and self._tries:
             self._capture()
             if self.graph is not None:
                 self.graph()
@@ -46,7 +47,7 @@ class Program:
         self._ran = True
 
     def _capture(self) -> None:
-        self._graphs = False  # tried once
+        self._tries -= 1
         graph = captured(self.calls)
         if graph is not None:
             weakref.finalize(self, graph.close).atexit = False
@@ -104,8 +105,9 @@ def replay(
     """Run what ``launches(*arrays, vector, *fixed)`` launches; `vector` has `numbers`, which change. Without numbers
     there is none.
 
-    It is done as a graph from the second call with the same arrays on. The arrays belong to the caller, who may free
-    them: another array that begins at the same place is then served by the same graph.
+    It is done as a graph from the second call with the same arrays on, or the third where a capture failed. The arrays
+    belong to the caller, who may free them: another array that begins at the same place is then served by the same
+    graph.
     """
     real = arrays[0].dtype
     key = launches, fixed, *((array.address if array.size else 0, array.size, array.dtype.char) for array in arrays)
@@ -118,7 +120,7 @@ def replay(
     if numbers:
         kept.numbers[...] = np.asarray(numbers, real)
     given = (*arrays, kept.numbers, *fixed) if numbers else (*arrays, *fixed)
-    if kept.graph is None and kept.runs == 1 and graphs_wanted():
+    if kept.graph is None and 1 <= kept.runs <= _TRIES and graphs_wanted():
         with recording() as calls:
             launches(*given)
         theirs = {id(array._memory) for array in arrays}

@@ -33,9 +33,14 @@ def case(channels, filters):
 def test_more_blocks_than_a_grid_has():
     x = place(np.zeros((1, 1, 1, 8), np.float32))
     g = conv_geometry((1, 1, 8), 2**23, 1)
-    with pytest.raises(ValueError, match="8,388,608 columns in 1 groups is too large for the GPU"):
-        conv.product_input(x, x, g._replace(c=g.k, k=g.c), x, x, tiles.TILES[0]._replace(columns=64))
-    assert conv._grid(tiles.Shape(1, 64 * 65_535, 8, 1), tiles.TILES[0]._replace(columns=64), 1)[1] == 65_535
+    tile = tiles.TILES[0]
+    with pytest.raises(ValueError, match=r"8,388,608 columns .* is too large for the GPU"):
+        conv.product_input(x, x, g._replace(c=g.k, k=g.c), x, x, tile)
+    most = 65_535
+    assert conv._grid(tiles.Shape(1, tile.columns * most, 8, 1), tile, 1) == (1, most, 1)
+    assert conv._grid(tiles.Shape(1, 1, 9, most), tile, 1) == (1, 1, most)
+    with pytest.raises(ValueError, match="a layer 65,535 groups"):
+        conv._grid(tiles.Shape(1, 1, 9, most + 1), tile, 1)
 
 
 @pytest.mark.parametrize("channels", [3, 4], ids=["numbers", "quads"])

@@ -1,5 +1,7 @@
 """Programs: what is launched again and again does the same as what is launched once, in branches too."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ if unavailable():
     pytest.skip(f"no GPU and no simulator: {unavailable()}", allow_module_level=True)
 
 from fastcnn.kernels.cuda import arrays, program
-from fastcnn.kernels.cuda.driver import branch, fork, linear, recording
+from fastcnn.kernels.cuda.driver import SIMULATED, branch, captures, fork, linear, recording
 from fastcnn.kernels.cuda.optimizers import muon_kernels
 
 PARTS = 20  # more than there are streams for branches
@@ -60,3 +62,40 @@ def test_replayed_launches_take_new_numbers():
     np.testing.assert_array_equal(x, [6, 60])
     kept = next(reversed(program._replayed.values()))
     assert kept.runs == 4 and (kept.graph is not None) == program.graphs_wanted()
+
+
+@pytest.mark.parametrize("spoiled", [0, 1, 2])
+def test_a_graph_that_was_spoiled_is_tried_once_more(spoiled, monkeypatch):
+    """Another thread may do what no stream that is captured allows."""
+    tried, done = [], []
+
+    def captured(calls):
+        tried.append(len(tried) < spoiled)
+        return None if tried[-1] else SimpleNamespace(launch=lambda: done.append("graph"), close=lambda: None)
+
+    monkeypatch.setattr(program, "graphs_wanted", lambda: True)
+    monkeypatch.setattr(program, "captured", captured)
+    monkeypatch.setattr(program, "run", lambda calls: done.append("launches"))
+    by_hand = 1 + spoiled if spoiled < 2 else 5
+    expected = ["launches"] * by_hand + ["graph"] * (5 - by_hand)
+    recorded = program.Program(())
+    for _ in range(5):
+        recorded()
+    assert done == expected and tried == [True] * spoiled + [False] * (spoiled < 2)
+
+    def launches(x):
+        """It is called to be recorded, too."""
+
+    tried.clear()
+    done.clear()
+    x = arrays.place(np.zeros(2))
+    for _ in range(5):
+        program.replay(launches, (x,))
+    assert done == ["graph"] * (5 - by_hand) and tried == [True] * spoiled + [False] * (spoiled < 2)
+
+
+@pytest.mark.skipif(SIMULATED, reason="the simulator has no streams")
+def test_graphs_are_captured_where_the_default_stream_does_not_wait():
+    from cuda.bindings import driver as api
+
+    assert [api.cuStreamGetFlags(int(stream))[1] for stream in captures()] == [1] * len(captures())
