@@ -360,6 +360,7 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
         found[name] = {
             "epochs": len(scores), "epoch_seconds": list(model._history.epoch_seconds), "scores": list(scores),
             "accuracy": scores[-1], "seconds_to": reached, "compile_seconds": compiling,
+            "parameters": model.network_.n_params,
         }  # fmt: skip
         told = f"{scores[-1]:.4f} after {seconds[-1]:.1f} s; seconds to {reached}; compiling {compiling:.1f} s"
         print(f"{name:<18}{told}", flush=True)

@@ -139,7 +139,7 @@ def main() -> None:
     path = RESULTS / "features.json"
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
     cpu = cpu_name()
-    done = {(run["recipe"], run["change"], run["seed"]) for run in runs if run["cpu"] == cpu}
+    done = {(run["recipe"], run["change"], run["seed"], run["epochs"]) for run in runs if run["cpu"] == cpu}
     lock = Lock()
 
     def run(change: str, seed: int) -> None:
@@ -154,7 +154,8 @@ def main() -> None:
 
     settings = RECIPES[args.recipe]().get_params()
     changing = [c for c in args.only if c == AS_IT_IS or any(settings[k] != v for k, v in CHANGES[c](settings).items())]
-    todo = [(change, seed) for seed in args.seeds for change in changing if (args.recipe, change, seed) not in done]
+    todo = [(change, seed) for seed in args.seeds for change in changing]
+    todo = [(change, seed) for change, seed in todo if (args.recipe, change, seed, settings["max_iter"]) not in done]
     with ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(run, *zip(*todo, strict=True)) if todo else [])
     print(f"written: {path}")

@@ -132,12 +132,16 @@ def recipes(pyplot: Any, r: dict[str, Any]) -> Any:
     for axes, cpu in zip(panels[0], cpus, strict=True):
         lines = zip(report_recipes.ASKED, ("-", "--", ":"), strict=True)
         for (k, side), (recipe, line) in product(enumerate(report_recipes.SIDES), lines):
-            of_kind = [g for g in found if g[:3] == (cpu, recipe, side)]
-            if of_kind:
-                seconds = [statistics.median(g.seconds) for g in of_kind]
-                accuracies = [100 * g.accuracy for g in of_kind]
-                label = f"{report_recipes.SIDES[side]}, {recipe}"
-                axes.plot(seconds, accuracies, MARKERS[k] + line, color=COLOURS[k], markersize=5, label=label)
+            of_kind = [g for g in found if (g.cpu, g.recipe, g.side) == (cpu, recipe, side)]
+            for parameters in sorted({g.parameters for g in of_kind}):
+                of_network = [g for g in of_kind if g.parameters == parameters]
+                seconds = [statistics.median(g.seconds) for g in of_network]
+                accuracies = [100 * g.accuracy for g in of_network]
+                label, face = f"{report_recipes.SIDES[side]}, {recipe}", COLOURS[k]
+                if parameters != report_recipes.parameters_of(recipe):
+                    label, face = f"{label} of {parameters:,} parameters", "none"
+                style = {"color": COLOURS[k], "markerfacecolor": face, "markersize": 5}
+                axes.plot(seconds, accuracies, MARKERS[k] + line, label=label, **style)
         for target in report_recipes.TARGETS:
             axes.axhline(100 * target, color="0.85", linewidth=1, zorder=0)
         axes.set(xscale="log", xlabel="seconds of training (logarithmic)")

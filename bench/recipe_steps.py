@@ -33,6 +33,7 @@ def work(recipe: str, side: str, batches: int) -> None:
     trainer.prepare(X[some], y[some], 0)
     n = clf.batch_size * batches
     about = {"mode": trainer.mode, "tried": trainer.tried}
+    about |= {"parameters": trainer.n_params, "batch": clf.batch_size}
     print(json.dumps(about | {"versions": versions("fastcnn", "numpy", "numba", "torch")}), file=out)
     for _ in sys.stdin:
         seconds: dict[int, float] = {}
@@ -50,6 +51,8 @@ def measure(recipe: str, rounds: int, batches: int) -> dict[str, Any]:
     """Both sides' milliseconds by round."""
     sides = {name: start(recipe, name, batches) for name in SIDES}
     found: dict[str, Any] = {"batches": batches, "sides": {name: side.about for name, side in sides.items()}}
+    for name in ("parameters", "batch"):
+        (found[name],) = {side.about.pop(name) for side in sides.values()}
     found["ms"] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides)[:: 1 if number % 2 == 0 else -1]:

@@ -33,7 +33,7 @@ from fastcnn.datasets import fetch_fashion_mnist
 from fastcnn.recipes import RECIPES
 
 VALIDATION = 5_000
-KEYS = ("recipe", "side", "epochs", "seed", "split", "cpu")  # what tells runs apart
+KEYS = ("recipe", "side", "epochs", "seed", "split", "cpu", "parameters")  # what tells runs apart
 Data = tuple[np.ndarray, np.ndarray]
 
 
@@ -169,6 +169,7 @@ def work(recipe: str, side: str, epochs: int, seed: int, split: bool, keep: Path
     about = {
         "prepare_seconds": prepare_seconds,
         "parameters": trainer.n_params,
+        "batch": clf.batch_size,
         "tried": trainer.tried,
         "parts": turns.parts,
     } | part
@@ -247,9 +248,9 @@ def main() -> None:
                 of_run = "-".join([recipe, str(epochs), str(seed), *["split"] * args.split, *args.sides])
                 keep = None if args.keep is None else args.keep.absolute() / of_run
                 for side, result in run(recipe, args.sides, epochs, seed, args.split, keep).items():
-                    key = dict(zip(KEYS, (recipe, side, epochs, seed, args.split, cpu), strict=True))
-                    others = [r for r in found["runs"] if {k: r[k] for k in KEYS} != key]
-                    found["runs"] = sorted([*others, key | result], key=lambda r: [r[k] for k in KEYS])
+                    result |= dict(zip(KEYS[:-1], (recipe, side, epochs, seed, args.split, cpu), strict=True))
+                    others = [r for r in found["runs"] if any(r[k] != result[k] for k in KEYS)]
+                    found["runs"] = sorted([*others, result], key=lambda r: [r[k] for k in KEYS])
                     print(
                         f"{recipe}, {epochs} epochs, seed {seed}, {side} {result['mode']}: {result['accuracy']:.4f} "
                         f"in {result['fit_seconds']:.0f} s",

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any, NamedTuple
 
+from bench.report_recipes import or_not, parameters_of
 from fastcnn.kernels.contract import PRECISIONS
+from fastcnn.recipes import RECIPES
 
 EAGER, GRAPH, LARGE, SECONDS = 2.0, 1.0, 0.8, 5.0  # asked: times PyTorch's speed at 128 and 512, at 4096; to 92 %
 LARGE_BATCH, GOAL = 4096, 0.92
@@ -123,13 +125,20 @@ def _kernels(r: dict[str, Any], table: Table) -> list[str]:
     return table(["layer", "kernel", "precision", "us", "TFLOP/s", "GB/s"], rows)
 
 
+def _of_recipe(recipe: str, fit: dict[str, Any]) -> list[str]:
+    """Parameters and epochs, and what the recipe has now."""
+    return [or_not(fit["parameters"], parameters_of(recipe)), or_not(fit["epochs"], RECIPES[recipe]().max_iter)]
+
+
 def _fits(r: dict[str, Any], table: Table) -> list[str]:
     def told(seconds: float | None) -> str:
         return "-" if seconds is None else f"{seconds:.1f}"
 
     rows = [
-        [name, str(fit["epochs"]), f"{median(fit['epoch_seconds']):.2f}", f"{sum(fit['epoch_seconds']):.1f}",
-         f"{fit['accuracy']:.4f}", *map(told, fit["seconds_to"].values())]
+        [name, *_of_recipe(name.split()[0], fit), f"{median(fit['epoch_seconds']):.2f}",
+         f"{sum(fit['epoch_seconds']):.1f}", f"{fit['accuracy']:.4f}", *map(told, fit["seconds_to"].values())]
         for name, fit in r["fit"].items() if "epoch_seconds" in fit
     ]  # fmt: skip
-    return table(["recipe", "epochs", "seconds of one", "of all", "test accuracy", "to 92 %", "to 94 %"], rows)
+    return table(
+        ["recipe", "parameters", "epochs", "seconds of one", "of all", "test accuracy", "to 92 %", "to 94 %"], rows
+    )

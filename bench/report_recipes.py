@@ -5,10 +5,13 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from math import isnan, nan
 from typing import Any, NamedTuple
 
+from fastcnn.engine.network import Network
+from fastcnn.layers import Dense
 from fastcnn.recipes import RECIPES
 
 ASKED = {  # test accuracy, most seconds of training, most parameters
@@ -30,7 +33,13 @@ class Group(NamedTuple):
     recipe: str
     side: str
     epochs: int
+    parameters: int
     runs: list[dict[str, Any]]
+
+    @property
+    def settings(self) -> tuple[str, int, int]:
+        """What is the same on every processor and side."""
+        return self.recipe, self.epochs, self.parameters
 
     @property
     def accuracies(self) -> list[float]:
@@ -47,28 +56,45 @@ class Group(NamedTuple):
 
 def groups(r: dict[str, Any]) -> list[Group]:
     """All runs that were tested on the test images, those of the processor with the most runs first."""
-    found: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for run in r["runs"]:
         if not run["split"]:
-            found.setdefault((run["cpu"], run["recipe"], run["side"], run["epochs"]), []).append(run)
+            key = run["cpu"], run["recipe"], run["side"], run["epochs"], run["parameters"]
+            found.setdefault(key, []).append(run)
     cpus = Counter(run["cpu"] for run in r["runs"])
     order = {name: i for i, name in enumerate(RECIPES)}
     grouped = [Group(*key, runs) for key, runs in found.items()]
-    return sorted(grouped, key=lambda g: (-cpus[g.cpu], g.cpu, order[g.recipe], g.epochs, g.side))
+    return sorted(grouped, key=lambda g: (-cpus[g.cpu], g.cpu, order[g.recipe], g.epochs, g.parameters, g.side))
 
 
 def processors(r: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(g.cpu for g in groups(r)))
 
 
-def of_recipe(r: dict[str, Any], cpu: str, recipe: str, side: str, epochs: int | None = None) -> Group | None:
-    """The runs of so many epochs, by default the recipe's."""
-    wanted = (cpu, recipe, side, RECIPES[recipe]().max_iter if epochs is None else epochs)
-    return next((g for g in groups(r) if g[:4] == wanted), None)
+@cache
+def parameters_of(recipe: str) -> int:
+    """Of the recipe's network as it is now, for Fashion-MNIST."""
+    return Network([*RECIPES[recipe]().layers, Dense(10)], (28, 28, 1)).n_params
+
+
+def settings_of(recipe: str) -> tuple[str, int, int]:
+    """`Group.settings` of the recipe as it is now."""
+    return recipe, RECIPES[recipe]().max_iter, parameters_of(recipe)
+
+
+def of_recipe(r: dict[str, Any], cpu: str, recipe: str, side: str) -> Group | None:
+    """The runs of the recipe as it is now."""
+    return _group(groups(r), cpu, side, settings_of(recipe))
+
+
+def _group(found: list[Group], cpu: str, side: str, settings: tuple[str, int, int]) -> Group | None:
+    return next((g for g in found if (g.cpu, g.side, g.settings) == (cpu, side, settings)), None)
 
 
 def compile_seconds(r: dict[str, Any], group: Group) -> float:
-    """What compiling adds; not a number while that is not measured yet."""
+    """What compiling adds; not a number while that is not measured yet, or no more."""
+    if group.parameters != parameters_of(group.recipe):
+        return nan
     return r["compile_seconds"].get(group.cpu, {}).get(group.recipe, nan)
 
 
@@ -95,15 +121,19 @@ def times_as_long(found: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     return f"{statistics.median(all_of_them):.2f}{spread}"
 
 
+def or_not(measured: int, now: int) -> str:
+    """What was measured, and what the recipe has now if that is something else."""
+    return f"{measured:,}" if measured == now else f"{measured:,}, not {now:,}"
+
+
 def _seeds(n: int) -> str:
     return f"{n} seed" + "s" * (n != 1)
 
 
 def seeds_spread(r: dict[str, Any], recipe: str) -> float:
     """How far apart the seeds of one side are, that of the two for which it is more; on all processors."""
-    epochs = RECIPES[recipe]().max_iter
     accuracies = [
-        [a for g in groups(r) if (g.recipe, g.side, g.epochs) == (recipe, side, epochs) for a in g.accuracies]
+        [a for g in groups(r) if (g.side, g.settings) == (side, settings_of(recipe)) for a in g.accuracies]
         for side in SIDES
     ]
     return max(max(found) - min(found) for found in accuracies if found)
@@ -124,9 +154,8 @@ def _goals_of(r: dict[str, Any], cpu: str, recipe: str) -> Iterator[tuple[str, s
     size = f", at most {parameters:,} parameters" if parameters else ""
     what, asked = f"recipe `{recipe}`: test accuracy, mean of {SEEDS} seeds{size}{on}", f"{accuracy:.1%}"
     if mine:
-        found = mine.runs[0]["parameters"]
-        small = not parameters or found <= parameters
-        measured = f"{mine.accuracy:.2%} ({_seeds(len(mine.runs))}, {found:,} parameters)"
+        small = not parameters or mine.parameters <= parameters
+        measured = f"{mine.accuracy:.2%} ({_seeds(len(mine.runs))}, {mine.parameters:,} parameters)"
         yield what, asked, measured, mine.accuracy >= accuracy and small, len(mine.runs) >= SEEDS
     else:
         yield what, asked, "-", None, False
@@ -160,17 +189,17 @@ def lines(r: dict[str, Any], about: list[str]) -> list[str]:
         "trains the same network from the same parameters with the same settings in the fastest of its modes (compiled "
         "or not, contiguous or channels last, ReLU in place or not), whose compilation is not counted. Where it says "
         "so, the two took turns, epoch by epoch; elsewhere one trained after the other. In parts: a run was ended "
-        "between two epochs, and went on later. With fewer epochs than the recipe's, the learning rate has a schedule "
-        "for so many. In brackets the least and the most of the seeds. Runs are added over time: rows may be of "
-        "different states of the code; of November's runs up to the 28th, none had ReLU in place.",
+        "between two epochs, and went on later. With other epochs than the recipe's, the learning rate has a schedule "
+        "for so many; with other parameters, the network is an earlier one, and batches may have had another size. In "
+        "brackets the least and the most of the seeds. Runs are added over time: rows may be of different states of "
+        "the code; of November's runs up to the 28th, none had ReLU in place.",
         "",
     ]
-    rows = []
-    for g in groups(r):
+    rows, all_of_them = [], groups(r)
+    for g in all_of_them:
         added = compile_seconds(r, g) if g.side == "fastcnn" else nan
         compiling = "-" if isnan(added) else f"{added:.1f}"
-        mine = of_recipe(r, g.cpu, g.recipe, "fastcnn", g.epochs)
-        usual = RECIPES[g.recipe]().max_iter
+        mine = _group(all_of_them, g.cpu, "fastcnn", g.settings)
         found_pairs = pairs(mine, g) if g.side != "fastcnn" else []
         times = times_as_long(found_pairs) if found_pairs else ""
         if found_pairs and all(in_turns(*pair) for pair in found_pairs):
@@ -182,7 +211,7 @@ def lines(r: dict[str, Any], about: list[str]) -> list[str]:
         rows.append(
             [
                 g.cpu, f"`{g.recipe}`", f"{SIDES[g.side]} {modes}".strip(),
-                f"{g.runs[0]['parameters']:,}", f"{g.epochs}, not {usual}" if g.epochs != usual else str(usual),
+                or_not(g.parameters, parameters_of(g.recipe)), or_not(g.epochs, RECIPES[g.recipe]().max_iter),
                 f"**{g.accuracy:.4f}**", ", ".join(f"{a:.4f}" for a in g.accuracies),
                 fit, compiling, times,
             ]
@@ -201,14 +230,16 @@ def _time_to(r: dict[str, Any]) -> list[str]:
             continue
         g = min(reaching, key=lambda g: statistics.median(g.seconds))
         seconds = statistics.median(g.seconds)
-        total = f"{seconds + compile_seconds(r, g):.0f}" if side == "fastcnn" else "-"
-        epochs = f"`{g.recipe}`, {g.epochs} epochs"
-        rows.append([cpu, f"{target:.0%}", name, epochs, f"{g.accuracy:.4f}", f"{seconds:.0f}", total])
+        total = seconds + compile_seconds(r, g) if side == "fastcnn" else nan
+        earlier = f" of {g.parameters:,} parameters" if g.parameters != parameters_of(g.recipe) else ""
+        epochs = f"`{g.recipe}`{earlier}, {g.epochs} epochs"
+        told = "-" if isnan(total) else f"{total:.0f}"
+        rows.append([cpu, f"{target:.0%}", name, epochs, f"{g.accuracy:.4f}", f"{seconds:.0f}", told])
     if not rows:
         return []
     text = (
-        "Time to an accuracy: a recipe whose schedule is made for fewer epochs (`max_iter`), the quickest of those "
-        "that were run and whose mean test accuracy is at least that much."
+        "Time to an accuracy: a recipe, or one whose schedule is made for other epochs (`max_iter`), the quickest of "
+        "those that were run and whose mean test accuracy is at least that much."
     )
     head = ["processor", "accuracy", "side", "quickest", "mean test accuracy", "fit, s", "with compiling, s"]
     return ["### Time to 92, 93 and 94 %", "", text, "", *table(head, rows)]
@@ -230,17 +261,19 @@ def steps(r: dict[str, Any], about: list[str], middle: Any) -> list[str]:
             times = [b / a for a, b in zip(ms["fastcnn"], ms["torch"], strict=True)]
             rows.append(
                 [
-                    cpu, f"`{recipe}`", middle(ms["fastcnn"], ".1f"), middle(ms["torch"], ".1f"),
+                    cpu, f"`{recipe}`", or_not(recipes[recipe]["parameters"], parameters_of(recipe)),
+                    or_not(recipes[recipe]["batch"], RECIPES[recipe]().batch_size),
+                    middle(ms["fastcnn"], ".1f"), middle(ms["torch"], ".1f"),
                     sides["torch"]["mode"], middle(times), str(len(times)),
                 ]
             )  # fmt: skip
-    head = ["processor", "recipe", "fastcnn, ms", "PyTorch, ms", "its mode", "times as long", "rounds"]
-    return [*found, *table(head, rows)]
+    head = ["processor", "recipe", "parameters", "images", "fastcnn, ms", "PyTorch, ms", "its mode"]
+    return [*found, *table([*head, "times as long", "rounds"], rows)]
 
 
 def features(r: dict[str, Any], about: list[str]) -> list[str]:
     """The section of `bench.features`."""
-    runs = {(run["recipe"], run["change"], run["seed"], run["cpu"]): run for run in r["runs"]}
+    runs = {(run["recipe"], run["epochs"], run["change"], run["seed"], run["cpu"]): run for run in r["runs"]}
     found = ["## What each feature is worth", "", *about]
     found += [
         "Trained on 55,000 of Fashion-MNIST's training images, judged by the other 5,000; no test image was read. "
@@ -250,24 +283,24 @@ def features(r: dict[str, Any], about: list[str]) -> list[str]:
         "",
     ]
     rows = []
-    for recipe in RECIPES:
-        changes = list(dict.fromkeys(run["change"] for run in r["runs"] if run["recipe"] == recipe))
+    for recipe, epochs in sorted({key[:2] for key in runs}, key=lambda key: (list(RECIPES).index(key[0]), key[1])):
+        changes = list(dict.fromkeys(key[2] for key in runs if key[:2] == (recipe, epochs)))
         for change in changes:
-            seeds = sorted(
-                own for rec, c, *own in runs if (rec, c) == (recipe, change) and (recipe, AS_IT_IS, *own) in runs
-            )
-            mine, base = ([runs[recipe, c, *own] for own in seeds] for c in (change, AS_IT_IS))
+            found_seeds = (key[3:] for key in runs if key[:3] == (recipe, epochs, change))
+            seeds = sorted(own for own in found_seeds if (recipe, epochs, AS_IT_IS, *own) in runs)
+            mine, base = ([runs[recipe, epochs, c, *own] for own in seeds] for c in (change, AS_IT_IS))
             if not seeds:
                 continue
             points = [100 * (a["accuracy"] - b["accuracy"]) for a, b in zip(mine, base, strict=True)]
             losses = [a["loss"] - b["loss"] for a, b in zip(mine, base, strict=True)]
             rows.append(
                 [
-                    f"`{recipe}`", change, str(len(seeds)), f"{statistics.mean(a['accuracy'] for a in mine):.4f}",
+                    f"`{recipe}`", or_not(epochs, RECIPES[recipe]().max_iter), change, str(len(seeds)),
+                    f"{statistics.mean(a['accuracy'] for a in mine):.4f}",
                     _difference(points, 2), f"{statistics.mean(a['loss'] for a in mine):.4f}", _difference(losses, 4),
                 ]
             )  # fmt: skip
-    head = ["recipe", "change", "seeds", "accuracy", "points more", "cross-entropy", "more"]
+    head = ["recipe", "epochs", "change", "seeds", "accuracy", "points more", "cross-entropy", "more"]
     return [*found, *table(head, rows)]
 
 

@@ -101,10 +101,14 @@ def test_what_one_image_costs(tmp_path, added, expected):
     assert any(line.startswith("| 8x8 |") and f"**{added:.0f}**" in line for line in lines)
 
 
+PARAMETERS = {"fast": 102_442, "balanced": 174_442, "best": 855_402}
+
+
 def recipe_run(recipe, side, seed, accuracy, seconds, epochs=None):
     return {
         "recipe": recipe, "side": side, "seed": seed, "epochs": epochs or RECIPES[recipe]().max_iter, "split": False,
-        "accuracy": accuracy, "fit_seconds": seconds, "parameters": 100_000, "mode": "", "cpu": "a processor",
+        "accuracy": accuracy, "fit_seconds": seconds, "parameters": PARAMETERS[recipe], "mode": "",
+        "cpu": "a processor",
         "versions": {"python": "3.11"},
     }  # fmt: skip
 
@@ -137,9 +141,23 @@ def test_recipes(tmp_path, accuracy, seconds, torch, verdicts):
     assert any(line.endswith(row) for line in lines)
     of = "| a processor |"
     (short, whole) = [line for line in lines if line.startswith(f"{of} `fast` | fastcnn |")]
-    assert "| 2, not 10 | **0.9250** |" in short and f"| 10 | **{accuracy:.4f}** |" in whole
+    assert "| 2, not 8 | **0.9250** |" in short and f"| 8 | **{accuracy:.4f}** |" in whole
     assert any(line.startswith(f"{of} 92% | fastcnn | `fast`, 2 epochs |") and "| 30 | 39 |" in line for line in lines)
     assert not any(line.startswith(f"{of} 94% | PyTorch") for line in lines) or torch[0] >= 0.94
+
+
+def test_a_recipe_that_had_another_network(tmp_path):
+    """What was measured of it stays in the table, and reaches nothing."""
+    now = [recipe_run("fast", side, 0, 0.94, 200.0) for side in ("fastcnn", "torch")]
+    then = [run | {"parameters": 7_000, "accuracy": 0.95, "fit_seconds": seconds, "turns": True}
+            for run, seconds in zip(now, (10.0, 40.0), strict=True)]  # fmt: skip
+    lines = report(tmp_path, recipes={"runs": [*then, *now], "compile_seconds": {}})
+    assert any("| 94.00% (1 seed, 102,442 parameters) |" in line for line in lines)
+    (row,) = [line for line in lines if "| PyTorch | 7,000, not 102,442 | 8 |" in line]
+    assert row.endswith("| 4.00, in turns |")
+    assert any("| 94% | fastcnn | `fast` of 7,000 parameters, 8 epochs | 0.9500 | 10 |" in line for line in lines)
+    lines = report(tmp_path, recipes={"runs": then, "compile_seconds": {}})
+    assert verdict(lines, "recipe `fast`: test accuracy") == "not measured"
 
 
 def test_recipes_on_two_processors(tmp_path):
@@ -173,14 +191,17 @@ def test_features(tmp_path):
         ("without flips", 0): (0.92, 0.27), ("without flips", 1): (0.936, 0.27), ("without flips", 2): (0.1, 2.3),
     }  # fmt: skip
     runs = [
-        {"recipe": "fast", "cpu": "A", "change": change, "seed": seed, "accuracy": accuracy, "loss": loss}
+        {"recipe": "fast", "epochs": 8, "cpu": "A", "change": change, "seed": seed, "accuracy": accuracy, "loss": loss}
         for (change, seed), (accuracy, loss) in measured.items()
     ]
     runs.append(runs[2] | {"cpu": "B", "accuracy": 0.1})  # where the recipe was not measured
+    runs += [run | {"epochs": 10, "accuracy": 0.9} for run in runs[:1]]
+    runs.append(runs[2] | {"epochs": 10, "accuracy": 0.895})
     lines = report(tmp_path, features={"runs": runs})
-    assert "| `fast` | the recipe | 2 | 0.9350 |  | 0.2550 |  |" in lines
+    assert "| `fast` | 8 | the recipe | 2 | 0.9350 |  | 0.2550 |  |" in lines
+    assert any(line.startswith("| `fast` | 10, not 8 | without flips | 1 | 0.8950 | -0.50 ") for line in lines)
     differences = ("-0.70 (-1.00 to -0.40)", "+0.0150 (+0.0100 to +0.0200)")
-    assert "| `fast` | without flips | 2 | 0.9280 | {} | 0.2700 | {} |".format(*differences) in lines
+    assert "| `fast` | 8 | without flips | 2 | 0.9280 | {} | 0.2700 | {} |".format(*differences) in lines
 
 
 def test_cluster(tmp_path):
@@ -211,10 +232,15 @@ def test_cluster(tmp_path):
 def test_a_step_of_each_recipe_by_processor(tmp_path):
     sides = {"fastcnn": {"mode": ""}, "torch": {"mode": "eager-channels_last"}}
     one = {"batches": 16, "sides": sides, "ms": {"fastcnn": [10.0, 10.0, 20.0], "torch": [30.0, 50.0, 80.0]}}
-    lines = report(tmp_path, recipe_steps={"machines": {"old, 2 cores": {"fast": one}, "new, 2 cores": {"best": one}}})
+    now, then = ({"parameters": PARAMETERS["fast"], "batch": 128}, {"parameters": 7_000, "batch": 32})
+    machines = {"old, 2 cores": {"fast": one | then}, "new, 2 cores": {"fast": one | now}}
+    lines = report(tmp_path, recipe_steps={"machines": machines})
     rows = [line for line in lines if line.endswith("| 3 |")]
     expected = "**10.0** (10.0 to 15.0) | **50.0** (40.0 to 65.0) | eager-channels_last | **4.00** (3.50 to 4.50) | 3 |"
-    assert rows == [f"| old, 2 cores | `fast` | {expected}", f"| new, 2 cores | `best` | {expected}"]
+    assert rows == [
+        f"| old, 2 cores | `fast` | 7,000, not 102,442 | 32, not 128 | {expected}",
+        f"| new, 2 cores | `fast` | 102,442 | 128 | {expected}",
+    ]
 
 
 def test_results_of_another_processor_have_a_section_of_their_own(tmp_path):
