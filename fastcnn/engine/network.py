@@ -19,7 +19,7 @@ from fastcnn.engine.ops import IDENTITY, Group, Op, Shape
 from fastcnn.engine.parameters import Parameters
 from fastcnn.engine.plan import Plan, compile_plan
 from fastcnn.kernels import choose_device, get_backend
-from fastcnn.kernels.contract import PRECISIONS
+from fastcnn.kernels.contract import COUNTED, PRECISIONS
 from fastcnn.layers import Layer
 from fastcnn.training.optimizers import Adam
 
@@ -27,7 +27,6 @@ _KEPT_PLANS = 4  # the full and the last mini-batch, in training and in inferenc
 # In inference: of what goes into and comes out of the largest step, so that the next step finds it in the cache.
 _PART_BYTES, _LEAST_PART = 1 << 23, 16
 _GPU_PART_BYTES = 1 << 30
-_COUNTED = (1 << 31) - 1  # values of a layer, for all images, that a GPU's kernels can count
 _networks: weakref.WeakSet[Network] = weakref.WeakSet()
 
 
@@ -597,7 +596,7 @@ class Network:
         self._inference_groups = self._make_groups("inference")
         if self.device == "cuda":
             largest = max(prod(shape) for shape in (self.input_shape, *(op.out_shape for op in self.ops)))
-            self._largest_part = max(1, _COUNTED // largest)
+            self._largest_part = max(1, COUNTED // largest)
         bytes_at_once = _GPU_PART_BYTES if self.device == "cuda" else _PART_BYTES
         values = max((prod(group.in_shape) + prod(group.out_shape) for group in self._inference_groups), default=1)
         self._part = max(_LEAST_PART, bytes_at_once // (values * self.dtype.itemsize))

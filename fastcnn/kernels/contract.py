@@ -46,6 +46,8 @@ OPTIONAL = (  # not every backend has them
     "conv2d_norm_forward", "conv2d_norm_backward", "conv2d_batchnorm_forward", "conv2d_batchnorm_backward",
 )  # fmt: skip
 
+COUNTED = (1 << 31) - 1  # values, of a layer or a mini-batch, for all images, that one launch on a GPU counts
+
 # What tensor cores may round the factors of products of float32 to; the first is to nothing less.
 PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 

@@ -81,7 +81,7 @@ def test_a_batch_of_more_values_than_one_launch_counts(augment, monkeypatch):
     whole, mix = built(builder_for(KERNELS, *args), [3, 0, 8, 3, 5], (11, 2, 0))
     on_gpu = import_module(KERNELS.gather_images.__module__)
     replay, launched = on_gpu.replay, []
-    monkeypatch.setattr(on_gpu, "_COUNTED", 2 * math.prod(SHAPE) + 1)
+    monkeypatch.setattr(on_gpu, "COUNTED", 2 * math.prod(SHAPE) + 1)
     monkeypatch.setattr(on_gpu, "replay", lambda *args: (launched.append(args[0]), replay(*args)))
     parts, other = built(builder_for(KERNELS, *args), [3, 0, 8, 3, 5], (11, 2, 0))
     assert launched.count(on_gpu._gather) == 3 and launched.count(on_gpu._blend) == 3 * (mix is not None)

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from fastcnn.kernels.contract import COUNTED
 from fastcnn.kernels.cuda.driver import THREADS, Kernel, cuda, device_function, kernel, launch, linear, types
 from fastcnn.kernels.cuda.intrinsics import quotient
 from fastcnn.kernels.cuda.program import replay
 
 __all__ = ["blend_images", "gather_images", "relight_images"]
 
-_COUNTED = (1 << 31) - 1  # values that one launch counts; larger batches are built in parts
 _MOVES = 8  # numbers of one image: its row, flip, shift down and right, the rectangle's top, left, height, width
 
 
@@ -154,5 +154,5 @@ def _blend(out, batch, x, partner, share, height, width, channels):
 
 def _parts(out) -> list[slice]:
     """The images of a batch in parts that one launch counts the values of."""
-    each = max(1, _COUNTED // max(1, prod(out.shape[1:])))
+    each = max(1, COUNTED // max(1, prod(out.shape[1:])))
     return [slice(start, start + each) for start in range(0, len(out), each)]
