@@ -84,7 +84,7 @@ def balanced(**parameters: Any) -> CNNClassifier:
 
 
 def best(**parameters: Any) -> CNNClassifier:
-    """Thirteen convolutions, ten of them with skips: 855,402 parameters for grey images of 10 classes.
+    """Eleven convolutions, eight of them with skips: 290,090 parameters for grey images of 10 classes.
 
     Parameters
     ----------
@@ -101,8 +101,13 @@ def best(**parameters: Any) -> CNNClassifier:
     TypeError
         As `fast`.
     """
-    recipe = {"max_iter": 44, "augment": [RandomHorizontalFlip(), RandomErasing(0.5), RandomShift(2)]}
-    return _classifier(_stages((32, 1), (64, 2), (128, 2)), recipe, parameters)
+    recipe = {
+        "max_iter": 36,
+        "batch_size": 64,
+        "learning_rate_init": 0.005,
+        "augment": [RandomHorizontalFlip(), RandomErasing(0.5), RandomShift(2)],
+    }
+    return _classifier(_stages((64, 0), (48, 2), (64, 2)), recipe, parameters)
 
 
 RECIPES: dict[str, Callable[..., CNNClassifier]] = {"fast": fast, "balanced": balanced, "best": best}
