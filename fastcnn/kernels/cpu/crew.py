@@ -25,6 +25,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastcnn.kernels.cpu.caches import LINE
+from fastcnn.kernels.cpu.denormals import flush, restore
 from fastcnn.kernels.cpu.objects import Code, Entry, name_of
 from fastcnn.kernels.cpu.runtime import jit
 
@@ -196,17 +197,21 @@ def _lead(board, epoch, calls, count, counters, lanes, small):
     _store(board + _SMALL * LINE, small)
     _store(board + _FAILED * LINE, 0)
     _store(board + _EPOCH * LINE, epoch)
+    before = flush()
     _take_part(board, epoch, calls, count, counters, lanes, small, 0)
+    restore(before)
     return _load(board + _FAILED * LINE)
 
 
 @Entry
 def _run_alone(calls, count):
     failed = 0
+    before = flush()
     for i in range(count):
         row = calls + i * ROW * 8
         if _call_at(_load(row), 0, _load(row + 16), 0, _load(row + 8)):
             failed = _load(row)
+    restore(before)
     return failed
 
 
@@ -214,6 +219,7 @@ def _run_alone(calls, count):
 def _serve(board, lane, seen):
     """Take part in every program that comes, until none has come for a while; returns the last one's epoch."""
     idle = 0
+    before = flush()
     while idle < SPINS:
         epoch = _load(board + _EPOCH * LINE)
         if epoch == seen or epoch < 0:
@@ -227,6 +233,7 @@ def _serve(board, lane, seen):
             if lane < lanes:
                 _take_part(board, epoch, calls, count, counters, lanes, small, lane)
             seen, idle = epoch, 0
+    restore(before)
     return seen
 
 

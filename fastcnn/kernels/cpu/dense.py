@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastcnn.kernels.cpu._blas import gemm
+from fastcnn.kernels.cpu.denormals import flushed
 from fastcnn.kernels.cpu.epilogue import activate_address, activate_kernel, gradient_address
 from fastcnn.kernels.cpu.launch import ColumnKernel, Kernel, RowKernel, call, launch, on_host, unpack
 from fastcnn.kernels.cpu.lowering import PIXELS, offsets, panel_offsets
@@ -100,7 +101,7 @@ def _forward_rows(start, stop, lane, args):
 
 
 def _gemms(*products):
-    with one_blas_thread():
+    with one_blas_thread(), flushed():
         for a, b, out, *transposed in products:
             gemm(a, b, out, *transposed)
 

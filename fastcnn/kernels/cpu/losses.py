@@ -44,7 +44,7 @@ def softmax(logits, proba):
 
 @ExactKernel
 def _cross_entropy(start, stop, lane, args):
-    logits, labels, weights, smoothing, whole, scale, n_classes, losses, dlogits = unpack(args)
+    logits, labels, weights, smoothing, scale, n_classes, losses, dlogits = unpack(args)
     for i in range(start, stop):
         at, label = i * n_classes, labels[U(i)]
         top = _row_maximum(logits, at, n_classes)
@@ -62,7 +62,7 @@ def _cross_entropy(start, stop, lane, args):
                 loss = (1 - smoothing) * loss + smoothing / n_classes * others
             losses[U(i)] = weights[U(i)] * loss
         if dlogits.shape[0]:
-            factor = weights[U(i)] * scale if scale < math.inf else weights[U(i)] / whole
+            factor = weights[U(i)] * scale
             for j in range(n_classes):
                 proba = math.exp(logits[U(at + j)] - top) / total
                 dlogits[U(at + j)] = factor * (proba - smoothing / n_classes)
@@ -73,11 +73,14 @@ def softmax_cross_entropy(logits, labels, weights, smoothing, losses, dlogits):
     """losses (N,) and the gradient of sum(losses) / sum(weights), 0 where the weights sum to 0."""
     logits, labels, weights = as_input(logits), as_input(labels), as_input(weights)
     total = float(weights.sum(dtype=np.float64))
-    kind, scale = logits.dtype.type, 1 / total if total else 0.0
-    most = float(np.finfo(kind).max)
-    if scale > most:  # the kernel divides then
-        scale = math.inf
+    kind, limits = logits.dtype.type, np.finfo(logits.dtype)
+    if 0 < total < len(weights) * float(limits.tiny) / float(limits.eps):  # in kernels denormal weights would be zeros
+        shares = (weights.astype(np.float64) / total).astype(kind)
+        softmax_cross_entropy(logits, labels, shares, smoothing, losses, dlogits)
+        losses *= kind(total)
+        return
+    scale = 1 / total if total else 0.0
     launch(
         _cross_entropy, logits.shape[0], 16 * logits.size, logits.reshape(-1), labels, weights, kind(smoothing),
-        kind(min(total, most)), kind(scale), logits.shape[1], losses, dlogits.reshape(-1),
+        kind(scale), logits.shape[1], losses, dlogits.reshape(-1),
     )  # fmt: skip
