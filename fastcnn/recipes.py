@@ -79,7 +79,12 @@ def balanced(**parameters: Any) -> CNNClassifier:
     TypeError
         As `fast`.
     """
-    recipe = {"max_iter": 16, "batch_size": 64, "augment": [RandomHorizontalFlip(), RandomErasing(0.4)]}
+    recipe = {
+        "max_iter": 16,
+        "batch_size": 64,
+        "learning_rate_init": 0.005,
+        "augment": [RandomHorizontalFlip(), RandomErasing(0.4)],
+    }
     return _classifier(_stages((64, 0), (48, 1), (64, 1)), recipe, parameters)
 
 
