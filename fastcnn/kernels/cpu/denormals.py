@@ -18,6 +18,7 @@ from typing import Any
 import numba
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastcnn.kernels.cpu.objects import Entry
@@ -32,7 +33,7 @@ _FLUSH = 1 << 15 | 1 << 6 if _X86 else 1 << 24  # FTZ and DAZ; FZ
 def _read(builder: Any) -> Any:
     """Emit the reading of the register; a number of 64 bits."""
     if _X86:
-        place = builder.alloca(_MXCSR)
+        place = cgutils.alloca_once(builder, _MXCSR)
         _call_with_pointer(builder, "llvm.x86.sse.stmxcsr", place)
         return builder.zext(builder.load(place), _REGISTER)
     if _ARM:
@@ -42,7 +43,7 @@ def _read(builder: Any) -> Any:
 
 def _write(builder: Any, value: Any) -> None:
     if _X86:
-        place = builder.alloca(_MXCSR)
+        place = cgutils.alloca_once(builder, _MXCSR)
         builder.store(builder.trunc(value, _MXCSR), place)
         _call_with_pointer(builder, "llvm.x86.sse.ldmxcsr", place)
     if _ARM:
