@@ -282,7 +282,7 @@ class Network:
         with self._lock:
             if training or (self.device == "cuda" and not to_numpy):
                 output = self._run_forward(x, "training_dx" if training else "inference", not to_numpy).output
-                return np.array(output) if to_numpy else output.copy()  # type: ignore[union-attr]
+                return np.array(output) if to_numpy else output.copy()
             y = np.empty((len(x), *self.output_shape), self.dtype)
             for part in self._parts(len(x)):
                 y[part] = np.asarray(self._run_forward(x[part], "inference").output)
@@ -314,12 +314,12 @@ class Network:
             if plan is None:
                 raise ValueError("backward() needs a forward(x, training=True) of its own right before it")
             dy = np.asarray(dy)
-            if dy.shape != plan.output_grad.shape:  # type: ignore[union-attr]
-                raise ValueError(f"dy has shape {dy.shape}, expected {plan.output_grad.shape}")  # type: ignore[union-attr]
+            if dy.shape != plan.output_grad.shape:
+                raise ValueError(f"dy has shape {dy.shape}, expected {plan.output_grad.shape}")
             if not np.can_cast(dy.dtype, self.dtype, "same_kind"):
                 raise TypeError(f"dy has dtype {dy.dtype}, expected {self.dtype}")
             self._to_go_back = None
-            plan.output_grad[...] = dy  # type: ignore[index]
+            plan.output_grad[...] = dy
             with self._kernels.threads(plan.lanes):
                 plan.backward()
             return np.array(plan.input_grad)
@@ -436,7 +436,7 @@ class Network:
                 dlogits[rows, labels] += moved / total if total else 0
                 dlogits[rows, others] -= moved / total if total else 0
             if dlogits is not plan.output_grad:  # copies of what is on a GPU
-                plan.output_grad[...] = dlogits  # type: ignore[index]
+                plan.output_grad[...] = dlogits
             plan.backward()
         return float(losses.sum(dtype=np.float64)), float(weights @ hits)
 
@@ -486,7 +486,7 @@ class Network:
             self._dropout[:, 1] += 1
             if self._placed_dropout is not self._dropout:
                 self._placed_dropout[...] = self._dropout
-        plan.input[...] = x  # type: ignore[index]
+        plan.input[...] = x
         self._last_plan = plan
         return plan
 

@@ -46,7 +46,7 @@ class Plan:
 
     def __init__(
         self, mode: str, batch: int, steps: tuple[Step, ...], n_forward: int, buffers: Mapping[Buffer, np.ndarray],
-        ends: Mapping[str, np.ndarray | None], memory: np.ndarray, arena_bytes: int, lanes: int, kernels: ModuleType,
+        ends: Mapping[str, Any], memory: np.ndarray, arena_bytes: int, lanes: int, kernels: ModuleType,
     ) -> None:  # fmt: skip
         self.memory, self.lanes = memory, lanes
         self.mode, self.batch, self.buffers, self.arena_bytes = mode, batch, buffers, arena_bytes
@@ -75,7 +75,7 @@ class Plan:
         All of it is one program: launched alone, the loss would cost a small network as much as a layer does.
         """
         if self._training is None or self._training.smoothing != smoothing:
-            dtype, place = self.output.dtype, self._kernels.place  # type: ignore[union-attr]
+            dtype, place = self.output.dtype, self._kernels.place
             kept, losses = place(np.zeros(self.batch, np.int64)), place(np.empty(self.batch, dtype))
             args = self.output, kept, place(np.ones(self.batch, dtype)), smoothing, losses, self.output_grad
             steps = [Step("loss", "softmax_cross_entropy", self._kernels.softmax_cross_entropy, args)]
