@@ -31,8 +31,9 @@ from fastcnn.training.views import View, views_of
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 MODES = [f"{way}-{layout}" for layout in LAYOUTS for way in ("eager", "inplace", "compiled")]  # inplace: ReLU, eager
 # The first losses must be fastcnn's before anything is timed. What the two round differently grows with each step of
-# Muon at its full rate: float32 and float64 differ by 0.1 % in the third.
-CHECKED = (1e-5, 1e-3, 1e-2)
+# Muon at its full rate: with six seeds of `best`, float32 and float64 differ by up to 0.0002 % in the first loss, by
+# 0.03 % in the second and 0.6 % in the third. Steps that are 1 % too long change the second by 0.2 to 0.8 %.
+CHECKED = (1e-5, 3e-3, 3e-2)
 TRIAL = 12  # steps of each mode before the best one trains, the first third of them to get going
 PREDICTED = 256  # images together
 # What this side has in place of the estimator's; any other parameter must be as it is by default.
