@@ -246,18 +246,19 @@ def _time_to(r: dict[str, Any]) -> list[str]:
 
 
 def steps(r: dict[str, Any], about: list[str], middle: Any) -> list[str]:
-    """The section of `bench.recipe_steps`."""
+    """The section of `bench.recipe_steps`; a measurement's `remark`, put in by hand, goes when it is made again."""
     found = ["## A recipe's training step beside PyTorch's", "", *about]
     found += [
         "Batches of Fashion-MNIST with the recipe's augmentation, 2 threads; each side in its own process, in "
         "alternating rounds, PyTorch in its best mode, its first losses compared before. The ratio is that of each "
-        "round. The AMD EPYC with AVX-512 changed its speed from minute to minute, fastcnn's more than PyTorch's: "
-        "other runs of the same hours gave 2.35 (`fast`), 2.57 (`balanced`) and 3.33 (`best`).",
+        "round.",
         "",
     ]
-    rows = []
+    rows, remarks = [], []
     for cpu, recipes in r["machines"].items():
         for recipe in (name for name in RECIPES if name in recipes):
+            if remark := recipes[recipe].get("remark"):
+                remarks += ["", f"{cpu}, `{recipe}`: {remark}."]
             ms, sides = recipes[recipe]["ms"], recipes[recipe]["sides"]
             times = [b / a for a, b in zip(ms["fastcnn"], ms["torch"], strict=True)]
             rows.append(
@@ -269,7 +270,7 @@ def steps(r: dict[str, Any], about: list[str], middle: Any) -> list[str]:
                 ]
             )  # fmt: skip
     head = ["processor", "recipe", "parameters", "images", "fastcnn, ms", "PyTorch, ms", "its mode"]
-    return [*found, *table([*head, "times as long", "rounds"], rows)]
+    return [*found, *table([*head, "times as long", "rounds"], rows), *remarks]
 
 
 def features(r: dict[str, Any], about: list[str]) -> list[str]:

@@ -233,7 +233,7 @@ def test_a_step_of_each_recipe_by_processor(tmp_path):
     sides = {"fastcnn": {"mode": ""}, "torch": {"mode": "eager-channels_last"}}
     one = {"batches": 16, "sides": sides, "ms": {"fastcnn": [10.0, 10.0, 20.0], "torch": [30.0, 50.0, 80.0]}}
     now, then = ({"parameters": PARAMETERS["fast"], "batch": 128}, {"parameters": 7_000, "batch": 32})
-    machines = {"old, 2 cores": {"fast": one | then}, "new, 2 cores": {"fast": one | now}}
+    machines = {"old, 2 cores": {"fast": one | then | {"remark": "noisy"}}, "new, 2 cores": {"fast": one | now}}
     lines = report(tmp_path, recipe_steps={"machines": machines})
     rows = [line for line in lines if line.endswith("| 3 |")]
     expected = "**10.0** (10.0 to 15.0) | **50.0** (40.0 to 65.0) | eager-channels_last | **4.00** (3.50 to 4.50) | 3 |"
@@ -241,6 +241,9 @@ def test_a_step_of_each_recipe_by_processor(tmp_path):
         f"| old, 2 cores | `fast` | 7,000, not 102,442 | 32, not 128 | {expected}",
         f"| new, 2 cores | `fast` | 102,442 | 128 | {expected}",
     ]
+    after = lines.index(rows[-1]) + 1
+    assert lines[after : after + 2] == ["", "old, 2 cores, `fast`: noisy."]
+    assert not any(line.startswith("new, 2 cores, `fast`:") for line in lines)
 
 
 def test_results_of_another_processor_have_a_section_of_their_own(tmp_path):
