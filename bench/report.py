@@ -11,6 +11,7 @@ from typing import Any
 from bench import report_cluster, report_cuda, report_recipes
 from bench.goals import Results, goals
 from bench.machine import RESULTS
+from bench.markdown import table
 from bench.peers import BUSY, NAMES, suspect
 from bench.plots import draw, quartiles
 
@@ -31,10 +32,6 @@ def middle(values: list[float], form: str = ".2f") -> str:
     """The median and the quartiles."""
     low, high = quartiles(values)
     return f"**{statistics.median(values):{form}}** ({low:{form}} to {high:{form}})"
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def asked(results: Results) -> list[str]:
@@ -374,8 +371,8 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "recipes": lambda r: report_recipes.lines(r, about(r)),
     "recipe_steps": lambda r: report_recipes.steps(r, about(r), middle),
     "features": lambda r: report_recipes.features(r, about(r)),
-    "cluster": lambda r: report_cluster.lines(r, about(r), table),
-    "cuda": lambda r: report_cuda.lines(r, about(r), table),
+    "cluster": lambda r: report_cluster.lines(r, about(r)),
+    "cuda": lambda r: report_cuda.lines(r, about(r)),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bench.cluster_model import GOOD, NETWORKS, STEPS, WORKERS, calibrated, checked
+from bench.markdown import table
 
 TIMES, POINTS, SEEDS = 1.7, 0.3, 3
 ONE, TWO = "one process", "two workers"
@@ -73,7 +74,7 @@ def goals(r: dict[str, Any] | None) -> Iterator[tuple[str, str, str, bool | None
     yield accuracy, f"at most {POINTS}", said[1], min(less[k] for k in fast) <= POINTS, complete
 
 
-def lines(r: dict[str, Any], about: list[str], table: Any) -> list[str]:
+def lines(r: dict[str, Any], about: list[str]) -> list[str]:
     found = ["## On a cluster", "", *about]
     if tried := r.get("rates"):
         found += [
@@ -113,11 +114,11 @@ def lines(r: dict[str, Any], about: list[str], table: Any) -> list[str]:
             "",
         ]
     if "rounds" in r and "constants" in r:
-        found += [*_rounds(r, table), "", *_model(r, table)]
+        found += [*_rounds(r), "", *_model(r)]
     return found
 
 
-def _rounds(r: dict[str, Any], table: Any) -> list[str]:
+def _rounds(r: dict[str, Any]) -> list[str]:
     alone = r["rounds"]["seconds_per_round"]["1"]
     c = calibrated(r)
     return [
@@ -137,7 +138,7 @@ def _rounds(r: dict[str, Any], table: Any) -> list[str]:
     ]
 
 
-def _model(r: dict[str, Any], table: Any) -> list[str]:
+def _model(r: dict[str, Any]) -> list[str]:
     found = ["### More workers, on paper", "", "Modelled, not measured: the share of the time in which workers train."]
     for name, bandwidth in NETWORKS.items():
         c = calibrated(r, bandwidth)

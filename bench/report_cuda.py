@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from statistics import median
 from typing import Any, NamedTuple
 
+from bench.markdown import table
 from bench.report_recipes import or_not, parameters_of
 from fastcnn.kernels.contract import PRECISIONS
 from fastcnn.recipes import RECIPES
 
 EAGER, GRAPH, LARGE, SECONDS = 2.0, 1.0, 0.8, 5.0  # asked: times PyTorch's speed at 128 and 512, at 4096; to 92 %
 LARGE_BATCH, GOAL = 4096, 0.92
-Table = Callable[[list[str], list[list[str]]], list[str]]
 
 
 class Cell(NamedTuple):
@@ -76,7 +76,7 @@ FITS = (
 )
 
 
-def lines(r: dict[str, Any], about: list[str], table: Table) -> list[str]:
+def lines(r: dict[str, Any], about: list[str]) -> list[str]:
     found = ["## GPU", "", *about, f"{r['card']}{_limits(r)}.", ""]
     for section, title, text, made in (
         ("steps", "Training steps", STEPS, _steps),
@@ -85,7 +85,7 @@ def lines(r: dict[str, Any], about: list[str], table: Table) -> list[str]:
         ("fit", "Fashion-MNIST", FITS, _fits),
     ):
         if section in r:
-            found += [f"### {title}", "", text, "", *made(r, table), ""]
+            found += [f"### {title}", "", text, "", *made(r), ""]
     return found[:-1]
 
 
@@ -96,7 +96,7 @@ def _limits(r: dict[str, Any]) -> str:
     return copied + (f"; PyTorch's products of large matrices reach {', '.join(rates)} TFLOP/s" if rates else "")
 
 
-def _checks(r: dict[str, Any], table: Table) -> list[str]:
+def _checks(r: dict[str, Any]) -> list[str]:
     rows = [
         [c["network"], c["precision"], f"{c['loss']:.5f}", f"{c['expected']:.5f}", f"{c['error']:.1e}"]
         for c in r["checks"]
@@ -104,7 +104,7 @@ def _checks(r: dict[str, Any], table: Table) -> list[str]:
     return table(["network", "precision", "loss", "reference", "error of the gradient"], rows)
 
 
-def _steps(r: dict[str, Any], table: Table) -> list[str]:
+def _steps(r: dict[str, Any]) -> list[str]:
     sides = [side for side in ("torch eager", "torch graph", "torch max-autotune", "fastcnn")
              if any(side in cell.seconds for cell in cells(r))]  # fmt: skip
     rows = []
@@ -116,7 +116,7 @@ def _steps(r: dict[str, Any], table: Table) -> list[str]:
     return table(["network, batch", "precision", *(f"{s}, ms" for s in sides), "times eager", "times graph"], rows)
 
 
-def _kernels(r: dict[str, Any], table: Table) -> list[str]:
+def _kernels(r: dict[str, Any]) -> list[str]:
     rows = [
         [k["layer"], k["kernel"], k["precision"], f"{1e6 * k['seconds']:.0f}", f"{1e-3 * k['gflop_per_s']:.1f}",
          f"{k['gb_per_s']:,.0f}"]
@@ -130,7 +130,7 @@ def _of_recipe(recipe: str, fit: dict[str, Any]) -> list[str]:
     return [or_not(fit["parameters"], parameters_of(recipe)), or_not(fit["epochs"], RECIPES[recipe]().max_iter)]
 
 
-def _fits(r: dict[str, Any], table: Table) -> list[str]:
+def _fits(r: dict[str, Any]) -> list[str]:
     def told(seconds: float | None) -> str:
         return "-" if seconds is None else f"{seconds:.1f}"
 

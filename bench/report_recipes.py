@@ -10,6 +10,7 @@ from itertools import product
 from math import isnan, nan
 from typing import Any, NamedTuple
 
+from bench.markdown import table
 from fastcnn.engine.network import Network
 from fastcnn.layers import Dense
 from fastcnn.recipes import RECIPES
@@ -174,10 +175,6 @@ def _goals_of(r: dict[str, Any], cpu: str, recipe: str) -> Iterator[tuple[str, s
         yield what, f"{TIMES_TORCH:.0f}", measured, times >= TIMES_TORCH and same, enough
     else:
         yield what, f"{TIMES_TORCH:.0f}", "-", None, False
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def lines(r: dict[str, Any], about: list[str]) -> list[str]:
