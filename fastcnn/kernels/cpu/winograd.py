@@ -25,11 +25,12 @@ from fastcnn.kernels.cpu.lowering import DEPTH, Pool, has_pool, no_pool, offsets
 from fastcnn.kernels.cpu.microkernel import ADD, ZERO, multiply_rows_address
 from fastcnn.kernels.cpu.norm import block_moments
 from fastcnn.kernels.cpu.packing import fill_zero
-from fastcnn.kernels.cpu.runtime import U
+from fastcnn.kernels.cpu.runtime import U, lanes
 from fastcnn.kernels.cpu.winograd_layout import layout, odd, operations, pad_rows, round_up
-from fastcnn.kernels.cpu.winograd_transforms import output_address, transform_address, transform_kernel
+from fastcnn.kernels.cpu.winograd_transforms import output_address, transform_address
 
 TILES = 48  # about how many a lane takes through the forward pass at a time
+COPIES = 2  # of U, at most. Two cores need not share a cache: what the other one wrote may come a line in 300 ns
 
 
 class ForwardSizes(NamedTuple):
@@ -80,13 +81,28 @@ def _forward_sizes(g: Any, pool: Any, n: int, itemsize: int) -> ForwardSizes:
 
 
 @Kernel
+def _weights_to_points(start, stop, lane, args):
+    """Copies of U, one after the other, each of `channels` tiles: a lane makes the one that it will read."""
+    weight, scratch, source, target, channels, filters, width, size, to_points = unpack(args)
+    u0, u_row, u_column, u_tile, u_block = target
+    while start < stop:
+        copy, first = start // channels, start % channels
+        last = min(channels, first + stop - start)
+        there = (u0 + copy * size, u_row, u_column, u_tile, u_block)
+        call(to_points, first, last, lane, (weight, scratch, source, there, filters, width))
+        start += last - first
+
+
+@Kernel
 def _forward_blocks(start, stop, lane, args):
-    x, bias, y, argmax, scratch, n_images, t, sizes, kernels, tables, g, act, pool, edges, sums = unpack(args)
+    x, bias, y, argmax, scratch, n_images, t, sizes, crew, kernels, tables, g, act, pool, edges, sums = unpack(args)
     # pool_rows: 0 where no window crosses tiles; moments: 0 where they are not wanted
     multiply, to_points, finish, activate, pool_rows, moments = kernels
     v_rows, m_rows, segment = tables
     points, width = t.side * t.side, t.k_width
-    base = sizes.weights + lane * sizes.lane
+    lanes, copies = crew
+    u0 = min(lane * copies // lanes, copies - 1) * sizes.weights
+    base = copies * sizes.weights + lane * sizes.lane
     v0, m0, z0 = base + sizes.v, base + sizes.m, base + sizes.z
     # Where a row of tiles goes: y, pooled or not, or z.
     out, pitch, whole = y, pool.q, pool_rows != 0 or t.grid > 1
@@ -110,7 +126,7 @@ def _forward_blocks(start, stop, lane, args):
                     tile = (
                         scratch, v0 + point * sizes.v_point + c0, v_rows, scratch, m0 + point * sizes.m_point, m_rows,
                         segment, min(DEPTH, g.c - c0), 1, scratch,
-                        (panel * points + point) * sizes.u_point + c0 * width, width, 0, filters,
+                        u0 + (panel * points + point) * sizes.u_point + c0 * width, width, 0, filters,
                         ADD if c0 > 0 else ZERO,
                     )  # fmt: skip
                     call(multiply, 0, count * t.columns, lane, tile)
@@ -151,9 +167,9 @@ def block_edges(g: Any, n: int, itemsize: int) -> np.ndarray:
 
 
 def forward_scratch(geometry: Any, pool: Any, n: int, itemsize: int, lanes: int) -> int:
-    """Elements: transformed weights, then for each lane a strip, V, a panel of M and where need be the output."""
+    """Elements: copies of U, then for each lane a strip, V, a panel of M and where need be the output."""
     sizes = _forward_sizes(geometry, pool, n, itemsize)
-    return sizes.weights + lanes * sizes.lane
+    return min(COPIES, lanes) * sizes.weights + lanes * sizes.lane
 
 
 def winograd_forward(x, weight, bias, geometry, activation, pool, y, argmax, scratch, sums=None):
@@ -163,16 +179,19 @@ def winograd_forward(x, weight, bias, geometry, activation, pool, y, argmax, scr
     g, n = geometry, x.shape[0]
     t, sizes = layout(g, n, y.itemsize), _forward_sizes(g, pool, n, y.itemsize)
     edges = np.empty(0, np.int64) if sums is None else block_edges(g, n, y.itemsize)
+    copies = min(COPIES, lanes())
+    crew = lanes(), copies
     points, pooled = t.side**2, has_pool(pool) and _pools_tiles(t.m, pool) and t.grid == 1
     finish = output_address(t.m, t.r, pooled, pooled and argmax.size > 0, y.dtype, argmax.dtype)
     launch(
-        transform_kernel("weight", t.m, t.r), g.c, points * weight.size // 8, weight.reshape(-1), scratch,
+        _weights_to_points, copies * g.c, copies * points * weight.size // 8, weight.reshape(-1), scratch,
         (0, g.s * g.c * g.k, g.c * g.k, g.k, t.k_width),
-        (0, t.side * sizes.u_point, sizes.u_point, t.k_width, points * sizes.u_point), g.k, t.k_width,
+        (0, t.side * sizes.u_point, sizes.u_point, t.k_width, points * sizes.u_point), g.c, g.k, t.k_width,
+        sizes.weights, transform_address("weight", t.m, t.r, y.dtype),
     )  # fmt: skip
     launch(
         _forward_blocks, -(-sizes.total // sizes.tile_rows), operations(g, n), x.reshape(-1), bias, y.reshape(-1),
-        argmax.reshape(-1), scratch, n, t, sizes,
+        argmax.reshape(-1), scratch, n, t, sizes, crew,
         (
             multiply_rows_address(y.dtype), transform_address("input", t.m, t.r, y.dtype), finish,
             activate_address(y.dtype, activation),
