@@ -9,6 +9,7 @@ from typing import Any
 
 from bench import report_recipes
 from bench.goals import OTHERS, SHARES, TORCH
+from bench.markdown import quartiles
 from bench.peers import NAMES
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; markers differ too.
@@ -149,11 +150,3 @@ def recipes(pyplot: Any, r: dict[str, Any]) -> Any:
         axes.legend(frameon=False)
     panels[0][0].set_ylabel("mean test accuracy, %")
     return figure
-
-
-def quartiles(values: list[float]) -> tuple[float, float]:
-    """The lower and the upper one; of a single value, that value."""
-    if len(values) == 1:
-        return values[0], values[0]
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, high

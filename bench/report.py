@@ -11,9 +11,9 @@ from typing import Any
 from bench import report_cluster, report_cuda, report_recipes
 from bench.goals import Results, goals
 from bench.machine import RESULTS
-from bench.markdown import table
+from bench.markdown import middle, table
 from bench.peers import BUSY, NAMES, suspect
-from bench.plots import draw, quartiles
+from bench.plots import draw
 
 TITLE = """# Measured
 
@@ -26,12 +26,6 @@ and the upper quartile. "Incomplete" below: not all of what was asked was measur
 there are fewer than three seeds or, beside PyTorch, fewer than three that took turns with it. Tables were measured at
 different times, and the code has changed since: what today's code does, only a new run tells.
 """
-
-
-def middle(values: list[float], form: str = ".2f") -> str:
-    """The median and the quartiles."""
-    low, high = quartiles(values)
-    return f"**{statistics.median(values):{form}}** ({low:{form}} to {high:{form}})"
 
 
 def asked(results: Results) -> list[str]:
@@ -369,7 +363,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy": accuracy, "peers": peers, "estimators": estimators, "kernels": kernels, "hotspots": hotspots,
     "memory": memory, "coldstart": coldstart, "compiling": compiling, "scaling": scaling, "one_image": one_image,
     "recipes": lambda r: report_recipes.lines(r, about(r)),
-    "recipe_steps": lambda r: report_recipes.steps(r, about(r), middle),
+    "recipe_steps": lambda r: report_recipes.steps(r, about(r)),
     "features": lambda r: report_recipes.features(r, about(r)),
     "cluster": lambda r: report_cluster.lines(r, about(r)),
     "cuda": lambda r: report_cuda.lines(r, about(r)),

@@ -10,7 +10,7 @@ from itertools import product
 from math import isnan, nan
 from typing import Any, NamedTuple
 
-from bench.markdown import table
+from bench.markdown import middle, table
 from fastcnn.engine.network import Network
 from fastcnn.layers import Dense
 from fastcnn.recipes import RECIPES
@@ -242,7 +242,7 @@ def _time_to(r: dict[str, Any]) -> list[str]:
     return ["### Time to 92, 93 and 94 %", "", text, "", *table(head, rows)]
 
 
-def steps(r: dict[str, Any], about: list[str], middle: Any) -> list[str]:
+def steps(r: dict[str, Any], about: list[str]) -> list[str]:
     """The section of `bench.recipe_steps`; a measurement's `remark`, put in by hand, goes when it is made again."""
     found = ["## A recipe's training step beside PyTorch's", "", *about]
     found += [
