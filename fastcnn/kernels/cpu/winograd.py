@@ -95,13 +95,13 @@ def _weights_to_points(start, stop, lane, args):
 
 @Kernel
 def _forward_blocks(start, stop, lane, args):
-    x, bias, y, argmax, scratch, n_images, t, sizes, crew, kernels, tables, g, act, pool, edges, sums = unpack(args)
+    x, bias, y, argmax, scratch, n_images, t, sizes, n_lanes, kernels, tables, g, act, pool, edges, sums = unpack(args)
     # pool_rows: 0 where no window crosses tiles; moments: 0 where they are not wanted
     multiply, to_points, finish, activate, pool_rows, moments = kernels
     v_rows, m_rows, segment = tables
     points, width = t.side * t.side, t.k_width
-    lanes, copies = crew
-    u0 = min(lane * copies // lanes, copies - 1) * sizes.weights
+    copies = min(COPIES, n_lanes)
+    u0 = min(lane * copies // n_lanes, copies - 1) * sizes.weights
     base = copies * sizes.weights + lane * sizes.lane
     v0, m0, z0 = base + sizes.v, base + sizes.m, base + sizes.z
     # Where a row of tiles goes: y, pooled or not, or z.
@@ -180,7 +180,6 @@ def winograd_forward(x, weight, bias, geometry, activation, pool, y, argmax, scr
     t, sizes = layout(g, n, y.itemsize), _forward_sizes(g, pool, n, y.itemsize)
     edges = np.empty(0, np.int64) if sums is None else block_edges(g, n, y.itemsize)
     copies = min(COPIES, lanes())
-    crew = lanes(), copies
     points, pooled = t.side**2, has_pool(pool) and _pools_tiles(t.m, pool) and t.grid == 1
     finish = output_address(t.m, t.r, pooled, pooled and argmax.size > 0, y.dtype, argmax.dtype)
     launch(
@@ -191,7 +190,7 @@ def winograd_forward(x, weight, bias, geometry, activation, pool, y, argmax, scr
     )  # fmt: skip
     launch(
         _forward_blocks, -(-sizes.total // sizes.tile_rows), operations(g, n), x.reshape(-1), bias, y.reshape(-1),
-        argmax.reshape(-1), scratch, n, t, sizes, crew,
+        argmax.reshape(-1), scratch, n, t, sizes, lanes(),
         (
             multiply_rows_address(y.dtype), transform_address("input", t.m, t.r, y.dtype), finish,
             activate_address(y.dtype, activation),
