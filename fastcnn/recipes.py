@@ -108,7 +108,7 @@ def best(**parameters: Any) -> CNNClassifier:
         As `fast`.
     """
     recipe = {
-        "max_iter": 44,
+        "max_iter": 32,
         "batch_size": 64,
         "learning_rate_init": 0.005,
         "augment": [RandomHorizontalFlip(), RandomErasing(0.5), RandomShift(2)],
