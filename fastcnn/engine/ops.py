@@ -239,6 +239,11 @@ class Op:
         return replace(self, layer=f"{place}.{self.layer}" if self.layer else str(place))
 
     @property
+    def groups(self) -> int:
+        """Of a convolution; of anything else 1."""
+        return self.geometry.groups if isinstance(self.geometry, ConvGeometry) else 1
+
+    @property
     def label(self) -> str:
         """What `describe()` prints: the kind, or the activation's own name."""
         return ACTIVATIONS[self.activation.code] if self.kind.endswith("activation") else self.kind

@@ -88,8 +88,7 @@ class Parameters:
             if op.kind in ("conv2d", "dense"):
                 weight = self.values[f"{op.layer}.weight"]
                 fan_in = prod(weight.shape[:-1])
-                groups = op.geometry.groups if op.kind == "conv2d" else 1  # type: ignore[union-attr]
-                fan_out = weight.shape[-1] // groups * prod(weight.shape[:-2])
+                fan_out = weight.shape[-1] // op.groups * prod(weight.shape[:-2])
                 name = _following_activation(ops[i + 1 :])
                 weight[...] = initialize(weight.shape, fan_in, fan_out, name, rng, self.dtype, kind)
             elif op.kind == "batchnorm":
@@ -103,7 +102,7 @@ class Parameters:
         weighty = [op for op in ops if op.kind in ("conv2d", "dense")][:-1]
         found = []
         for op in weighty:
-            if op.kind == "dense" or op.geometry.groups == 1:  # type: ignore[union-attr]
+            if op.groups == 1:
                 start, (*rows, columns) = self._places[f"{op.layer}.weight"]
                 found.append(Matrix(start, prod(rows), columns))
         return found
