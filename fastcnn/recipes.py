@@ -113,7 +113,7 @@ def best(**parameters: Any) -> CNNClassifier:
         "learning_rate_init": 0.005,
         "augment": [RandomHorizontalFlip(), RandomErasing(0.5), RandomShift(2)],
     }
-    # Pooling leaves a quarter of the images to normalise.
+    # Pooled first: a quarter of the values is left to normalise.
     convolution, *normalisation = _convolutions(64)
     layers = [*_convolutions(32), convolution, MaxPool2D(), *normalisation, *_skips(64, 2)]
     return _classifier([*layers, MaxPool2D(), *_convolutions(64), *_skips(64, 2)], recipe, parameters)
