@@ -19,15 +19,16 @@ def run(seed: int) -> dict[str, object]:
     """Fit on the 60,000 training images and score the 10,000 test images once."""
     from fastcnn import CNNClassifier
     from fastcnn.datasets import fetch_fashion_mnist
+    from fastcnn.training.callbacks import EpochInfo
 
     X, y = fetch_fashion_mnist("train")
     X_test, y_test = fetch_fashion_mnist("test")
     seconds: list[float] = []
 
     class Clock:
-        def on_epoch_end(self, info: object) -> None:
-            seconds.append(info.seconds)  # type: ignore[attr-defined]
-            print(f"seed {seed} epoch {len(seconds)}: loss {info.loss:.4f}, {seconds[-1]:.1f} s", file=sys.stderr)  # type: ignore[attr-defined]
+        def on_epoch_end(self, info: EpochInfo) -> None:
+            seconds.append(info.seconds)
+            print(f"seed {seed} epoch {len(seconds)}: loss {info.loss:.4f}, {seconds[-1]:.1f} s", file=sys.stderr)
 
     start = time.perf_counter()
     clf = CNNClassifier(random_state=seed, callbacks=[Clock()]).fit(X, y)

@@ -203,7 +203,7 @@ def lines(r: dict[str, Any], about: list[str]) -> list[str]:
             times += ", in turns"
         if any(len(run.get("parts", [])) > 1 for run in g.runs):
             times = f"{times}, in parts".removeprefix(", ")
-        modes = ", ".join(sorted({run["mode"] for run in g.runs}))
+        modes = ", ".join(sorted({part["mode"] for run in g.runs for part in run.get("parts", [run])}))
         fit = f"**{statistics.median(g.seconds):.0f}** ({min(g.seconds):.0f} to {max(g.seconds):.0f})"
         rows.append(
             [
