@@ -129,24 +129,30 @@ def recipes(pyplot: Any, r: dict[str, Any]) -> Any:
     found, cpus = report_recipes.groups(r), report_recipes.processors(r)
     if not found:
         return None
-    figure, panels = pyplot.subplots(1, len(cpus), figsize=(6 * len(cpus), 4.5), squeeze=False, sharey=True)
+    size = (6 * len(cpus), 4.5)
+    figure, panels = pyplot.subplots(1, len(cpus), figsize=size, squeeze=False, sharex=True, sharey=True)
     for axes, cpu in zip(panels[0], cpus, strict=True):
-        lines = zip(report_recipes.ASKED, ("-", "--", ":"), strict=True)
-        for (k, side), (recipe, line) in product(enumerate(report_recipes.SIDES), lines):
+        kinds = zip(report_recipes.ASKED, ("-", "--", ":"), MARKERS, strict=False)
+        for (side, colour), (recipe, line, marker) in product(zip(report_recipes.SIDES, COLOURS, strict=False), kinds):
             of_kind = [g for g in found if (g.cpu, g.recipe, g.side) == (cpu, recipe, side)]
             for parameters in sorted({g.parameters for g in of_kind}):
                 of_network = [g for g in of_kind if g.parameters == parameters]
                 seconds = [statistics.median(g.seconds) for g in of_network]
                 accuracies = [100 * g.accuracy for g in of_network]
-                label, face = f"{report_recipes.SIDES[side]}, {recipe}", COLOURS[k]
+                label, face = f"{report_recipes.SIDES[side]}, {recipe}", colour
                 if parameters != report_recipes.parameters_of(recipe):
                     label, face = f"{label} of {parameters:,} parameters", "none"
-                style = {"color": COLOURS[k], "markerfacecolor": face, "markersize": 5}
-                axes.plot(seconds, accuracies, MARKERS[k] + line, label=label, **style)
+                style = {"color": colour, "markerfacecolor": face, "markersize": 5}
+                axes.plot(seconds, accuracies, marker + line, label=label, **style)
         for target in report_recipes.TARGETS:
             axes.axhline(100 * target, color="0.85", linewidth=1, zorder=0)
-        axes.set(xscale="log", xlabel="seconds of training (logarithmic)")
+        axes.set(xscale="log", xlabel="training (logarithmic)")
+        axes.set_xticks([15, 60, 240, 960, 3840], ["15 s", "1 min", "4 min", "16 min", "64 min"])
+        axes.minorticks_off()
         axes.set_title(cpu, loc="left")
-        axes.legend(frameon=False)
     panels[0][0].set_ylabel("mean test accuracy, %")
+    shown = {label: line for axes in panels[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    labels = sorted(shown, key=lambda label: ("parameters" in label, label))
+    style = {"frameon": False, "ncols": 3, "loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+    figure.legend([shown[label] for label in labels], labels, **style)
     return figure

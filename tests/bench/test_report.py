@@ -1,9 +1,11 @@
 """The report says of each goal whether it was reached, and has a section for what was measured."""
 
 import json
+import re
 
 import pytest
 
+from bench.machine import RESULTS
 from bench.report import write
 from fastcnn.recipes import RECIPES
 from tests.cases import LAYERS
@@ -38,6 +40,18 @@ def verdict(lines, goal):
     """The last column of the goal's line."""
     (line,) = [line for line in lines if line.startswith(f"| {goal}")]
     return line.split("|")[-2].strip()
+
+
+def test_the_report_is_that_of_the_results(tmp_path):
+    pytest.importorskip("matplotlib")
+    write(RESULTS, tmp_path / "RESULTS.md")
+    assert (tmp_path / "RESULTS.md").read_text() == (RESULTS.parent / "RESULTS.md").read_text(), "run bench.report"
+    drawn = sorted((tmp_path / "plots").glob("*.svg"))
+    assert drawn
+    for plot in drawn:  # their texts: the rest differs with the version of matplotlib
+        pair = plot, RESULTS.parent / "plots" / plot.name
+        now, kept = ({*re.findall("<!-- .* -->", path.read_text("utf-8"))} for path in pair)
+        assert now == kept, f"{plot.name}: run bench.report"
 
 
 def test_without_results_nothing_is_reached(tmp_path):
