@@ -132,18 +132,18 @@ def recipes(pyplot: Any, r: dict[str, Any]) -> Any:
     size = (6 * len(cpus), 4.5)
     figure, panels = pyplot.subplots(1, len(cpus), figsize=size, squeeze=False, sharex=True, sharey=True)
     for axes, cpu in zip(panels[0], cpus, strict=True):
-        kinds = zip(report_recipes.ASKED, ("-", "--", ":"), MARKERS, strict=False)
-        for (side, colour), (recipe, line, marker) in product(zip(report_recipes.SIDES, COLOURS, strict=False), kinds):
+        lines = zip(report_recipes.ASKED, ("o-", "s--", "D:"), strict=True)
+        for (k, side), (recipe, line) in product(enumerate(report_recipes.SIDES), lines):
             of_kind = [g for g in found if (g.cpu, g.recipe, g.side) == (cpu, recipe, side)]
             for parameters in sorted({g.parameters for g in of_kind}):
                 of_network = [g for g in of_kind if g.parameters == parameters]
                 seconds = [statistics.median(g.seconds) for g in of_network]
                 accuracies = [100 * g.accuracy for g in of_network]
-                label, face = f"{report_recipes.SIDES[side]}, {recipe}", colour
+                label, face = f"{report_recipes.SIDES[side]}, {recipe}", COLOURS[k]
                 if parameters != report_recipes.parameters_of(recipe):
                     label, face = f"{label} of {parameters:,} parameters", "none"
-                style = {"color": colour, "markerfacecolor": face, "markersize": 5}
-                axes.plot(seconds, accuracies, marker + line, label=label, **style)
+                style = {"color": COLOURS[k], "markerfacecolor": face, "markersize": 5}
+                axes.plot(seconds, accuracies, line, label=label, **style)
         for target in report_recipes.TARGETS:
             axes.axhline(100 * target, color="0.85", linewidth=1, zorder=0)
         axes.set(xscale="log", xlabel="training (logarithmic)")
@@ -153,6 +153,6 @@ def recipes(pyplot: Any, r: dict[str, Any]) -> Any:
     panels[0][0].set_ylabel("mean test accuracy, %")
     shown = {label: line for axes in panels[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     labels = sorted(shown, key=lambda label: ("parameters" in label, label))
-    style = {"frameon": False, "ncols": 3, "loc": "upper center", "bbox_to_anchor": (0.5, 0)}
-    figure.legend([shown[label] for label in labels], labels, **style)
+    handles = [shown[label] for label in labels]
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False)
     return figure

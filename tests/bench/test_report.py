@@ -193,10 +193,8 @@ def test_recipes_on_two_processors(tmp_path):
     lines = report(tmp_path, recipes={"runs": without, "compile_seconds": {}})  # nothing to set PyTorch beside
     (row,) = [line for line in lines if line.startswith("| another | `fast` | PyTorch |")]
     assert row.endswith("|  |")
-    in_two = {side: {"parts": [{"mode": mode} for mode in modes]} for side, modes in (
-        ("fastcnn", ("", "")), ("torch", ("eager", "compiled"))
-    )}  # fmt: skip
-    parts = [run | in_two[run["side"]] if run["cpu"] == "another" else run for run in runs]
+    in_two = {"fastcnn": [{"mode": ""}] * 2, "torch": [{"mode": "eager"}, {"mode": "compiled"}]}
+    parts = [run | {"parts": in_two[run["side"]]} if run["cpu"] == "another" else run for run in runs]
     lines = report(tmp_path, recipes={"runs": parts, "compile_seconds": {}})
     (row,) = [line for line in lines if line.startswith("| another | `fast` | PyTorch compiled, eager |")]
     assert row.endswith("| 3.00, in turns, in parts |")
